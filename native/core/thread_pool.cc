@@ -1,0 +1,112 @@
+#include "thread_pool.h"
+
+#include <system_error>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace mb {
+namespace {
+
+inline void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// A barrier inside a step takes well under a microsecond when every thread has a core; after this many polls one of them
+// has surely lost its core, and polling on would only delay it.
+constexpr int kBarrierSpins = 20000;
+// Between steps of a decode loop the caller needs a few microseconds; workers stay awake that long before they park.
+constexpr int kIdleSpins = 4000;
+
+}  // namespace
+
+void Barrier::wait() {
+  const uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
+    if (spins < kBarrierSpins) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void Team::barrier() const {
+  if (size > 1) barrier_->wait();
+}
+
+ThreadPool::ThreadPool(int threads) {
+  for (int i = 1; i < threads; i++) {
+    try {
+      threads_.emplace_back([this, i] { work(i); });
+      size_++;
+    } catch (const std::system_error&) {
+      break;
+    }
+  }
+  barrier_ = new Barrier(size_);
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_.store(true);
+    epoch_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  for (std::thread& t : threads_) t.join();
+  delete barrier_;
+}
+
+void ThreadPool::run(void (*fn)(void*, int), void* context) {
+  if (size_ == 1) {
+    fn(context, 0);
+    return;
+  }
+  fn_ = fn;
+  context_ = context;
+  running_.store(size_ - 1, std::memory_order_relaxed);
+  // seq_cst on epoch_ and parked_: a worker that parks after this store must see the new epoch, or be seen here.
+  epoch_.fetch_add(1);
+  if (parked_.load() > 0) {
+    std::lock_guard lock(mutex_);
+    wake_.notify_all();
+  }
+  fn(context, 0);
+  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; spins++) {
+    if (spins < kBarrierSpins) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void ThreadPool::work(int index) {
+  uint32_t seen = 0;
+  for (;;) {
+    for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < kIdleSpins; spins++) relax();
+    if (epoch_.load(std::memory_order_acquire) == seen) {
+      std::unique_lock lock(mutex_);
+      parked_.fetch_add(1);
+      wake_.wait(lock, [&] { return epoch_.load() != seen; });
+      parked_.fetch_sub(1);
+    }
+    seen = epoch_.load(std::memory_order_acquire);
+    if (stop_.load()) return;
+    fn_(context_, index);
+    running_.fetch_sub(1, std::memory_order_acq_rel);
+  }
+}
+
+}  // namespace mb
