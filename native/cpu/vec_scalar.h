@@ -1,0 +1,66 @@
+// The plain C++ vector: one float. Included by vec.h only.
+#pragma once
+
+namespace mb::cpu::MB_TARGET {
+
+constexpr int W = 1;
+struct V {
+  float v;
+};
+
+MB_INLINE V set1(float x) { return {x}; }
+MB_INLINE V zero() { return {0.0f}; }
+MB_INLINE V load(const float* p) { return {*p}; }
+MB_INLINE void store(float* p, V a) { *p = a.v; }
+MB_INLINE V load_n(const float* p, int n) { return {n > 0 ? *p : 0.0f}; }
+MB_INLINE void store_n(float* p, V a, int n) {
+  if (n > 0) *p = a.v;
+}
+
+MB_INLINE V add(V a, V b) { return {a.v + b.v}; }
+MB_INLINE V sub(V a, V b) { return {a.v - b.v}; }
+MB_INLINE V mul(V a, V b) { return {a.v * b.v}; }
+MB_INLINE V div(V a, V b) { return {a.v / b.v}; }
+MB_INLINE V fma(V a, V b, V c) { return {a.v * b.v + c.v}; }
+// Both give b when either is NaN, as the x86 instructions do.
+MB_INLINE V max(V a, V b) { return {a.v > b.v ? a.v : b.v}; }
+MB_INLINE V min(V a, V b) { return {a.v < b.v ? a.v : b.v}; }
+MB_INLINE V sqrt(V a) { return {__builtin_sqrtf(a.v)}; }
+// To the nearest whole number, ties to even, for |a| < 2^22.
+MB_INLINE V round(V a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
+
+MB_INLINE float reduce_add(V a) { return a.v; }
+MB_INLINE float reduce_max(V a) { return a.v; }
+
+MB_INLINE float power_of_two(int32_t n) {
+  const int32_t bits = (n + 127) << 23;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+// p * 2^n for whole n in [-252, 254], in two factors so that neither leaves the range.
+MB_INLINE V scale_by_power(V p, V n) {
+  if (!(n.v == n.v)) return p;
+  const int32_t whole = static_cast<int32_t>(n.v), half = whole >> 1;
+  return {p.v * power_of_two(half) * power_of_two(whole - half)};
+}
+// The same for n in [-127, 128] in one factor: 0 at -127, inf at 128.
+MB_INLINE V scale_by_power_fast(V p, V n) { return n.v == n.v ? V{p.v * power_of_two(static_cast<int32_t>(n.v))} : p; }
+
+MB_INLINE V load_bf16(const uint16_t* p) {
+  const uint32_t bits = static_cast<uint32_t>(*p) << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return {x};
+}
+MB_INLINE V load_bf16_n(const uint16_t* p, int n) { return n > 0 ? load_bf16(p) : zero(); }
+MB_INLINE void store_bf16(uint16_t* p, V a) {
+  uint32_t bits;
+  memcpy(&bits, &a.v, 4);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  *p = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+MB_INLINE V load_i8(const int8_t* p) { return {static_cast<float>(*p)}; }
+MB_INLINE V load_i8_n(const int8_t* p, int n) { return n > 0 ? load_i8(p) : zero(); }
+
+}  // namespace mb::cpu::MB_TARGET
