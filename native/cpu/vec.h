@@ -13,6 +13,12 @@
 #define MB_JOIN(a, b) MB_JOIN_(a, b)
 #define MB_LEVEL MB_JOIN(MB_LEVEL_, MB_TARGET)
 #define MB_INLINE static inline __attribute__((always_inline))
+// Before a loop of at most 16 rounds of known number whose array then lives in registers.
+#if defined(__clang__)
+#define MB_UNROLL _Pragma("unroll")
+#else
+#define MB_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #if MB_LEVEL == MB_LEVEL_avx512
 #include "vec_avx512.h"

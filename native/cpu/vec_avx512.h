@@ -36,6 +36,23 @@ MB_INLINE V round(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST
 MB_INLINE float reduce_add(V a) { return _mm512_reduce_add_ps(a.v); }
 MB_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a.v); }
 
+// Four rows to their sums within each 128-bit lane: (a b c d) four times.
+MB_INLINE __m512 fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+MB_INLINE __m512 fold_lanes(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+// Lane i of the result: the sum of the lanes of rows[i].
+MB_INLINE V sum_each(const V* r) {
+  const __m512 a = fold4(r[0].v, r[1].v, r[2].v, r[3].v), b = fold4(r[4].v, r[5].v, r[6].v, r[7].v);
+  const __m512 c = fold4(r[8].v, r[9].v, r[10].v, r[11].v), d = fold4(r[12].v, r[13].v, r[14].v, r[15].v);
+  return {fold_lanes(fold_lanes(a, b), fold_lanes(c, d))};
+}
+
 MB_INLINE V scale_by_power(V p, V n) { return {_mm512_scalef_ps(p.v, n.v)}; }
 // a - floor(a), and p * 2^floor(a) for any a.
 MB_INLINE V fraction(V a) { return {_mm512_reduce_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }

@@ -38,6 +38,11 @@ MB_INLINE V round(V a) { return {vrndnq_f32(a.v)}; }
 MB_INLINE float reduce_add(V a) { return vaddvq_f32(a.v); }
 MB_INLINE float reduce_max(V a) { return vmaxvq_f32(a.v); }
 
+// Lane i of the result: the sum of the lanes of rows[i].
+MB_INLINE V sum_each(const V* rows) {
+  return {vpaddq_f32(vpaddq_f32(rows[0].v, rows[1].v), vpaddq_f32(rows[2].v, rows[3].v))};
+}
+
 MB_INLINE float32x4_t power_of_two(int32x4_t n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }

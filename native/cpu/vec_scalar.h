@@ -32,6 +32,9 @@ MB_INLINE V round(V a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 MB_INLINE float reduce_add(V a) { return a.v; }
 MB_INLINE float reduce_max(V a) { return a.v; }
 
+// Lane i of the result: the sum of the lanes of rows[i].
+MB_INLINE V sum_each(const V* rows) { return rows[0]; }
+
 MB_INLINE float power_of_two(int32_t n) {
   const int32_t bits = (n + 127) << 23;
   float x;
