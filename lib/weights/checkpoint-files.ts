@@ -1,0 +1,161 @@
+// From a path that a user gives to the tensors and the configuration of a model, and back to a folder on disk.
+import { mkdir, readdir, readFile, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { CheckpointError, describe, expected, listNames, ModelFormatError } from '../errors.ts';
+import { writeFileAtomically } from './atomic-file.ts';
+import { type ConfigDialect, configToJson, type MambaConfig } from './config-json.ts';
+import { inferConfig } from './infer.ts';
+import { canonicalTensors, type NameDialect, nameIn } from './names.ts';
+import { readTorchFile } from './pickle.ts';
+import { readSafetensors, readSharded, type TensorSource, type WeightFile, writeSafetensors } from './safetensors.ts';
+import type { StoredTensor } from './stored-tensor.ts';
+import { duplicateKey, isObject } from './strict-json.ts';
+
+export { configToJson } from './config-json.ts';
+
+export interface OpenedCheckpoint {
+  /** By canonical name. A tied model has no lm_head.weight here, whether or not the file stores one. */
+  tensors: Map<string, StoredTensor>;
+  config: MambaConfig;
+  /** The config.json beside the weights, as parsed. */
+  configJson?: Record<string, unknown>;
+  metadata: Record<string, string>;
+  /** One sentence each; nothing here stopped the model from loading. */
+  warnings: string[];
+  dialect: NameDialect;
+  /** The file that was opened: the weights, or the index of a sharded checkpoint. */
+  file: string;
+}
+
+/** The names of weights in a folder, in the order they are looked for; then any single file of these kinds. */
+const USUAL = [
+  'model.safetensors',
+  'model.safetensors.index.json',
+  'pytorch_model.bin',
+  'pytorch_model.bin.index.json',
+];
+const WEIGHTS = /\.(safetensors|bin|pt|pth)$/;
+const MAX_JSON_BYTES = 100_000_000;
+
+/**
+ * Opens a checkpoint: a folder (model.safetensors, its index.json, pytorch_model.bin or a single weight file, with
+ * config.json if there is one), a .safetensors file, an .index.json, or a .bin, .pt or .pth file of torch.save.
+ *
+ * Reads headers only; the tensors say where their bytes are.
+ *
+ * @throws ModelFormatError if there is nothing to open, or any of it is malformed or contradicts the rest.
+ */
+export async function openCheckpoint(path: string): Promise<OpenedCheckpoint> {
+  const file = await findWeights(path);
+  const { tensors: stored, metadata, warnings } = await readWeights(file);
+  const { tensors, dialect } = canonicalTensors(file, stored);
+  const configJson = await readJson(join(dirname(file), 'config.json'));
+  const inferred = await inferConfig(file, tensors, configJson);
+  if (inferred.config.tied) {
+    tensors.delete('lm_head.weight');
+    tensors.delete('lm_head.weight.scale');
+  }
+  const { config } = inferred;
+  const all = [...warnings, ...inferred.warnings];
+  return { tensors, config, ...(configJson && { configJson }), metadata, warnings: all, dialect, file };
+}
+
+/** The weight file (or index) that a path stands for. */
+async function findWeights(path: string): Promise<string> {
+  let isFolder: boolean;
+  try {
+    isFolder = (await stat(path)).isDirectory();
+  } catch (cause) {
+    const why = (cause as NodeJS.ErrnoException).code ?? 'an error';
+    throw new ModelFormatError(expected(path, 'the checkpoint', 'be readable', why), { cause });
+  }
+  if (!isFolder) return path;
+  const names = (await readdir(path)).sort();
+  const usual = USUAL.find((name) => names.includes(name));
+  if (usual !== undefined) return join(path, usual);
+  const candidates = names.filter((name) => WEIGHTS.test(name) && !name.startsWith('.'));
+  const [only] = candidates;
+  if (only !== undefined && candidates.length === 1) return join(path, only);
+  const got = candidates.length === 0 ? 'none' : listNames(candidates);
+  const hint = candidates.length === 0 ? undefined : 'Name one of them.';
+  throw new ModelFormatError(expected(path, 'the folder', 'hold one file of weights', got, hint));
+}
+
+async function readWeights(file: string): Promise<WeightFile & { warnings: string[] }> {
+  const warnings: string[] = [];
+  const readTorch = async (path: string) => {
+    const shard = await readTorchFile(path);
+    warnings.push(...shard.warnings);
+    return shard;
+  };
+  if (file.endsWith('.safetensors')) return { ...(await readSafetensors(file)), warnings };
+  if (/\.(bin|pt|pth)$/.test(file)) return { ...(await readTorch(file)), warnings };
+  if (file.endsWith('.index.json')) {
+    const index = (await readJson(file)) ?? {};
+    const readShard = (path: string) => (path.endsWith('.safetensors') ? readSafetensors(path) : readTorch(path));
+    return { ...(await readSharded(file, index, readShard)), warnings };
+  }
+  const kinds = 'be a folder, .safetensors, .index.json, .bin, .pt or .pth';
+  throw new ModelFormatError(expected(file, 'the checkpoint', kinds, describe(basename(file))));
+}
+
+/** A JSON object from a file, or undefined if there is no such file. */
+async function readJson(path: string): Promise<Record<string, unknown> | undefined> {
+  let value: unknown;
+  try {
+    const { size } = await stat(path);
+    if (size > MAX_JSON_BYTES) {
+      throw new ModelFormatError(expected(path, 'the file', `be at most ${MAX_JSON_BYTES} bytes`, `${size}`));
+    }
+    const text = await readFile(path, 'utf8');
+    value = JSON.parse(text);
+    const twice = duplicateKey(text);
+    if (twice !== undefined) {
+      throw new ModelFormatError(expected(path, 'the JSON', 'name everything once', `${describe(twice)} twice`));
+    }
+  } catch (cause) {
+    if (cause instanceof ModelFormatError) throw cause;
+    const { code, message } = cause as NodeJS.ErrnoException;
+    if (code === 'ENOENT') return undefined;
+    throw new ModelFormatError(expected(path, 'the file', 'be readable JSON', describe(message)), { cause });
+  }
+  if (!isObject(value)) throw new ModelFormatError(expected(path, 'the JSON', 'be an object', describe(value)));
+  return value;
+}
+
+/**
+ * Writes config.json and model.safetensors into a folder, which is made if it is not there. Each file is replaced in
+ * one step.
+ *
+ * @param tensors canonical names; they are renamed for the 'hf' dialect.
+ * @throws ModelFormatError if the dialect cannot express the model, before anything is written.
+ * @throws CheckpointError if the file system refuses; what was there before is intact.
+ */
+export async function saveCheckpoint(
+  folder: string,
+  config: MambaConfig,
+  tensors: Iterable<TensorSource>,
+  options: { dialect?: ConfigDialect; metadata?: Record<string, string> } = {},
+): Promise<void> {
+  const { dialect = 'mambabyte', metadata = {} } = options;
+  const json = configToJson(config, dialect);
+  const renamed = dialect === 'hf' ? [...tensors].map(forHf) : tensors;
+  try {
+    await mkdir(folder, { recursive: true });
+  } catch (cause) {
+    const why = (cause as NodeJS.ErrnoException).code ?? 'an error';
+    throw new CheckpointError(expected(folder, 'the folder', 'be writable', why), { cause });
+  }
+  // transformers refuses a file that does not say whose tensors it holds.
+  await writeSafetensors(join(folder, 'model.safetensors'), renamed, { format: 'pt', ...metadata });
+  const text = Buffer.from(`${JSON.stringify(json, null, 2)}\n`);
+  await writeFileAtomically(join(folder, 'config.json'), (append) => append(text));
+}
+
+function forHf(tensor: TensorSource): TensorSource {
+  if (tensor.dtype === 'I8') {
+    const hint = 'Write float32 or bfloat16 weights.';
+    throw new ModelFormatError(expected('hf checkpoint', tensor.name, 'be floating-point', 'int8 with scales', hint));
+  }
+  return { ...tensor, name: nameIn('hf', tensor.name) };
+}
