@@ -9,7 +9,8 @@
 //   one;
 //   6. min_p: of those, the ones that are at least min_p times as probable as the most probable one stay;
 //   7. the inverse CDF, in class order over the classes that stay, at one Philox uniform of (seed, counter).
-// The counter grows by one a draw, greedy or not. NaN logits count as -inf. Sums run in double.
+// The counter grows by one a draw, greedy or not. NaN logits count as -inf; where all
+// are -inf, all classes are equally likely (greedy: class 0). Sums run in double.
 // logprob is log softmax of the unmodified logits at the drawn class, in nats.
 #pragma once
 #include <cmath>
@@ -63,8 +64,8 @@ static inline void heapify(const float* scores, int32_t* order, int64_t V) {
   for (int64_t i = V / 2 - 1; i >= 0; i--) sift_down(scores, order, i, V);
 }
 
-static inline int32_t take(const float* scores, int32_t* order, int64_t V, int64_t taken) {
-  const int64_t last = V - 1 - taken;
+static inline int32_t take(const float* scores, int32_t* order, int64_t V, int64_t& taken) {
+  const int64_t last = V - 1 - taken++;
   const int32_t top = order[0];
   order[0] = order[last];
   order[last] = top;
@@ -106,7 +107,7 @@ static inline int32_t last_kept(const SampleRow& row, float max, double temperat
   heapify(row.scores, row.order, V);
   int64_t taken = 0;
   if (cut_k) {
-    while (taken < k) take(row.scores, row.order, V, taken), taken++;
+    while (taken < k) take(row.scores, row.order, V, taken);
     if (!cut_p) return row.order[V - k];
   }
   double mass = 0;
@@ -114,7 +115,7 @@ static inline int32_t last_kept(const SampleRow& row, float max, double temperat
   double sum = 0;
   int32_t last = 0;
   for (int64_t i = 0; i < k; i++) {
-    if (i == taken) take(row.scores, row.order, V, taken), taken++;
+    if (i == taken) take(row.scores, row.order, V, taken);
     last = row.order[V - 1 - i];
     sum += weight(row.scores[last], max, temperature);
     if (sum >= row.params->top_p * mass) break;
