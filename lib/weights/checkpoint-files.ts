@@ -2,8 +2,9 @@
 import { mkdir, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { CheckpointError, describe, expected, listNames, ModelFormatError } from '../errors.ts';
+import type { MambaConfig } from '../models/config.ts';
 import { writeFileAtomically } from './atomic-file.ts';
-import { type ConfigDialect, configToJson, type MambaConfig } from './config-json.ts';
+import { type ConfigDialect, configToJson } from './config-json.ts';
 import { inferConfig } from './infer.ts';
 import { canonicalTensors, type NameDialect, nameIn } from './names.ts';
 import { readTorchFile } from './pickle.ts';

@@ -1,25 +1,8 @@
 // config.json in its two dialects: state-spaces/mamba (MambaConfig) and transformers (MambaConfig of MambaForCausalLM).
 // Sources: mamba_ssm/models/config_mamba.py; transformers configuration_mamba.py.
 import { describe, expected, ModelFormatError } from '../errors.ts';
+import type { MambaConfig } from '../models/config.ts';
 import { isObject } from './strict-json.ts';
-
-/** Everything that decides the parameters of a Mamba language model. */
-export interface MambaConfig {
-  layers: number;
-  dModel: number;
-  /** Channels of the convolution and the scan: expand x dModel. */
-  dInner: number;
-  dState: number;
-  dConv: number;
-  dtRank: number;
-  /** Rows of the embedding, padding included. */
-  vocab: number;
-  /** 'rms': RMSNorm; 'layer': LayerNorm with bias, as in the byte models of the paper. */
-  norm: 'rms' | 'layer';
-  /** True if the output layer is the embedding. */
-  tied: boolean;
-  normEps: number;
-}
 
 /** 'mambabyte' is the state-spaces dialect: exactly its keys, since its reader refuses others. */
 export type ConfigDialect = 'mambabyte' | 'hf';

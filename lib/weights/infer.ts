@@ -4,10 +4,10 @@
 // own, while config files in circulation say rms_norm: true, and current state-spaces code ties embeddings by default:
 // so the norm kind and an untied head follow the tensors, with a warning; any other contradiction is an error.
 import { describe, expected, listNames, ModelFormatError } from '../errors.ts';
-import { DEFAULT_NORM_EPS, type MambaConfig, mamba2, readConfigJson, type StatedConfig } from './config-json.ts';
+import { completeConfig, type MambaConfig } from '../models/config.ts';
+import { mambaParams } from '../models/mamba.ts';
+import { DEFAULT_NORM_EPS, mamba2, readConfigJson, type StatedConfig } from './config-json.ts';
 import { type StoredTensor, sameContents } from './stored-tensor.ts';
-
-export type { MambaConfig } from './config-json.ts';
 
 export interface Inferred {
   config: MambaConfig;
@@ -44,35 +44,21 @@ export async function inferConfig(
   if (stated) checkStated(where, shapes, stated);
   const norm = inferNorm(where, tensors, stated, warnings);
   const tied = await inferTied(where, tensors, stated, warnings);
-  const config: MambaConfig = { ...shapes, norm, tied, normEps: stated?.normEps?.value ?? DEFAULT_NORM_EPS };
+  const normEps = stated?.normEps?.value ?? DEFAULT_NORM_EPS;
+  const config = withinLimits(where, { ...shapes, norm, tied, normEps });
   checkTensors(where, tensors, config);
   return { config, warnings };
 }
 
-/** The shape of every parameter of a model, by canonical name, in the order of the forward pass. */
-export function parameterShapes(config: MambaConfig): Map<string, number[]> {
-  const { dModel, dInner, dState, dConv, dtRank, vocab } = config;
-  const shapes = new Map([[EMBEDDING, [vocab, dModel]]]);
-  const norm = (prefix: string) => {
-    shapes.set(`${prefix}.weight`, [dModel]);
-    if (config.norm === 'layer') shapes.set(`${prefix}.bias`, [dModel]);
-  };
-  for (let layer = 0; layer < config.layers; layer++) {
-    const mixer = `backbone.layers.${layer}.mixer`;
-    norm(`backbone.layers.${layer}.norm`);
-    shapes.set(`${mixer}.in_proj.weight`, [2 * dInner, dModel]);
-    shapes.set(`${mixer}.conv1d.weight`, [dInner, 1, dConv]);
-    shapes.set(`${mixer}.conv1d.bias`, [dInner]);
-    shapes.set(`${mixer}.x_proj.weight`, [dtRank + 2 * dState, dInner]);
-    shapes.set(`${mixer}.dt_proj.weight`, [dInner, dtRank]);
-    shapes.set(`${mixer}.dt_proj.bias`, [dInner]);
-    shapes.set(`${mixer}.A_log`, [dInner, dState]);
-    shapes.set(`${mixer}.D`, [dInner]);
-    shapes.set(`${mixer}.out_proj.weight`, [dModel, dInner]);
+/** Sizes that no op supports are a fault of the file here, not of the call. */
+function withinLimits(where: string, config: MambaConfig): MambaConfig {
+  try {
+    return completeConfig(config);
+  } catch (cause) {
+    throw new ModelFormatError(expected(where, 'the model', 'have supported sizes', (cause as Error).message), {
+      cause,
+    });
   }
-  norm('backbone.norm_f');
-  if (!config.tied) shapes.set(HEAD, [vocab, dModel]);
-  return shapes;
 }
 
 function refuseMamba2(where: string, tensors: ReadonlyMap<string, StoredTensor>): void {
@@ -204,7 +190,7 @@ async function sameScales(tensors: ReadonlyMap<string, StoredTensor>): Promise<b
 
 /** Every tensor the model has, and no other, in its shape and in a dtype that weights can have. */
 function checkTensors(where: string, tensors: ReadonlyMap<string, StoredTensor>, config: MambaConfig): void {
-  const shapes = parameterShapes(config);
+  const shapes = new Map(mambaParams(config).map(({ name, shape }) => [name, shape]));
   if (config.tied && tensors.has(HEAD)) shapes.set(HEAD, [config.vocab, config.dModel]);
   for (const [name, [rows]] of [...shapes]) {
     if (tensors.get(name)?.dtype === 'I8') shapes.set(`${name}.scale`, [rows as number]);

@@ -55,8 +55,10 @@ export class ZipArchive {
     if (!listed) return undefined;
     const header = await readExactly(this.#handle, this.#path, listed.headerOffset, 30);
     const nameBytes = header.readUInt16LE(26);
-    const own = await readExactly(this.#handle, this.#path, listed.headerOffset + 30, nameBytes);
-    if (header.readUInt32LE(0) !== LOCAL_HEADER || own.toString('utf8') !== name) {
+    const ownName = async () =>
+      (await readExactly(this.#handle, this.#path, listed.headerOffset + 30, nameBytes)).toString();
+    const isHeader = header.readUInt32LE(0) === LOCAL_HEADER && nameBytes === Buffer.byteLength(name);
+    if (!isHeader || (await ownName()) !== name) {
       throw bad(this.#path, `zip entry ${describe(name)}`, 'start with its own header', 'other bytes');
     }
     const offset = listed.headerOffset + 30 + nameBytes + header.readUInt16LE(28);
