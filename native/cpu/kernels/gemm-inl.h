@@ -5,6 +5,7 @@
 // kPanelCols columns ([step][column]), and then every thread computes its share of the tiles (one panel of A by one of
 // B). The blocks and tiles are fixed by the shape, so results are the same bits for any number of threads.
 #pragma once
+#include "dot-inl.h"
 
 namespace mb::cpu::MB_TARGET {
 

@@ -1,6 +1,8 @@
 // linear: y(R,M) = scale * (x(R,K) weight(M,K)^T) + bias + add, and its gradients.
 // Few rows stream the weights past the activations (dot-inl.h); more rows use the packed product (gemm-inl.h).
 #pragma once
+#include "dot-inl.h"
+#include "gemm-inl.h"
 
 namespace mb::cpu::MB_TARGET {
 

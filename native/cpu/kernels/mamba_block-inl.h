@@ -5,6 +5,9 @@
 // rows, on its own rather than wait for others. So two barriers are left: all channels meet before x_proj and before
 // out_proj.
 #pragma once
+#include "causal_conv-inl.h"
+#include "dot-inl.h"
+#include "selective_scan-inl.h"
 
 namespace mb::cpu::MB_TARGET {
 
