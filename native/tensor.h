@@ -7,7 +7,7 @@
 namespace mb {
 
 // The order is part of the contract with lib/tensor.ts.
-enum class DType : int32_t { f32, f64, bf16, i8, u8, i32 };
+enum class DType : int32_t { f32, f64, bf16, i8, u8, i32, f16 };
 
 inline int64_t dtype_size(DType t) {
   switch (t) {
@@ -17,6 +17,7 @@ inline int64_t dtype_size(DType t) {
     case DType::f64:
       return 8;
     case DType::bf16:
+    case DType::f16:
       return 2;
     case DType::i8:
     case DType::u8:

@@ -12,7 +12,7 @@ struct Team {
   int index = 0;  // 0 .. size-1
   int size = 1;
   Barrier* barrier_ = nullptr;
-  char* scratch = nullptr;       // this plan's scratch, shared by the team, 64-byte aligned
+  char* scratch = nullptr;  // this plan's scratch, shared by the team, 64-byte aligned
   int64_t scratch_bytes = 0;
 
   // All threads meet here; writes before it are seen after it.

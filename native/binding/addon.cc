@@ -1,0 +1,46 @@
+// What the addon exports: the op table, the backends, the Device class. Per-environment data only, so that it loads in
+// any number of worker threads.
+#include <napi.h>
+
+#include "../ops.h"
+#include "device.h"
+
+namespace mb::binding {
+namespace {
+
+// [[name, outputs, inputs, attributes], ...] in op order; lists are comma-separated names.
+Napi::Value op_table(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  static constexpr const char* kOps[][4] = {
+#define MB_TEXT(...) #__VA_ARGS__
+#define MB_OP(name, outs, ins, attrs) {#name, MB_TEXT(outs), MB_TEXT(ins), MB_TEXT(attrs)},
+#include "../ops.def"
+#undef MB_OP
+#undef MB_TEXT
+  };
+  auto out = Napi::Array::New(env, op::count);
+  for (uint32_t i = 0; i < op::count; i++) {
+    auto row = Napi::Array::New(env, 4);
+    for (uint32_t j = 0; j < 4; j++) row.Set(j, Napi::String::New(env, kOps[i][j]));
+    out.Set(i, row);
+  }
+  return out;
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto* constructors = new Constructors;
+  const Napi::Function device = Device::define(env);
+  constructors->device = Napi::Persistent(device);
+  constructors->plan = Napi::Persistent(Plan::define(env));
+  env.SetInstanceData(constructors);
+  exports["Device"] = device;
+  exports["opTable"] = Napi::Function::New<op_table>(env);
+  exports["abi"] = Napi::Number::New(env, kBackendAbi);
+  return exports;
+}
+
+}  // namespace
+}  // namespace mb::binding
+
+static Napi::Object Init(Napi::Env env, Napi::Object exports) { return mb::binding::init(env, exports); }
+NODE_API_MODULE(mambabyte, Init)

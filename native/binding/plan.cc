@@ -1,0 +1,142 @@
+#include <chrono>
+#include <cstring>
+
+#include "args.h"
+#include "device.h"
+
+namespace mb::binding {
+namespace {
+
+// Runs a plan up to `steps` times. After each run the i32 tensor `watch` is copied out: the sampled classes of a decode
+// step. Ends early when cancelled, when `max_ms` have passed, or when a sequence's output ends in one of `stops`
+// (checked for a single sequence only; batches are watched by lib/).
+struct RunJob : Job {
+  RunJob(Napi::Env env, std::shared_ptr<PlanState> p) : plan(std::move(p)), deferred(env) {}
+
+  std::shared_ptr<PlanState> plan;
+  Napi::Promise::Deferred deferred;
+  int64_t steps = 1;
+  double max_ms = 0;
+  const Tensor* watch = nullptr;
+  std::vector<std::vector<int32_t>> stops;
+  std::vector<int32_t> history;  // what came before this call, for stops that began there
+  size_t skip = 0;
+
+  Status status;
+  int64_t done = 0;
+  int stopped_by = -1;
+
+  void execute() override {
+    const auto start = std::chrono::steady_clock::now();
+    const Backend& backend = *plan->device->backend;
+    const size_t rows = watch ? size_t(watch->elems()) : 0;
+    skip = history.size();
+    history.reserve(skip + size_t(steps) * rows);
+    while (done < steps) {
+      if (cancelled.load(std::memory_order_relaxed) || plan->cancelled.load(std::memory_order_relaxed)) {
+        status = fail(Code::cancelled, "run: cancelled");
+        return;
+      }
+      status = backend.run(plan->device->handle, plan->handle);
+      if (!status.ok()) return;
+      done++;
+      if (watch) {
+        const size_t at = history.size();
+        history.resize(at + rows);
+        status = backend.read(plan->device->handle, watch->data, history.data() + at, rows * 4);
+        if (!status.ok() || (stopped_by = find_stop()) >= 0) return;
+      }
+      if (max_ms > 0 &&
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count() > max_ms)
+        return;
+    }
+  }
+
+  int find_stop() const {
+    for (size_t i = 0; i < stops.size(); i++) {
+      const auto& s = stops[i];
+      if (history.size() >= s.size() && std::equal(s.begin(), s.end(), history.end() - int64_t(s.size())))
+        return int(i);
+    }
+    return -1;
+  }
+
+  void finish(Napi::Env env) override {
+    Napi::HandleScope scope(env);
+    if (!status.ok() && status.code != Code::cancelled) {
+      deferred.Reject(to_error(env, status).Value());
+      return;
+    }
+    Napi::Object result = Napi::Object::New(env);
+    result["steps"] = Napi::Number::New(env, double(done));
+    result["cancelled"] = Napi::Boolean::New(env, status.code == Code::cancelled);
+    result["stop"] = Napi::Number::New(env, stopped_by);
+    Napi::Int32Array out = Napi::Int32Array::New(env, history.size() - skip);
+    if (history.size() > skip) std::memcpy(out.Data(), history.data() + skip, (history.size() - skip) * 4);
+    result["watched"] = out;
+    deferred.Resolve(result);
+  }
+};
+
+std::vector<int32_t> to_vector(const Napi::Int32Array& a) { return {a.Data(), a.Data() + a.ElementLength()}; }
+
+}  // namespace
+
+PlanState::~PlanState() {
+  if (handle) device->backend->drop(device->handle, handle);
+}
+
+Napi::Function Plan::define(Napi::Env env) {
+  return DefineClass(env, "Plan",
+                     {InstanceMethod<&Plan::run>("run"), InstanceMethod<&Plan::profile>("profile"),
+                      InstanceMethod<&Plan::cancel>("cancel"), InstanceMethod<&Plan::dispose>("dispose")});
+}
+
+Plan::Plan(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "Illegal constructor");
+  device = Napi::Persistent(info[0].As<Napi::Object>());
+}
+
+// run({ steps, maxMs, watch, stops, history }) -> Promise<{ steps, cancelled, stop, watched }>
+Napi::Value Plan::run(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Executor* executor = Device::Unwrap(device.Value())->executor;
+  if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
+  auto job = std::make_unique<RunJob>(env, state);
+  if (info[0].IsObject()) {
+    const auto o = info[0].As<Napi::Object>();
+    if (o.Get("steps").IsNumber()) job->steps = o.Get("steps").As<Napi::Number>().Int64Value();
+    if (o.Get("maxMs").IsNumber()) job->max_ms = o.Get("maxMs").As<Napi::Number>().DoubleValue();
+    if (o.Get("watch").IsNumber()) {
+      const auto i = size_t(o.Get("watch").As<Napi::Number>().Int64Value());
+      if (i >= state->tensors.size() || state->tensors[i].dtype != DType::i32 || !state->tensors[i].contiguous()) {
+        throw Napi::TypeError::New(env, "native: expected watch to name a contiguous int32 tensor of the plan");
+      }
+      job->watch = &state->tensors[i];
+    }
+    if (o.Get("history").IsTypedArray()) job->history = to_vector(o.Get("history").As<Napi::Int32Array>());
+    if (o.Get("stops").IsArray()) {
+      const auto list = o.Get("stops").As<Napi::Array>();
+      for (uint32_t i = 0; i < list.Length(); i++) job->stops.push_back(to_vector(list.Get(i).As<Napi::Int32Array>()));
+    }
+  }
+  state->cancelled.store(false);
+  Napi::Promise promise = job->deferred.Promise();
+  executor->submit(std::move(job));
+  return promise;
+}
+
+Napi::Value Plan::profile(const Napi::CallbackInfo& info) {
+  if (!state) throw to_error(info.Env(), fail(Code::device, "plan: expected an open plan, it was disposed"));
+  auto out = Napi::Float64Array::New(info.Env(), state->nodes.size());
+  check(info.Env(), state->device->backend->profile(state->device->handle, state->handle, out.Data()));
+  return out;
+}
+
+void Plan::cancel(const Napi::CallbackInfo&) {
+  if (state) state->cancelled.store(true);
+}
+
+void Plan::dispose(const Napi::CallbackInfo&) { state.reset(); }
+
+}  // namespace mb::binding
