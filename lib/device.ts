@@ -1,0 +1,141 @@
+import { availableParallelism } from 'node:os';
+import { DeviceUnavailableError, DisposedError, MambaByteError, NativeError, OutOfMemoryError } from './errors.ts';
+import { type NativeDevice, type NativePlan, native } from './native.ts';
+import { type DType, dtypeBytes, newArray, rootOf, Tensor, type TypedArray } from './tensor.ts';
+
+/** Names of the backends a device can be opened on. */
+export type BackendName = 'ref' | 'cpu';
+
+export interface DeviceOptions {
+  /** Threads that run plans, the caller's worker included; default: one per core. */
+  threads?: number;
+  /** Instruction set of the cpu backend: scalar, avx2, avx512, neon; default: MAMBABYTE_CPU, else the best one found. */
+  target?: string;
+}
+
+/** What a device says of itself. */
+export interface DeviceInfo {
+  readonly backend: BackendName;
+  /** The instruction set in use. */
+  readonly target: string;
+  readonly threads: number;
+}
+
+/** An open backend: memory, and plans that run on it one after another, off the JS thread. */
+export class Device {
+  readonly info: DeviceInfo;
+  readonly #native: NativeDevice;
+  #disposed = false;
+
+  private constructor(device: NativeDevice) {
+    this.#native = device;
+    this.info = JSON.parse(device.info()) as DeviceInfo;
+  }
+
+  /** @throws DeviceUnavailableError when the backend or the instruction set cannot be had on this machine. */
+  static open(backend: BackendName, options: DeviceOptions = {}): Device {
+    const { binding } = native();
+    const threads = options.threads ?? defaultThreads();
+    const target = options.target ?? (backend === 'cpu' ? process.env.MAMBABYTE_CPU : undefined);
+    try {
+      return new Device(new binding.Device(backend, 0, threads, target || undefined));
+    } catch (cause) {
+      throw new DeviceUnavailableError(`device: ${cause instanceof Error ? cause.message : cause}`, { cause });
+    }
+  }
+
+  /** Reserves zero-filled memory. @throws OutOfMemoryError */
+  alloc(bytes: number): number {
+    return this.call(() => this.#native.alloc(bytes));
+  }
+  /** Maps part of a file read-only. @throws NativeError when the file cannot be read or is too short */
+  map(path: string, offset: number, bytes: number): number {
+    return this.call(() => this.#native.map(path, offset, bytes));
+  }
+  free(buffer: number): void {
+    if (!this.#disposed) this.call(() => this.#native.free(buffer));
+  }
+
+  /** A zero-filled tensor with memory of its own. */
+  tensor(shape: readonly number[], dtype: DType, name: string, frozen = false): Tensor {
+    const bytes = shape.reduce((a, b) => a * b, 1) * dtypeBytes(dtype);
+    return new Tensor(shape, dtype, name, { storage: { buffer: this.alloc(bytes), offset: 0 }, frozen });
+  }
+  /** A tensor holding a copy of `data`. */
+  tensorFrom(data: TypedArray, shape: readonly number[], dtype: DType, name: string, frozen = false): Tensor {
+    const t = this.tensor(shape, dtype, name, frozen);
+    this.write(t, data);
+    return t;
+  }
+  /** Gives a tensor's memory back. */
+  release(t: Tensor): void {
+    if (t.storage) this.free(t.storage.buffer);
+  }
+
+  /** Copies `data` into a contiguous tensor; sizes must agree. */
+  write(t: Tensor, data: ArrayBufferView): void {
+    const { buffer, offset } = this.place(t, data.byteLength);
+    this.call(() => this.#native.write(buffer, offset, data));
+  }
+  /** Copies a contiguous tensor out. */
+  read(t: Tensor): TypedArray {
+    const out = newArray(t.dtype, t.elems);
+    const { buffer, offset } = this.place(t, out.byteLength);
+    this.call(() => this.#native.read(buffer, offset, out));
+    return out;
+  }
+
+  compile(tensors: Float64Array, nodes: Int32Array, attrs: Float64Array, scopes: string[]): NativePlan {
+    return this.call(() => this.#native.compile(tensors, nodes, attrs, scopes));
+  }
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+  /** Frees everything on the device; a plan that is running ends after its current step. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.#native.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  private place(t: Tensor, bytes: number): { buffer: number; offset: number } {
+    const storage = rootOf(t).storage;
+    if (!storage || !t.contiguous || t.bytes !== bytes) {
+      throw new TypeError(
+        `device: expected ${t.name} to be a stored, contiguous tensor of ${bytes} bytes, got ${t.bytes} bytes.`,
+      );
+    }
+    return { buffer: storage.buffer, offset: storage.offset + t.baseOffset * dtypeBytes(t.dtype) };
+  }
+
+  private call<T>(fn: () => T): T {
+    if (this.#disposed) throw new DisposedError('device: expected an open device, it was disposed.');
+    try {
+      return fn();
+    } catch (cause) {
+      throw typedError(cause);
+    }
+  }
+}
+
+function defaultThreads(): number {
+  const text = process.env.MAMBABYTE_THREADS;
+  if (!text) return availableParallelism();
+  const threads = Number(text);
+  if (!Number.isInteger(threads) || threads < 1) {
+    throw new RangeError(`device: expected MAMBABYTE_THREADS to be a positive integer, got "${text}".`);
+  }
+  return threads;
+}
+
+/** The typed error for one that native code threw. */
+export function typedError(cause: unknown): unknown {
+  if (!(cause instanceof Error) || cause instanceof MambaByteError) return cause;
+  const code = (cause as { code?: string }).code;
+  if (code === 'MB_OUT_OF_MEMORY') return new OutOfMemoryError(cause.message, { cause });
+  if (code === 'MB_DEVICE') return new DisposedError(cause.message, { cause });
+  return code?.startsWith('MB_') ? new NativeError(cause.message, { cause }) : cause;
+}

@@ -1,0 +1,328 @@
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { Device } from './device.ts';
+import {
+  checkChoice,
+  checkFunction,
+  checkInteger,
+  checkOptions,
+  checkSignal,
+  DeviceUnavailableError,
+  DisposedError,
+  describe,
+  expected,
+} from './errors.ts';
+import { Generation } from './generate/generation.ts';
+import { type GenerateOptions, resolveOptions, toBytes } from './generate/options.ts';
+import { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
+import { mambaParams, type Weights } from './models/mamba.ts';
+import { initialValues } from './models/params.ts';
+import { packageRoot } from './native.ts';
+import { Session } from './session.ts';
+import { State } from './state.ts';
+import type { Tensor } from './tensor.ts';
+import { openCheckpoint, saveCheckpoint } from './weights/checkpoint-files.ts';
+import { loadWeights, type WeightDType } from './weights/load.ts';
+import type { TensorSource } from './weights/safetensors.ts';
+
+export interface LoadModelOptions {
+  /** 'auto' (default), 'cpu', or 'ref' (the slow reference). */
+  device?: string;
+  /** Storage of the large matrices; left out: as in the file. */
+  dtype?: WeightDType;
+  /** Threads; default: one per core. */
+  threads?: number;
+  /** Load f32 weights that a trainer can update. */
+  trainable?: boolean;
+  signal?: AbortSignal;
+  /** Called with the fraction loaded, 0 to 1. */
+  onProgress?: (fraction: number) => void;
+}
+
+export interface CreateModelOptions {
+  /** Seed of the initial weights; default 0. */
+  seed?: number;
+  device?: string;
+  threads?: number;
+}
+
+export interface Score {
+  /** Total -log p in nats of all bytes but the first, which nothing predicts. */
+  nats: number;
+  /** Bytes predicted. */
+  bytes: number;
+  bitsPerByte: number;
+  /** -log p in nats of each predicted byte. */
+  nll: Float32Array;
+}
+
+const LOAD_KEYS = ['device', 'dtype', 'threads', 'trainable', 'signal', 'onProgress'];
+
+/**
+ * Loads a model: the name of one that ships with the package, a folder, a .safetensors file, or a PyTorch .bin/.pt.
+ * @throws ModelFormatError, DeviceUnavailableError, OutOfMemoryError; TypeError for wrong options
+ */
+export async function loadModel(path: string, options: LoadModelOptions = {}): Promise<Model> {
+  const where = 'loadModel';
+  checkOptions(where, options, LOAD_KEYS);
+  if (typeof path !== 'string' || path === '') {
+    throw new TypeError(expected(where, 'path', 'be the name of a shipped model or a path', describe(path)));
+  }
+  checkSignal(where, options.signal);
+  if (options.onProgress !== undefined) checkFunction(where, 'onProgress', options.onProgress);
+  if (options.dtype !== undefined) checkChoice(where, 'dtype', options.dtype, ['f32', 'bf16', 'int8'] as const);
+  options.signal?.throwIfAborted();
+  const { device, note } = openDevice(where, options.device, options.threads);
+  try {
+    const file = await openCheckpoint(resolveModel(path));
+    const weights = await loadWeights(device, file.tensors, options);
+    return new Model(device, note, completeConfig(file.config), weights, options.trainable ?? false, file.warnings);
+  } catch (error) {
+    device.dispose();
+    throw error;
+  }
+}
+
+/** A new model with the official initialisation, trainable. @throws TypeError or RangeError naming a wrong field */
+export async function createModel(config: PartialMambaConfig, options: CreateModelOptions = {}): Promise<Model> {
+  const where = 'createModel';
+  checkOptions(where, options, ['seed', 'device', 'threads']);
+  const full = completeConfig(config);
+  const seed = checkInteger(where, 'seed', options.seed ?? 0, { min: 0 });
+  const { device, note } = openDevice(where, options.device, options.threads);
+  const weights = new Map<string, Tensor>();
+  try {
+    mambaParams(full).forEach((spec, i) => {
+      weights.set(spec.name, device.tensorFrom(initialValues(spec, seed, i), spec.shape, 'f32', spec.name));
+    });
+    return new Model(device, note, full, weights, true, []);
+  } catch (error) {
+    device.dispose();
+    throw error;
+  }
+}
+
+/** A Mamba language model on a device. */
+export class Model {
+  readonly config: MambaConfig;
+  /** What the weights are computed with: "cpu (avx512, 2 threads)". */
+  readonly device: string;
+  /** Why 'auto' chose this device. */
+  readonly deviceNote: string;
+  readonly trainable: boolean;
+  /** What was odd about the file, one sentence each. */
+  readonly warnings: readonly string[];
+  /** @internal */
+  readonly weights: Weights;
+  /** @internal */
+  readonly runtime: Device;
+  readonly #idle: Session[] = [];
+  #disposed = false;
+
+  /** @internal use loadModel or createModel */
+  constructor(
+    device: Device,
+    note: string,
+    config: MambaConfig,
+    weights: Weights,
+    trainable: boolean,
+    warnings: readonly string[],
+  ) {
+    const { backend, target, threads } = device.info;
+    this.runtime = device;
+    this.device = `${backend} (${target}, ${threads} thread${threads > 1 ? 's' : ''})`;
+    this.deviceNote = note;
+    this.config = config;
+    this.weights = weights;
+    this.trainable = trainable;
+    this.warnings = warnings;
+  }
+
+  /** Number of parameters. */
+  get parameters(): number {
+    return mambaParams(this.config).reduce((sum, p) => sum + p.shape.reduce((a, b) => a * b, 1), 0);
+  }
+  /** Bytes of weights. */
+  get bytes(): number {
+    return [...this.weights.values()].reduce((sum, t) => sum + t.bytes, 0);
+  }
+  /** Bytes of state per sequence: constant in the length of the text. */
+  get stateBytes(): number {
+    return Session.stateBytes(this.config);
+  }
+
+  /**
+   * Continues a prompt. The result is an async iterable of pieces and can be awaited as a whole.
+   * @param prompt text (encoded as UTF-8) or bytes
+   * @throws TypeError, RangeError at once for wrong input; the returned object rejects with what happens later
+   */
+  generate(prompt: string | Uint8Array, options: GenerateOptions = {}): Generation {
+    this.assertOpen('generate');
+    this.assertBytes('generate');
+    const resolved = resolveOptions(options, this.config.vocab);
+    this.checkState('generate', resolved.state);
+    const bytes = toBytes('generate', 'the prompt', prompt);
+    if (bytes.length === 0 && resolved.state?.pending === undefined) {
+      throw new RangeError(
+        expected('generate', 'the prompt', 'hold at least one byte', 'an empty one', 'Start a new text with "\\n".'),
+      );
+    }
+    return new Generation(this, bytes, resolved);
+  }
+
+  /** Logits after each byte: (T, 256) f32, row t predicts byte t + 1. */
+  async logits(input: string | Uint8Array | Int32Array, options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
+    this.assertOpen('logits');
+    checkOptions('logits', options, ['signal']);
+    const ids = this.checkIds('logits', input);
+    return this.withSession(async (session) => {
+      session.writeState(new Float32Array(session.stateFloats));
+      return session.logits(ids, options.signal);
+    });
+  }
+
+  /**
+   * How well the model predicts a text.
+   * @param options.state go on from here (the first byte is predicted too) and leave the state after the last byte
+   */
+  async score(
+    input: string | Uint8Array | Int32Array,
+    options: { state?: State; signal?: AbortSignal } = {},
+  ): Promise<Score> {
+    const where = 'score';
+    this.assertOpen(where);
+    checkOptions(where, options, ['state', 'signal']);
+    this.checkState(where, options.state);
+    const { state } = options;
+    const pending = state?.pending === undefined ? [] : [state.pending];
+    const ids = Int32Array.from([...pending, ...this.checkIds(where, input)]);
+    if (ids.length < 2) {
+      throw new RangeError(expected(where, 'the text', 'hold at least two bytes', `${ids.length}`));
+    }
+    state?.acquire(where);
+    try {
+      return await this.withSession(async (session) => {
+        session.writeState(state?.data ?? new Float32Array(session.stateFloats));
+        const nll = await session.nll(ids, options.signal);
+        if (state) {
+          state.data.set(session.readState());
+          state.position += ids.length - pending.length;
+          state.pending = ids.at(-1);
+        }
+        const nats = nll.reduce((a, b) => a + b, 0);
+        return { nats, bytes: nll.length, bitsPerByte: nats / Math.LN2 / nll.length, nll };
+      });
+    } finally {
+      state?.release();
+    }
+  }
+
+  /** The state of a text not yet begun. */
+  createState(): State {
+    this.assertOpen('createState');
+    return new State(this.config);
+  }
+  /** A state that `state.toBytes()` wrote. @throws ModelFormatError when it belongs to a model of another shape */
+  stateFromBytes(bytes: Uint8Array): State {
+    return State.fromBytes(this.config, bytes);
+  }
+
+  /**
+   * Writes config.json and model.safetensors to a folder, each replaced in one step.
+   * @throws CheckpointError when the file system refuses; what was there before is intact
+   */
+  async save(folder: string, options: { metadata?: Record<string, string> } = {}): Promise<void> {
+    this.assertOpen('save');
+    const tensors = [...this.weights].map(([name, t]) => this.source(name, t));
+    await saveCheckpoint(folder, this.config, tensors, options.metadata ? { metadata: options.metadata } : {});
+  }
+
+  /** @internal Runs `fn` with a session of its own; sessions are kept for the next caller. */
+  async withSession<T>(fn: (session: Session) => Promise<T>): Promise<T> {
+    const session = this.#idle.pop() ?? new Session(this.runtime, this.config, this.weights, 1);
+    try {
+      return await fn(session);
+    } finally {
+      if (this.#disposed) session.dispose();
+      else this.#idle.push(session);
+    }
+  }
+
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+  /** Frees weights and plans. A running generation ends with an error. May be called twice. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    this.runtime.dispose();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.dispose();
+  }
+
+  /** @internal @throws DisposedError */
+  assertOpen(where: string): void {
+    if (this.#disposed) throw new DisposedError(expected(where, 'the model', 'be open', 'a disposed one'));
+  }
+
+  private assertBytes(where: string): void {
+    if (this.config.vocab !== 256) {
+      throw new TypeError(
+        expected(where, 'the model', 'read bytes (256 classes)', `one of ${this.config.vocab} tokens`, 'Use logits().'),
+      );
+    }
+  }
+  private checkState(where: string, state: State | undefined): void {
+    if (state && !state.fits(this.config)) {
+      throw new TypeError(expected(where, 'state', 'come from a model of this shape', 'one of another shape'));
+    }
+  }
+  private checkIds(where: string, input: string | Uint8Array | Int32Array): ArrayLike<number> & Iterable<number> {
+    const ids = input instanceof Int32Array ? input : toBytes(where, 'the text', input);
+    if (ids.length === 0) throw new RangeError(expected(where, 'the text', 'hold at least one byte', 'an empty one'));
+    for (const id of ids) {
+      if (id < 0 || id >= this.config.vocab) {
+        throw new RangeError(expected(where, 'ids', `lie in 0..${this.config.vocab - 1}`, `${id}`));
+      }
+    }
+    return ids;
+  }
+  private source(name: string, t: Tensor): TensorSource {
+    const dtype = ({ f32: 'F32', bf16: 'BF16', i8: 'I8' } as const)[t.dtype as 'f32' | 'bf16' | 'i8'];
+    const runtime = this.runtime;
+    return {
+      name,
+      dtype,
+      shape: t.shape,
+      data: (function* () {
+        const data = runtime.read(t);
+        yield new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+      })(),
+    };
+  }
+}
+
+/** A shipped model's folder, or the path itself. */
+function resolveModel(path: string): string {
+  const shipped = join(packageRoot, 'models', path);
+  return !path.includes('/') && !existsSync(path) && existsSync(shipped) ? shipped : path;
+}
+
+function openDevice(where: string, name: string | undefined, threads?: number): { device: Device; note: string } {
+  const wanted = name ?? process.env.MAMBABYTE_DEVICE ?? 'auto';
+  if (threads !== undefined) checkInteger(where, 'threads', threads, { min: 1, max: 1024 });
+  const options = threads === undefined ? {} : { threads };
+  if (wanted === 'auto') return { device: Device.open('cpu', options), note: 'cpu: this version has no GPU backend' };
+  if (wanted === 'cpu' || wanted === 'ref')
+    return { device: Device.open(wanted, options), note: `${wanted}: as asked` };
+  if (/^cuda(:\d+)?$/.test(wanted)) {
+    throw new DeviceUnavailableError(
+      `${where}: ${wanted} is not available: this version has no CUDA backend. Use 'cpu'.`,
+    );
+  }
+  throw new TypeError(expected(where, 'device', "be 'auto', 'cpu' or 'ref'", describe(wanted)));
+}

@@ -1,0 +1,101 @@
+import { checkInteger, checkNumber, checkOptions, expected } from '../errors.ts';
+
+/** Shape of a Mamba language model. */
+export interface MambaConfig {
+  /** Number of blocks. */
+  readonly layers: number;
+  /** Width of the residual stream (D). */
+  readonly dModel: number;
+  /** Inner channels (E), usually 2 D. */
+  readonly dInner: number;
+  /** States per channel (N). */
+  readonly dState: number;
+  /** Width of the causal convolution (K). */
+  readonly dConv: number;
+  /** Rank of the step-size projection (R), usually D / 16. */
+  readonly dtRank: number;
+  /** Classes: 256 for a byte model. */
+  readonly vocab: number;
+  /** RMSNorm, or LayerNorm with bias (the published byte models). */
+  readonly norm: 'rms' | 'layer';
+  /** Whether the head shares the embedding's weights. */
+  readonly tied: boolean;
+  readonly normEps: number;
+}
+
+/** A configuration with everything that follows from the width left out. */
+export type PartialMambaConfig = Partial<MambaConfig> & Pick<MambaConfig, 'layers' | 'dModel'>;
+
+const byte = (layers: number, dModel: number): PartialMambaConfig => ({ layers, dModel });
+const subword = (layers: number, dModel: number, vocab = 32072): PartialMambaConfig => ({
+  layers,
+  dModel,
+  vocab,
+  norm: 'rms',
+  tied: true,
+});
+
+/**
+ * Sizes by name: the paper's models (Wang et al. 2024; layers and widths from the authors' configurations) and the
+ * smaller ones that this package ships or measures with.
+ */
+export const PRESETS = {
+  'mambabyte-1.6b': byte(48, 2304),
+  'mambabyte-972m': byte(48, 1792),
+  'mambabyte-353m': byte(53, 1024),
+  'mambabyte-27m': byte(16, 512),
+  'mambabyte-20m': byte(12, 512),
+  'mambabyte-5m': byte(12, 256),
+  'mambabyte-tiny': byte(4, 128),
+  'mamba-1.03b': subword(48, 1792),
+  'mamba-draft-small': subword(48, 1024),
+  'mamba-draft-tiny': subword(20, 768),
+} as const;
+export type PresetName = keyof typeof PRESETS;
+
+/**
+ * Fills in what was left out: E = 2 D, N = 16, K = 4, R = ceil(D / 16), 256 classes, LayerNorm with bias, untied head.
+ * @throws TypeError or RangeError naming the field
+ */
+export function completeConfig(config: PartialMambaConfig): MambaConfig {
+  const where = 'config';
+  checkOptions(where, config, [
+    'layers',
+    'dModel',
+    'dInner',
+    'dState',
+    'dConv',
+    'dtRank',
+    'vocab',
+    'norm',
+    'tied',
+    'normEps',
+  ]);
+  const size = (name: string, value: unknown, max: number) => checkInteger(where, name, value, { min: 1, max });
+  const dModel = size('dModel', config.dModel, 65536);
+  const norm = config.norm ?? 'layer';
+  if (norm !== 'layer' && norm !== 'rms') {
+    throw new TypeError(expected(where, 'norm', "be 'layer' or 'rms'", JSON.stringify(norm)));
+  }
+  return {
+    layers: size('layers', config.layers, 1024),
+    dModel,
+    dInner: size('dInner', config.dInner ?? 2 * dModel, 1 << 20),
+    dState: size('dState', config.dState ?? 16, 256),
+    dConv: checkInteger(where, 'dConv', config.dConv ?? 4, { min: 2, max: 16 }),
+    dtRank: size('dtRank', config.dtRank ?? Math.ceil(dModel / 16), 65536),
+    vocab: checkInteger(where, 'vocab', config.vocab ?? 256, { min: 2, max: 1 << 20 }),
+    norm,
+    tied: config.tied ?? false,
+    normEps: checkNumber(where, 'normEps', config.normEps ?? 1e-5, { min: 0, max: 1 }),
+  };
+}
+
+/** The configuration of a preset. @throws TypeError naming the known ones */
+export function presetConfig(name: string): MambaConfig {
+  const preset = (PRESETS as Record<string, PartialMambaConfig>)[name];
+  if (!preset) {
+    throw new TypeError(expected('config', 'preset', `be one of ${Object.keys(PRESETS).join(', ')}`, `"${name}"`));
+  }
+  return completeConfig(preset);
+}

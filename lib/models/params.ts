@@ -1,0 +1,45 @@
+import { Philox } from '../rng.ts';
+
+/** How a parameter starts. */
+export type Init =
+  | { kind: 'constant'; value: number }
+  | { kind: 'normal'; std: number }
+  | { kind: 'uniform'; bound: number }
+  /** A_log[e][n] = log(n + 1): S4D-real (Gu et al. 2022). */
+  | { kind: 's4d-real' }
+  /** softplus⁻¹ of steps drawn log-uniformly from [min, max] (Gu & Dao 2023). */
+  | { kind: 'dt-bias'; min: number; max: number; floor: number };
+
+export interface ParamSpec {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly init: Init;
+}
+
+/** Starting values of one parameter. Each has its own random stream, so the order of creation does not matter. */
+export function initialValues(spec: ParamSpec, seed: number, index: number): Float32Array {
+  const out = new Float32Array(spec.shape.reduce((a, b) => a * b, 1));
+  const rng = new Philox(seed, index + 1);
+  const { init } = spec;
+  const columns = spec.shape.at(-1) ?? 1;
+  for (let i = 0; i < out.length; i++) out[i] = draw(init, rng, i % columns);
+  return out;
+}
+
+function draw(init: Init, rng: Philox, column: number): number {
+  switch (init.kind) {
+    case 'constant':
+      return init.value;
+    case 'normal':
+      return rng.normal() * init.std;
+    case 'uniform':
+      return (2 * rng.uniform() - 1) * init.bound;
+    case 's4d-real':
+      return Math.log(column + 1);
+    case 'dt-bias': {
+      const log = Math.log(init.min) + rng.uniform() * (Math.log(init.max) - Math.log(init.min));
+      const dt = Math.max(Math.exp(log), init.floor);
+      return dt + Math.log(-Math.expm1(-dt));
+    }
+  }
+}

@@ -1,0 +1,84 @@
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { NativeLoadError } from './errors.ts';
+
+/** The result of running a plan. */
+export interface RunResult {
+  readonly steps: number;
+  readonly cancelled: boolean;
+  /** Index of the stop sequence that ended the run, or -1. */
+  readonly stop: number;
+  /** The watched tensor after every step, one after another. */
+  readonly watched: Int32Array;
+}
+
+export interface RunOptions {
+  steps?: number;
+  maxMs?: number;
+  watch?: number;
+  stops?: Int32Array[];
+  history?: Int32Array;
+}
+
+export interface NativePlan {
+  run(options?: RunOptions): Promise<RunResult>;
+  profile(): Float64Array;
+  cancel(): void;
+  dispose(): void;
+}
+
+export interface NativeDevice {
+  alloc(bytes: number): number;
+  map(path: string, offset: number, bytes: number): number;
+  free(buffer: number): void;
+  write(buffer: number, offset: number, view: ArrayBufferView): void;
+  read(buffer: number, offset: number, view: ArrayBufferView): void;
+  compile(tensors: Float64Array, nodes: Int32Array, attrs: Float64Array, scopes: string[]): NativePlan;
+  info(): string;
+  dispose(): void;
+}
+
+export interface NativeBinding {
+  readonly abi: number;
+  readonly Device: new (backend: string, index: number, threads: number, target?: string) => NativeDevice;
+  opTable(): [name: string, outputs: string, inputs: string, attributes: string][];
+  cpuFeatures(): string[];
+}
+
+const require = createRequire(import.meta.url);
+let loaded: { binding: NativeBinding; file: string } | undefined;
+
+/** Root of the installed package. */
+export const packageRoot = findRoot(dirname(fileURLToPath(import.meta.url)));
+
+function findRoot(from: string): string {
+  let dir = from;
+  while (!existsSync(join(dir, 'package.json')) && dirname(dir) !== dir) dir = dirname(dir);
+  return dir;
+}
+
+/**
+ * The native addon, loaded on first use: a local build if there is one, else the prebuild for this platform.
+ * @throws NativeLoadError naming what was looked for and what to do.
+ */
+export function native(): { binding: NativeBinding; file: string } {
+  if (!loaded) {
+    try {
+      const nodeGypBuild = require('node-gyp-build') as { path(dir: string): string };
+      const file = nodeGypBuild.path(packageRoot);
+      loaded = { binding: require(file) as NativeBinding, file };
+    } catch (cause) {
+      throw new NativeLoadError(
+        `mambabyte: the native addon could not be loaded on ${process.platform}-${process.arch}, node ${process.version} (Node-API ${process.versions.napi}).\n` +
+          `${cause instanceof Error ? cause.message.split('\n')[0] : cause}\n` +
+          'Possible solutions:\n' +
+          '- reinstall the package so that its prebuilds/ folder is complete: npm install --force mambabyte\n' +
+          '- in a clone of the repository, build it: npm run build (needs CMake 3.25 and a C++20 compiler)',
+        { cause },
+      );
+    }
+  }
+  return loaded;
+}

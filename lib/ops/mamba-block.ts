@@ -1,0 +1,88 @@
+import type { Graph } from '../graph.ts';
+import type { Tensor } from '../tensor.ts';
+import { checkShape, sizes } from './check.ts';
+
+/** Most rows (batch times time) that one fused block takes; longer inputs run the block op by op. */
+export const BLOCK_ROWS = 32;
+
+export interface MambaBlockInputs {
+  /** (B, T, D) */
+  x: Tensor;
+  normWeight: Tensor;
+  /** Given: LayerNorm; left out: RMSNorm. */
+  normBias?: Tensor | undefined;
+  /** (2E, D) */
+  inProj: Tensor;
+  inScale?: Tensor | undefined;
+  /** (E, K) */
+  convWeight: Tensor;
+  convBias?: Tensor | undefined;
+  /** (R + 2N, E) */
+  xProj: Tensor;
+  xScale?: Tensor | undefined;
+  /** (E, R) */
+  dtProj: Tensor;
+  dtScale?: Tensor | undefined;
+  dtBias: Tensor;
+  /** (E, N), -exp(A_log) */
+  A: Tensor;
+  D: Tensor;
+  /** (D, E) */
+  outProj: Tensor;
+  outScale?: Tensor | undefined;
+  /** (B, K-1, E), updated in place */
+  convState: Tensor;
+  /** (B, E, N), updated in place */
+  ssmState: Tensor;
+}
+
+export interface MambaBlockOptions {
+  eps: number;
+  /** (T, B, (K-1)*E): receives the convolution state after every step. */
+  keptConv?: Tensor | undefined;
+  /** (T, B, E*N): receives the SSM state after every step. */
+  keptSsm?: Tensor | undefined;
+}
+
+/**
+ * One Mamba residual block, every part fused, for decoding and for verifying a few drafted bytes. The same as the ops of
+ * `block` in models/mamba.ts one by one.
+ * @returns (B, T, D): x plus the block's output
+ */
+export function mambaBlock(g: Graph, inputs: MambaBlockInputs, options: MambaBlockOptions): Tensor {
+  const { x, convState, ssmState } = inputs;
+  const [B = 0, T = 0] = sizes(g, 'mamba_block', 'x', x, 'B T D');
+  const [E = 0, N = 0] = sizes(g, 'mamba_block', 'A', inputs.A, 'E N');
+  checkShape(g, 'mamba_block', 'in_proj', inputs.inProj, 2 * E, x.cols);
+  checkShape(g, 'mamba_block', 'out_proj', inputs.outProj, x.cols, E);
+  checkShape(g, 'mamba_block', 'ssm_state', ssmState, B, E, N);
+  checkShape(g, 'mamba_block', 'kept_ssm', options.keptSsm, T, B, E * N);
+  if (B * T > BLOCK_ROWS) throw new TypeError(`mamba_block: expected at most ${BLOCK_ROWS} rows, got ${B * T}.`);
+  const y = g.like(x);
+  g.op(
+    'mamba_block',
+    { y, conv_state_out: convState, ssm_state_out: ssmState, kept_conv: options.keptConv, kept_ssm: options.keptSsm },
+    {
+      x,
+      norm_weight: inputs.normWeight,
+      norm_bias: inputs.normBias,
+      in_proj: inputs.inProj,
+      in_scale: inputs.inScale,
+      conv_weight: inputs.convWeight,
+      conv_bias: inputs.convBias,
+      x_proj: inputs.xProj,
+      x_scale: inputs.xScale,
+      dt_proj: inputs.dtProj,
+      dt_scale: inputs.dtScale,
+      dt_bias: inputs.dtBias,
+      A: inputs.A,
+      D: inputs.D,
+      out_proj: inputs.outProj,
+      out_scale: inputs.outScale,
+      conv_state: convState,
+      ssm_state: ssmState,
+    },
+    { eps: options.eps },
+  );
+  return y;
+}

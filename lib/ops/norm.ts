@@ -1,0 +1,47 @@
+import type { Graph } from '../graph.ts';
+import type { Tensor } from '../tensor.ts';
+import { checkShape } from './check.ts';
+
+/**
+ * RMSNorm (Zhang & Sennrich 2019): y = x / sqrt(mean(x²) + eps) * weight.
+ * @param x (..., D)
+ * @param weight (D)
+ */
+export function rmsNorm(g: Graph, x: Tensor, weight: Tensor, eps = 1e-5): Tensor {
+  checkShape(g, 'rms_norm', 'weight', weight, x.cols);
+  const y = g.like(x);
+  const rstd = g.value([x.rows], x.dtype);
+  g.op('rms_norm', { y, rstd }, { x, weight }, { eps }, (d, into) => {
+    const dx = into('x') ?? g.like(x);
+    const sink = into.accumulating('weight');
+    const outs = { dx, dweight: sink?.tensors[0] ?? g.like(weight) };
+    g.op('rms_norm_grad', outs, { dy: d.y, x, weight, rstd }, { accumulate: Number(sink?.accumulate ?? false) });
+  });
+  return y;
+}
+
+/**
+ * LayerNorm (Ba et al. 2016): y = (x - mean) / sqrt(var + eps) * weight + bias, biased variance.
+ * @param x (..., D)
+ * @param weight (D)
+ * @param bias (D)
+ */
+export function layerNorm(g: Graph, x: Tensor, weight: Tensor, bias?: Tensor, eps = 1e-5): Tensor {
+  checkShape(g, 'layer_norm', 'weight', weight, x.cols);
+  checkShape(g, 'layer_norm', 'bias', bias, x.cols);
+  const y = g.like(x);
+  const mean = g.value([x.rows], x.dtype);
+  const rstd = g.value([x.rows], x.dtype);
+  g.op('layer_norm', { y, mean, rstd }, { x, weight, bias }, { eps }, (d, into) => {
+    const dx = into('x') ?? g.like(x);
+    const sink = into.accumulating('weight', 'bias');
+    const [dweight = g.like(weight), dbias = bias && g.like(bias)] = sink?.tensors ?? [];
+    g.op(
+      'layer_norm_grad',
+      { dx, dweight, dbias },
+      { dy: d.y, x, weight, mean, rstd },
+      { accumulate: Number(sink?.accumulate ?? false) },
+    );
+  });
+  return y;
+}
