@@ -21,8 +21,6 @@ import { Raw, stateDict, Tensor, type TorchOptions, torchFile, type Value } from
 
 const runs = { seed: 20240124, numRuns: 60 };
 
-// ---- safetensors: reading what is well-formed
-
 /** A file from a header (an object, or JSON text as it stands) and data; `claim` overrides the header length. */
 function safetensors(header: unknown, data: number | Uint8Array = 0, claim?: bigint): Buffer {
   const json = Buffer.from(typeof header === 'string' ? header : JSON.stringify(header));
@@ -130,8 +128,6 @@ test('safetensors: a file of the reference writer (8-byte padding, metadata, emp
   ]);
 });
 
-// ---- safetensors: refusing what is not
-
 const MALFORMED: [string, Uint8Array, RegExp][] = [
   ['an empty file', new Uint8Array(0), /at least the 8 bytes of a header length, got 0 bytes/],
   ['a file cut in its header length', safetensors({}).subarray(0, 5), /got 5 bytes/],
@@ -219,8 +215,6 @@ test('safetensors: a file with damaged bytes is refused, or its tensors still ti
   );
   t.pass();
 });
-
-// ---- safetensors: writing
 
 const source = (name: string, data: TensorSource['data'], bytes = 4): TensorSource => ({
   name,
@@ -329,8 +323,6 @@ test('writing: two writes to one path at once leave one whole file', async (t) =
   t.is((await readSafetensors(path)).tensors.size, 1);
   t.is(readdirSync(dirname(path)).length, 1);
 });
-
-// ---- torch.save
 
 const floats = (count: number, first = 0) =>
   fromFloat32(
@@ -592,8 +584,6 @@ test('two tensors are the same if their storage or their bytes are', async (t) =
   t.true(await sameContents(a, c));
   t.false(await sameContents(a, d));
 });
-
-// ---- number formats
 
 test('every half and bfloat16 survives the way to float32 and back; NaN stays NaN', (t) => {
   for (let bits = 0; bits < 65536; bits++) {
