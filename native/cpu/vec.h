@@ -40,6 +40,8 @@ MB_INLINE V neg(V a) { return sub(zero(), a); }
 
 // Read ahead into every cache level.
 MB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Into the second level only: rows a power of two apart would throw each other out of the first.
+MB_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // Round to nearest even; NaN stays NaN.
 MB_INLINE uint16_t bf16_from_float(float x) {

@@ -5,6 +5,7 @@
 
 namespace mb::cpu::MB_TARGET {
 
+constexpr float kLog2e = 1.44269504088896341f;
 constexpr int64_t kMaxStates = 256;
 
 // One sequence's operands. Every pointer is at channel 0 and step 0; strides are in floats, between steps. Absent
@@ -24,30 +25,6 @@ struct Scan {
   int64_t chunk = 0, chunks_stride = 0;
   bool softplus = true;
 };
-
-constexpr int64_t kAhead = 12;  // steps
-constexpr float kLog2e = 1.44269504088896341f;
-
-// dst[n][W] <- scale * src[lane][n] for the first `lanes` rows; the rest 0.
-MB_INLINE void to_lanes(float* dst, const float* src, int64_t n, int lanes, float scale) {
-  for (int64_t i = 0; i < n; i++) {
-    for (int l = 0; l < W; l++) dst[i * W + l] = l < lanes ? src[l * n + i] * scale : 0.0f;
-  }
-}
-MB_INLINE void from_lanes(float* dst, const float* src, int64_t n, int lanes) {
-  for (int l = 0; l < lanes; l++) {
-    for (int64_t i = 0; i < n; i++) dst[l * n + i] = src[i * W + l];
-  }
-}
-
-MB_INLINE V load_part(const float* p, int lanes) { return lanes == W ? load(p) : load_n(p, lanes); }
-MB_INLINE void store_part(float* p, V x, int lanes) {
-  if (lanes == W) {
-    store(p, x);
-  } else {
-    store_n(p, x, lanes);
-  }
-}
 
 // Long form: a register holds one state of W channels, so a step needs no sum across lanes and the states stay put.
 // kN is the number of states, or 0 for any number.
@@ -75,10 +52,9 @@ static void scan_block_long(const Scan& s, int64_t e, int lanes) {
     }
     const int64_t t1 = t0 + every < s.steps ? t0 + every : s.steps;
     for (int64_t t = t0; t < t1; t++) {
-      // Steps lie a whole row apart, which no hardware prefetcher follows.
-      prefetch(s.delta + (t + kAhead) * s.delta_stride + e);
-      prefetch(s.u + (t + kAhead) * s.u_stride + e);
-      if (s.z) prefetch(s.z + (t + kAhead) * s.z_stride + e);
+      prefetch_far(s.delta + (t + kAhead) * s.delta_stride + e);
+      prefetch_far(s.u + (t + kAhead) * s.u_stride + e);
+      if (s.z) prefetch_far(s.z + (t + kAhead) * s.z_stride + e);
       V dt = load_part(s.delta + t * s.delta_stride + e, lanes) + bias;
       if (s.softplus) dt = softplus(dt);
       const V u = load_part(s.u + t * s.u_stride + e, lanes), x = dt * u;
@@ -164,6 +140,12 @@ static void scan_block_short(const Scan& s, int64_t e, int lanes) {
   }
 }
 
+// No chunk length means one chunk.
+MB_INLINE int64_t chunk_steps(double chunk, int64_t steps) {
+  if (chunk >= 1) return static_cast<int64_t>(chunk);
+  return steps > 1 ? steps : 1;
+}
+
 // Channels [e0, e1) of one sequence, all its steps. The result of a channel depends on e0 only through which channels
 // share its register, which changes no bit. The short form needs somewhere to leave the state: state_out or kept.
 static void scan_channels(const Scan& s, int64_t e0, int64_t e1) {
@@ -182,6 +164,48 @@ static void scan_channels(const Scan& s, int64_t e0, int64_t e1) {
       scan_block_long<0>(s, e, lanes);
     }
   }
+}
+
+static const char* w_selective_scan(const Node& node) {
+  namespace in = at::selective_scan::in;
+  namespace out = at::selective_scan::out;
+  if (const char* why = w_all_f32(node)) return why;
+  if (node.in(in::A).cols() > kMaxStates) return "selective_scan: expected at most 256 states";
+  const bool tight = node.in(in::A).contiguous() && node.in(in::state).contiguous() &&
+                     node.out(out::state_out).contiguous() && node.out(out::chunks).contiguous() &&
+                     node.out(out::kept).contiguous();
+  return tight ? nullptr : "selective_scan: expected A and the states to lie without gaps";
+}
+
+static void k_selective_scan(const Node& node, const Team& team) {
+  namespace in = at::selective_scan::in;
+  namespace out = at::selective_scan::out;
+  namespace attr = at::selective_scan::attr;
+  const Tensor &u = node.in(in::u), &delta = node.in(in::delta), &B = node.in(in::B), &C = node.in(in::C);
+  const Tensor &z = node.in(in::z), &y = node.out(out::y), &state = node.in(in::state);
+  float *state_out = node.out(out::state_out).ptr<float>(), *chunks = node.out(out::chunks).ptr<float>();
+  float* kept = node.out(out::kept).ptr<float>();
+  const int64_t batch = u.dim(0), T = u.dim(1), E = u.dim(2), N = node.in(in::A).cols();
+  Scan s;
+  s.steps = T, s.states = N;
+  s.u_stride = u.row_stride, s.delta_stride = delta.row_stride, s.B_stride = B.row_stride, s.C_stride = C.row_stride;
+  s.z_stride = z.row_stride, s.y_stride = y.row_stride;
+  s.A = node.in(in::A).ptr<float>(), s.D = node.in(in::D).ptr<float>();
+  s.delta_bias = node.in(in::delta_bias).ptr<float>();
+  s.softplus = node.attr(attr::softplus) != 0;
+  s.chunk = chunk_steps(node.attr(attr::chunk), T);
+  s.chunks_stride = E * N, s.kept_stride = batch * E * N;
+  const int64_t per_sequence = (T + s.chunk - 1) / s.chunk * E * N;
+  each_channel_range(team, batch, E, [&](int64_t b, int64_t e0, int64_t e1) {
+    s.u = u.row<float>(b * T), s.delta = delta.row<float>(b * T), s.y = y.row<float>(b * T);
+    s.B = B.row<float>(b * T), s.C = C.row<float>(b * T);
+    if (z) s.z = z.row<float>(b * T);
+    if (state) s.state = state.ptr<float>() + b * E * N;
+    if (state_out) s.state_out = state_out + b * E * N;
+    if (chunks) s.chunks = chunks + b * per_sequence;
+    if (kept) s.kept = kept + b * E * N;
+    scan_channels(s, e0, e1);
+  });
 }
 
 }  // namespace mb::cpu::MB_TARGET

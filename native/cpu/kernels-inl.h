@@ -1,0 +1,73 @@
+// The table of one target: every kernel of ops.def, by op number. A kernel is k_<op>; s_<op> is its scratch size and
+// w_<op> its reason to refuse a node, where it has one.
+#pragma once
+#include "core/sample_row.h"
+#include "core/team.h"
+#include "ops.h"
+#include "vec.h"
+
+// In this order: each builds on those above it.
+// clang-format off
+#include "kernels/channels-inl.h"
+#include "kernels/elementwise-inl.h"
+#include "kernels/shape-inl.h"
+#include "kernels/embedding-inl.h"
+#include "kernels/norm-inl.h"
+#include "kernels/causal_conv-inl.h"
+#include "kernels/selective_scan-inl.h"
+#include "kernels/selective_scan_grad-inl.h"
+#include "kernels/cross_entropy-inl.h"
+#include "kernels/optimizer-inl.h"
+#include "kernels/sample-inl.h"
+#include "kernels/dot-inl.h"
+#include "kernels/gemm-inl.h"
+#include "kernels/linear-inl.h"
+#include "kernels/mamba_block-inl.h"
+// clang-format on
+
+namespace mb::cpu::MB_TARGET {
+
+struct Table {
+  KernelEntry at[op::count];
+};
+
+const KernelEntry* kernels() {
+  static const Table table = [] {
+    Table t{};
+    t.at[op::embedding] = {k_embedding, nullptr, w_embedding};
+    t.at[op::embedding_grad] = {k_embedding_grad, nullptr, w_embedding_grad};
+    t.at[op::linear] = {k_linear, s_linear, w_linear};
+    t.at[op::linear_grad_input] = {k_linear_grad_input, s_linear_grad_input, w_all_f32};
+    t.at[op::linear_grad_weight] = {k_linear_grad_weight, s_linear_grad_weight, w_all_f32};
+    t.at[op::column_sum] = {k_column_sum, nullptr, w_all_f32};
+    t.at[op::rms_norm] = {k_rms_norm, nullptr, w_all_f32};
+    t.at[op::rms_norm_grad] = {k_rms_norm_grad, s_norm_grad, w_all_f32};
+    t.at[op::layer_norm] = {k_layer_norm, nullptr, w_all_f32};
+    t.at[op::layer_norm_grad] = {k_layer_norm_grad, s_norm_grad, w_all_f32};
+    t.at[op::add] = {k_add, nullptr, w_all_f32};
+    t.at[op::mul] = {k_mul, nullptr, w_all_f32};
+    t.at[op::scale] = {k_scale, nullptr, w_all_f32};
+    t.at[op::silu] = {k_silu, nullptr, w_all_f32};
+    t.at[op::silu_grad] = {k_silu_grad, nullptr, w_all_f32};
+    t.at[op::softplus] = {k_softplus, nullptr, w_all_f32};
+    t.at[op::softplus_grad] = {k_softplus_grad, nullptr, w_all_f32};
+    t.at[op::neg_exp] = {k_neg_exp, nullptr, w_all_f32};
+    t.at[op::copy] = {k_copy, nullptr, w_copy};
+    t.at[op::concat] = {k_concat, nullptr, w_concat};
+    t.at[op::causal_conv1d] = {k_causal_conv1d, nullptr, w_causal_conv1d};
+    t.at[op::causal_conv1d_grad] = {k_causal_conv1d_grad, nullptr, w_causal_conv1d_grad};
+    t.at[op::selective_scan] = {k_selective_scan, nullptr, w_selective_scan};
+    t.at[op::selective_scan_grad] = {k_selective_scan_grad, s_selective_scan_grad, w_selective_scan_grad};
+    t.at[op::mamba_block] = {k_mamba_block, s_mamba_block, w_mamba_block};
+    t.at[op::cross_entropy] = {k_cross_entropy, nullptr, w_cross_entropy};
+    t.at[op::cross_entropy_grad] = {k_cross_entropy_grad, nullptr, w_cross_entropy_grad};
+    t.at[op::global_norm] = {k_global_norm, s_global_norm, w_flat_f32};
+    t.at[op::adamw] = {k_adamw, nullptr, w_flat_f32};
+    t.at[op::sample] = {k_sample, s_sample, w_sample};
+    t.at[op::quantize_rows] = {k_quantize_rows, nullptr, w_quantize_rows};
+    return t;
+  }();
+  return table.at;
+}
+
+}  // namespace mb::cpu::MB_TARGET

@@ -1,0 +1,46 @@
+// What the kernels that run along time share: registers of W neighbouring channels, and the split of channels into
+// tasks.
+#pragma once
+
+namespace mb::cpu::MB_TARGET {
+
+// Steps lie a whole row apart, which no hardware prefetcher follows; read this many ahead.
+constexpr int64_t kAhead = 12;
+
+// dst[n][W] <- scale * src[lane][n] for the first `lanes` rows; the rest 0.
+MB_INLINE void to_lanes(float* dst, const float* src, int64_t n, int lanes, float scale) {
+  for (int64_t i = 0; i < n; i++) {
+    for (int l = 0; l < W; l++) dst[i * W + l] = l < lanes ? src[l * n + i] * scale : 0.0f;
+  }
+}
+MB_INLINE void from_lanes(float* dst, const float* src, int64_t n, int lanes) {
+  for (int l = 0; l < lanes; l++) {
+    for (int64_t i = 0; i < n; i++) dst[l * n + i] = src[i * W + l];
+  }
+}
+
+MB_INLINE V load_part(const float* p, int lanes) { return lanes == W ? load(p) : load_n(p, lanes); }
+MB_INLINE void store_part(float* p, V x, int lanes) {
+  if (lanes == W) {
+    store(p, x);
+  } else {
+    store_n(p, x, lanes);
+  }
+}
+
+constexpr int64_t kChannelBlock = 16;  // the unit of channels that tasks are made of, on every target
+
+// Calls f(b, e0, e1) for this thread's share of (sequence, block of 16 channels), neighbours joined.
+template <class F>
+MB_INLINE void each_channel_range(const Team& team, int64_t batch, int64_t channels, F f) {
+  const int64_t blocks = (channels + kChannelBlock - 1) / kChannelBlock;
+  const Team::Range mine = team.share(batch * blocks);
+  for (int64_t task = mine.begin; task < mine.end;) {
+    const int64_t b = task / blocks, end = (b + 1) * blocks < mine.end ? (b + 1) * blocks : mine.end;
+    const int64_t e0 = (task - b * blocks) * kChannelBlock, e1 = (end - b * blocks) * kChannelBlock;
+    f(b, e0, e1 < channels ? e1 : channels);
+    task = end;
+  }
+}
+
+}  // namespace mb::cpu::MB_TARGET

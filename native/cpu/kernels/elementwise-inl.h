@@ -1,0 +1,91 @@
+// Elementwise ops over equal shapes; row strides may differ.
+//   add, mul, scale, silu: x s(x), softplus: log(1 + e^x), neg_exp: -e^x; s(x) = 1 / (1 + e^-x)
+//   silu_grad: dy s(x) (1 + x (1 - s(x))); softplus_grad: dy s(x)
+#pragma once
+
+namespace mb::cpu::MB_TARGET {
+
+// Null when every operand present is f32.
+static const char* w_all_f32(const Node& node) {
+  for (int i = 0; i < node.n_out; i++) {
+    if (node.outs[i] && node.outs[i].dtype != DType::f32) return "expected every operand to be f32";
+  }
+  for (int i = 0; i < node.n_in; i++) {
+    if (node.ins[i] && node.ins[i].dtype != DType::f32) return "expected every operand to be f32";
+  }
+  return nullptr;
+}
+
+MB_INLINE V silu_slope(V x) {
+  const V s = sigmoid(x);
+  return s * fma(x, set1(1.0f) - s, set1(1.0f));
+}
+
+constexpr int64_t kElementBlock = 1024;
+
+// y = f(a, b) over rows [r0, r1) and columns [c0, c1).
+template <class F>
+MB_INLINE void map_rows(const Tensor& y, const Tensor& a, const Tensor& b, int64_t r0, int64_t r1, int64_t c0,
+                        int64_t c1, F f) {
+  for (int64_t r = r0; r < r1; r++) {
+    float* to = y.row<float>(r);
+    const float *from = a.row<float>(r), *other = b.row<float>(r);
+    int64_t c = c0;
+    for (; c + W <= c1; c += W) store(to + c, f(load(from + c), load(other + c)));
+    if (c < c1) {
+      const int n = static_cast<int>(c1 - c);
+      store_n(to + c, f(load_n(from + c, n), load_n(other + c, n)), n);
+    }
+  }
+}
+
+template <class F>
+MB_INLINE void map(const Team& team, const Tensor& y, const Tensor& a, const Tensor& b, F f) {
+  if (y.contiguous() && a.contiguous() && b.contiguous()) {
+    const int64_t n = y.elems();
+    const Team::Range blocks = team.share((n + kElementBlock - 1) / kElementBlock);
+    const int64_t end = blocks.end * kElementBlock;
+    map_rows(y, a, b, 0, 1, blocks.begin * kElementBlock, end < n ? end : n, f);
+  } else {
+    const Team::Range rows = team.share(y.rows());
+    map_rows(y, a, b, rows.begin, rows.end, 0, y.cols(), f);
+  }
+}
+
+// These ops keep y at output 0 and their operands at inputs 0 and 1.
+template <class F>
+MB_INLINE void map1(const Node& node, const Team& team, F f) {
+  map(team, node.out(0), node.in(0), node.in(0), [f](V x, V) { return f(x); });
+}
+template <class F>
+MB_INLINE void map2(const Node& node, const Team& team, F f) {
+  map(team, node.out(0), node.in(0), node.in(1), f);
+}
+
+static void k_add(const Node& node, const Team& team) {
+  map2(node, team, [](V a, V b) { return a + b; });
+}
+static void k_mul(const Node& node, const Team& team) {
+  map2(node, team, [](V a, V b) { return a * b; });
+}
+static void k_scale(const Node& node, const Team& team) {
+  const V factor = set1(static_cast<float>(node.attr(at::scale::attr::factor)));
+  map1(node, team, [factor](V x) { return x * factor; });
+}
+static void k_silu(const Node& node, const Team& team) {
+  map1(node, team, [](V x) { return silu(x); });
+}
+static void k_silu_grad(const Node& node, const Team& team) {
+  map2(node, team, [](V dy, V x) { return dy * silu_slope(x); });
+}
+static void k_softplus(const Node& node, const Team& team) {
+  map1(node, team, [](V x) { return softplus(x); });
+}
+static void k_softplus_grad(const Node& node, const Team& team) {
+  map2(node, team, [](V dy, V x) { return dy * sigmoid(x); });
+}
+static void k_neg_exp(const Node& node, const Team& team) {
+  map1(node, team, [](V x) { return neg(exp(x)); });
+}
+
+}  // namespace mb::cpu::MB_TARGET

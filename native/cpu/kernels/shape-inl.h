@@ -1,0 +1,142 @@
+// Data movement: copy: y <- x between f32, f64 and bf16, also from f16; concat: y(R, sum d_i) <- parts (R, d_i);
+// quantize_rows: q(M,K) i8, scale(M) <- x(M,K): scale = max|row| / 127, q = x / scale to nearest even, both in f32.
+#pragma once
+
+namespace mb::cpu::MB_TARGET {
+
+MB_INLINE bool is_float(DType t) { return t == DType::f32 || t == DType::f64 || t == DType::bf16 || t == DType::f16; }
+
+static const char* w_copy(const Node& node) {
+  if (!is_float(node.in(0).dtype)) return "copy: expected x to be f32, f64, bf16 or f16";
+  return is_float(node.out(0).dtype) && node.out(0).dtype != DType::f16
+             ? nullptr
+             : "copy: expected the result to be f32, f64 or bf16";
+}
+
+// Stored forms of a number, as types of their own.
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
+MB_INLINE double wide(float x) { return static_cast<double>(x); }
+MB_INLINE double wide(double x) { return x; }
+MB_INLINE double wide(Bf16 x) { return static_cast<double>(float_from_bf16(x.bits)); }
+// binary16: the exponent is moved by a multiplication, which also normalises denormal numbers.
+MB_INLINE double wide(F16 x) {
+  const bool special = (x.bits & 0x7c00u) == 0x7c00u;
+  const uint32_t bits = (x.bits & 0x7fffu) << 13 | (special ? 0x7f800000u : 0u);
+  float value;
+  memcpy(&value, &bits, 4);
+  const double scaled = special ? static_cast<double>(value) : static_cast<double>(value) * 0x1p112;
+  return x.bits & 0x8000u ? -scaled : scaled;
+}
+MB_INLINE void narrow(float* to, double x) { *to = static_cast<float>(x); }
+MB_INLINE void narrow(double* to, double x) { *to = x; }
+MB_INLINE void narrow(Bf16* to, double x) { to->bits = bf16_from_float(static_cast<float>(x)); }
+
+template <class To, class From>
+static void copy_row(To* to, const void* from, int64_t n) {
+  for (int64_t i = 0; i < n; i++) narrow(to + i, wide(static_cast<const From*>(from)[i]));
+}
+
+template <class To>
+static void copy_row_to(void* to, const void* from, DType dtype, int64_t n) {
+  if (dtype == DType::f32) {
+    copy_row<To, float>(static_cast<To*>(to), from, n);
+  } else if (dtype == DType::f64) {
+    copy_row<To, double>(static_cast<To*>(to), from, n);
+  } else if (dtype == DType::bf16) {
+    copy_row<To, Bf16>(static_cast<To*>(to), from, n);
+  } else {
+    copy_row<To, F16>(static_cast<To*>(to), from, n);
+  }
+}
+
+static void k_copy(const Node& node, const Team& team) {
+  const Tensor &y = node.out(at::copy::out::y), &x = node.in(at::copy::in::x);
+  const int64_t n = y.cols(), to_size = dtype_size(y.dtype), from_size = dtype_size(x.dtype);
+  const Team::Range rows = team.share(y.rows());
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    char* to = y.ptr<char>() + r * y.row_stride * to_size;
+    const char* from = x.ptr<char>() + r * x.row_stride * from_size;
+    if (y.dtype == x.dtype) {
+      memmove(to, from, static_cast<size_t>(n * to_size));
+    } else if (y.dtype == DType::f32) {
+      copy_row_to<float>(to, from, x.dtype, n);
+    } else if (y.dtype == DType::f64) {
+      copy_row_to<double>(to, from, x.dtype, n);
+    } else {
+      copy_row_to<Bf16>(to, from, x.dtype, n);
+    }
+  }
+}
+
+static const char* w_quantize_rows(const Node& node) {
+  return is_float(node.in(0).dtype) ? nullptr : "quantize_rows: expected x to be f32, f64, bf16 or f16";
+}
+
+// A row that holds an infinity or NaN has scale NaN and zeros.
+template <class From>
+static float quantize_row(int8_t* q, const void* from, int64_t n) {
+  const From* x = static_cast<const From*>(from);
+  float top = 0.0f;
+  bool finite = true;
+  for (int64_t i = 0; i < n; i++) {
+    const float size = __builtin_fabsf(static_cast<float>(wide(x[i])));
+    finite = finite && size < __builtin_inff();
+    if (size > top) top = size;
+  }
+  const float scale = finite ? top / 127.0f : __builtin_nanf("");
+  for (int64_t i = 0; i < n; i++) {
+    float ratio = scale > 0 ? static_cast<float>(wide(x[i])) / scale : 0.0f;
+    ratio = ratio > 127.0f ? 127.0f : ratio < -127.0f ? -127.0f : ratio;
+    q[i] = static_cast<int8_t>(__builtin_rintf(ratio));
+  }
+  return scale;
+}
+
+static void k_quantize_rows(const Node& node, const Team& team) {
+  const Tensor &q = node.out(at::quantize_rows::out::q), &x = node.in(at::quantize_rows::in::x);
+  float* scale = node.out(at::quantize_rows::out::scale).ptr<float>();
+  const Team::Range rows = team.share(q.rows());
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    int8_t* to = q.row<int8_t>(r);
+    const char* from = x.ptr<char>() + r * x.row_stride * dtype_size(x.dtype);
+    if (x.dtype == DType::f32) {
+      scale[r] = quantize_row<float>(to, from, x.cols());
+    } else if (x.dtype == DType::f64) {
+      scale[r] = quantize_row<double>(to, from, x.cols());
+    } else if (x.dtype == DType::bf16) {
+      scale[r] = quantize_row<Bf16>(to, from, x.cols());
+    } else {
+      scale[r] = quantize_row<F16>(to, from, x.cols());
+    }
+  }
+}
+
+static const char* w_concat(const Node& node) {
+  for (int i = 0; i < node.n_in; i++) {
+    if (node.in(i).dtype != node.out(0).dtype) return "concat: expected all parts to have the dtype of the result";
+  }
+  return nullptr;
+}
+
+static void k_concat(const Node& node, const Team& team) {
+  const Tensor& y = node.out(at::concat::out::y);
+  const int64_t size = dtype_size(y.dtype);
+  const Team::Range rows = team.share(y.rows());
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    char* to = y.ptr<char>() + r * y.row_stride * size;
+    for (int i = 0; i < node.n_in; i++) {
+      const Tensor& part = node.in(i);
+      const int64_t bytes = part.cols() * size;
+      memcpy(to, part.ptr<char>() + r * part.row_stride * size, static_cast<size_t>(bytes));
+      to += bytes;
+    }
+  }
+}
+
+}  // namespace mb::cpu::MB_TARGET
