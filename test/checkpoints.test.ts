@@ -181,6 +181,21 @@ test('a sharded checkpoint is opened through its folder or its index', async (t)
   }
 });
 
+test('a sharded checkpoint of torch.save is opened', async (t) => {
+  const path = folder();
+  const map: Record<string, string> = {};
+  for (const [i, { name, shape, data }] of weights(BYTE).entries()) {
+    const shard = `pytorch_model-${i}.bin`;
+    writeFileSync(
+      join(path, shard),
+      torchFile(stateDict({ [name]: { dtype: 'F32', shape, data: data as Uint8Array } })),
+    );
+    map[name] = shard;
+  }
+  writeFileSync(join(path, 'pytorch_model.bin.index.json'), JSON.stringify({ weight_map: map }));
+  t.deepEqual((await openCheckpoint(path)).config, BYTE);
+});
+
 const BAD_SHARDS: [string, (map: Record<string, string>) => void, RegExp][] = [
   [
     'a tensor that its shard lacks',

@@ -190,9 +190,12 @@ for (const [title, bytes, message] of MALFORMED) {
   });
 }
 
-test('safetensors refuses a file that is not there, and a folder', async (t) => {
+test('safetensors refuses a file that is not there, a folder and a pipe', async (t) => {
   await t.throwsAsync(readSafetensors(join(folder(), 'none')), { instanceOf: ModelFormatError, message: /ENOENT/ });
   await t.throwsAsync(readSafetensors(folder()), { instanceOf: ModelFormatError, message: /a folder/ });
+  const pipe = join(folder(), 'pipe');
+  spawnSync('mkfifo', [pipe]);
+  await t.throwsAsync(readSafetensors(pipe), { instanceOf: ModelFormatError, message: /a device or a pipe/ });
 });
 
 test('safetensors: a file with damaged bytes is refused, or its tensors still tile it', async (t) => {

@@ -1,4 +1,5 @@
 // Where a tensor lies in a weight file. Parsing yields these; data is mapped or streamed from {file, offset} later.
+import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { expected, ModelFormatError } from '../errors.ts';
 
@@ -66,7 +67,7 @@ export async function readExactly(handle: FileHandle, file: string, position: nu
 export async function openForReading(file: string): Promise<FileHandle> {
   let handle: FileHandle;
   try {
-    handle = await open(file, 'r');
+    handle = await open(file, constants.O_RDONLY | constants.O_NONBLOCK); // a named pipe must not hold us up
   } catch (cause) {
     const why = (cause as NodeJS.ErrnoException).code ?? 'an error';
     throw new ModelFormatError(expected(file, 'the file', 'be readable', why), { cause });
@@ -74,7 +75,9 @@ export async function openForReading(file: string): Promise<FileHandle> {
   const stats = await handle.stat();
   if (stats.isFile()) return handle;
   await handle.close();
-  throw new ModelFormatError(expected(file, 'the path', 'be a file', stats.isDirectory() ? 'a folder' : 'a device'));
+  throw new ModelFormatError(
+    expected(file, 'the path', 'be a file', stats.isDirectory() ? 'a folder' : 'a device or a pipe'),
+  );
 }
 
 /** The elements in row-major order without gaps, in pieces of at most `chunkBytes`, each a fresh buffer. */

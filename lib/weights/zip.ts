@@ -53,12 +53,10 @@ export class ZipArchive {
   async find(name: string): Promise<ZipEntry | undefined> {
     const listed = this.#listed.get(name);
     if (!listed) return undefined;
-    const header = await readExactly(this.#handle, this.#path, listed.headerOffset, 30);
-    const nameBytes = header.readUInt16LE(26);
-    const ownName = async () =>
-      (await readExactly(this.#handle, this.#path, listed.headerOffset + 30, nameBytes)).toString();
-    const isHeader = header.readUInt32LE(0) === LOCAL_HEADER && nameBytes === Buffer.byteLength(name);
-    if (!isHeader || (await ownName()) !== name) {
+    const nameBytes = Buffer.byteLength(name);
+    const header = await readExactly(this.#handle, this.#path, listed.headerOffset, 30 + nameBytes);
+    const isOwn = header.readUInt16LE(26) === nameBytes && header.toString('utf8', 30) === name;
+    if (header.readUInt32LE(0) !== LOCAL_HEADER || !isOwn) {
       throw bad(this.#path, `zip entry ${describe(name)}`, 'start with its own header', 'other bytes');
     }
     const offset = listed.headerOffset + 30 + nameBytes + header.readUInt16LE(28);
