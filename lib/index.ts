@@ -16,6 +16,7 @@ export {
   type PresetName,
   presetConfig,
 } from './models/config.ts';
+export { type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
 export { State } from './state.ts';
 export type { Schedule } from './train/schedule.ts';
 export {

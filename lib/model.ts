@@ -12,7 +12,8 @@ import {
   describe,
   expected,
 } from './errors.ts';
-import { Generation } from './generate/generation.ts';
+import { generateBatch } from './generate/batch.ts';
+import { type GenerateResult, Generation } from './generate/generation.ts';
 import { type GenerateOptions, resolveOptions, toBytes } from './generate/options.ts';
 import { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
 import { mambaParams, type Weights } from './models/mamba.ts';
@@ -116,7 +117,7 @@ export class Model {
   readonly weights: Weights;
   /** @internal */
   readonly runtime: Device;
-  readonly #idle: Session[] = [];
+  readonly #idle = new Map<number, Session[]>();
   #disposed = false;
 
   /** @internal use loadModel or createModel */
@@ -168,6 +169,31 @@ export class Model {
       );
     }
     return new Generation(this, bytes, resolved);
+  }
+
+  /**
+   * Continues several prompts of any lengths in one batch, reading the weights once per step for all of them.
+   * Sequence b draws with `seed + b`.
+   * @throws TypeError, RangeError for wrong input; rejects with `signal.reason` when aborted
+   */
+  async generateBatch(
+    prompts: readonly (string | Uint8Array)[],
+    options: Omit<GenerateOptions, 'state' | 'logprobs' | 'onText'> = {},
+  ): Promise<GenerateResult[]> {
+    const where = 'generateBatch';
+    this.assertOpen(where);
+    this.assertBytes(where);
+    if (!Array.isArray(prompts) || prompts.length === 0) {
+      throw new TypeError(expected(where, 'prompts', 'be an array of at least one prompt', describe(prompts)));
+    }
+    const resolved = resolveOptions(options, this.config.vocab);
+    if (resolved.state || resolved.logprobs || resolved.onText) {
+      throw new TypeError(expected(where, 'options', 'hold no state, logprobs or onText', 'one of them'));
+    }
+    const bytes = prompts.map((p, i) => toBytes(where, `prompt ${i}`, p));
+    const empty = bytes.findIndex((b) => b.length === 0);
+    if (empty >= 0) throw new RangeError(expected(where, `prompt ${empty}`, 'hold at least one byte', 'an empty one'));
+    return generateBatch(this, bytes, resolved);
   }
 
   /** Logits after each byte: (T, 256) f32, row t predicts byte t + 1. */
@@ -238,13 +264,14 @@ export class Model {
   }
 
   /** @internal Runs `fn` with a session of its own; sessions are kept for the next caller. */
-  async withSession<T>(fn: (session: Session) => Promise<T>): Promise<T> {
-    const session = this.#idle.pop() ?? new Session(this.runtime, this.config, this.weights, 1);
+  async withSession<T>(fn: (session: Session) => Promise<T>, batch = 1): Promise<T> {
+    const idle = this.#idle.get(batch) ?? [];
+    this.#idle.set(batch, idle);
+    const session = idle.pop() ?? new Session(this.runtime, this.config, this.weights, batch);
     try {
       return await fn(session);
     } finally {
-      if (this.#disposed) session.dispose();
-      else this.#idle.push(session);
+      if (!this.#disposed) idle.push(session);
     }
   }
 

@@ -39,8 +39,8 @@ export interface GenerateResult {
 }
 
 /** The longest that native code runs before it hands over what it has: how often a reader hears of progress. */
-const CHUNK_MS = 16;
-const CHUNK_STEPS = 4096;
+export const CHUNK_MS = 16;
+export const CHUNK_STEPS = 4096;
 
 /**
  * A running generation: read it piece by piece (`for await`), or await the whole. It starts at once and runs ahead of a

@@ -19,7 +19,7 @@ inline void relax() {
 
 // A barrier inside a step takes well under a microsecond when every thread has a core; after this many polls one of
 // them has surely lost its core, and polling on would only delay it.
-constexpr int kBarrierSpins = 20000;
+constexpr int kBarrierSpins = 4000;
 // Between steps of a decode loop the caller needs a few microseconds; workers stay awake that long before they park.
 constexpr int kIdleSpins = 4000;
 
