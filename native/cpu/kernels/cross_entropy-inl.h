@@ -15,7 +15,8 @@ static const char* w_cross_entropy_grad(const Node& node) {
   return why_not_ids(node.in(at::cross_entropy_grad::in::targets));
 }
 
-static float log_sum_exp(const float* x, int64_t n) {
+// In double, so that what is left after taking off a logit is no rounding error.
+static double log_sum_exp(const float* x, int64_t n) {
   const float low = -__builtin_inff();
   float top = low;
   bool nan = false;
@@ -26,7 +27,7 @@ static float log_sum_exp(const float* x, int64_t n) {
   for (; i < n; i++) top = x[i] > top ? x[i] : top;
   if (top == low || top == -low) {
     for (i = 0; i < n; i++) nan = nan || x[i] != x[i];
-    return nan ? __builtin_nanf("") : top;
+    return nan ? __builtin_nan("") : static_cast<double>(top);
   }
   const V shift = set1(top);
   V sum = zero();
@@ -37,7 +38,7 @@ static float log_sum_exp(const float* x, int64_t n) {
     store(one, exp(set1(x[i] - top)));
     total += one[0];
   }
-  return static_cast<float>(static_cast<double>(top) + __builtin_log(static_cast<double>(total)));
+  return static_cast<double>(top) + __builtin_log(static_cast<double>(total));
 }
 
 static int64_t counted_rows(const Tensor& targets, int64_t R, int64_t ignore) {
@@ -57,8 +58,10 @@ static void k_cross_entropy(const Node& node, const Team& team) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const float* x = logits.row<float>(r);
     const int64_t target = id_at(targets, r);
-    lse[r] = log_sum_exp(x, classes);
-    nll[r] = target == ignore ? 0.0f : target >= 0 && target < classes ? lse[r] - x[target] : __builtin_nanf("");
+    const double sum = log_sum_exp(x, classes);
+    const bool inside = target >= 0 && target < classes;
+    lse[r] = static_cast<float>(sum);
+    nll[r] = target == ignore ? 0.0f : inside ? static_cast<float>(sum - x[target]) : __builtin_nanf("");
   }
   team.barrier();
   if (team.index != 0) return;

@@ -147,7 +147,7 @@ static ScanGradShape scan_grad_shape(const Node& node) {
   namespace in = at::selective_scan_grad::in;
   const Tensor& u = node.in(in::u);
   const int64_t T = u.dim(1), E = u.dim(2), blocks = (E + kChannelBlock - 1) / kChannelBlock;
-  int64_t chunk = chunk_steps(node.attr(at::selective_scan_grad::attr::chunk), T);
+  const int64_t asked = chunk_steps(node.attr(at::selective_scan_grad::attr::chunk), T), chunk = asked < T ? asked : T;
   return {u.dim(0), T, E, node.in(in::A).cols(), chunk, blocks < kScanGroups ? blocks : kScanGroups};
 }
 
@@ -156,7 +156,7 @@ MB_INLINE int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; 
 
 static int64_t s_selective_scan_grad(const Node& node, int threads) {
   const ScanGradShape d = scan_grad_shape(node);
-  const int64_t own = scan_grad_floats(d.chunk < d.T ? d.chunk : d.T, d.N);
+  const int64_t own = scan_grad_floats(d.chunk, d.N);
   return (whole_lines(d.shared()) + threads * whole_lines(own)) * static_cast<int64_t>(sizeof(float));
 }
 
@@ -234,7 +234,7 @@ static void k_selective_scan_grad(const Node& node, const Team& team) {
   const ScanGradShape d = scan_grad_shape(node);
   float* parts = reinterpret_cast<float*>(team.scratch);
   float* sequences = parts + 2 * d.task_rows();
-  const int64_t own = whole_lines(scan_grad_floats(d.chunk < d.T ? d.chunk : d.T, d.N));
+  const int64_t own = whole_lines(scan_grad_floats(d.chunk, d.N));
   ScanGrad g = scan_grad_of(node, d);
   g.scratch = parts + whole_lines(d.shared()) + team.index * own;
   const int64_t blocks = (d.E + kChannelBlock - 1) / kChannelBlock;
