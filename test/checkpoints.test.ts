@@ -74,6 +74,45 @@ for (const preset of Object.keys(PRESETS)) {
   });
 }
 
+const byteTiny = {
+  layers: 2,
+  dModel: 32,
+  dInner: 64,
+  dState: 16,
+  dConv: 4,
+  dtRank: 2,
+  vocab: 256,
+  norm: 'layer',
+  tied: false,
+};
+const hfTiny = { ...byteTiny, layers: 3, dState: 8, norm: 'rms', tied: true };
+
+for (const [name, config, dialect] of [
+  ['byte-tiny', byteTiny, 'state-spaces'],
+  ['byte-tiny-bin', byteTiny, 'state-spaces'],
+  ['byte-tiny-module', byteTiny, 'state-spaces'],
+  ['hf-tiny', hfTiny, 'hf'],
+  ['hf-tiny-48', { ...hfTiny, vocab: 48 }, 'hf'],
+] as const) {
+  test(`the checkpoint ${name}, written by PyTorch, is opened without a warning`, async (t) => {
+    const opened = await openCheckpoint(`test/fixtures/${name}`);
+    t.deepEqual(opened.config, { ...config, normEps: 1e-5 });
+    t.is(opened.dialect, dialect);
+    t.deepEqual(opened.warnings, []);
+  });
+}
+
+test('one model in three files has the same bytes in each', async (t) => {
+  const [first, ...others] = await Promise.all(
+    ['', '-bin', '-module'].map((kind) => openCheckpoint(`test/fixtures/byte-tiny${kind}`)),
+  );
+  for (const [name, tensor] of first?.tensors ?? []) {
+    const bytes = await readTensorBytes(tensor);
+    for (const { tensors } of others) t.deepEqual(await readTensorBytes(tensors.get(name) as StoredTensor), bytes);
+  }
+  t.is(first?.tensors.size, 26);
+});
+
 const RENAMES: [NameDialect, string, (name: string) => string][] = [
   ['state-spaces', 'of state-spaces/mamba', (name) => name],
   ['hf', 'of transformers', (name) => nameIn('hf', name)],

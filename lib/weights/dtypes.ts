@@ -84,6 +84,7 @@ const READERS: Record<StoredDType, (view: DataView, at: number) => number> = {
   BF16: (view, at) => bf16ToF32(view.getUint16(at, true)),
   I8: (view, at) => view.getInt8(at),
   U8: (view, at) => view.getUint8(at),
+  BOOL: (view, at) => view.getUint8(at),
   I32: (view, at) => view.getInt32(at, true),
   I64: (view, at) => Number(view.getBigInt64(at, true)),
 };

@@ -3,7 +3,8 @@ import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { expected, ModelFormatError } from '../errors.ts';
 
-export type StoredDType = 'F64' | 'F32' | 'F16' | 'BF16' | 'I8' | 'U8' | 'I32' | 'I64';
+/** As safetensors names them. BOOL is read so that a file with such a buffer can be told what is wrong with it. */
+export type StoredDType = 'F64' | 'F32' | 'F16' | 'BF16' | 'I8' | 'U8' | 'BOOL' | 'I32' | 'I64';
 
 /** One tensor of a weight file, row-major unless `strides` says otherwise. */
 export interface StoredTensor {
@@ -19,7 +20,17 @@ export interface StoredTensor {
   strides?: number[];
 }
 
-const ELEMENT_BYTES: Record<StoredDType, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I8: 1, U8: 1, I32: 4, I64: 8 };
+const ELEMENT_BYTES: Record<StoredDType, number> = {
+  F64: 8,
+  F32: 4,
+  F16: 2,
+  BF16: 2,
+  I8: 1,
+  U8: 1,
+  BOOL: 1,
+  I32: 4,
+  I64: 8,
+};
 
 export const STORED_DTYPES = Object.keys(ELEMENT_BYTES) as StoredDType[];
 

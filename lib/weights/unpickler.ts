@@ -69,6 +69,7 @@ const STORAGES: Record<string, StoredDType> = {
   'torch.BFloat16Storage': 'BF16',
   'torch.CharStorage': 'I8',
   'torch.ByteStorage': 'U8',
+  'torch.BoolStorage': 'BOOL',
   'torch.IntStorage': 'I32',
   'torch.LongStorage': 'I64',
 };

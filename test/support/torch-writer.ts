@@ -41,6 +41,7 @@ const STORAGE_NAMES: Record<StoredDType, string> = {
   BF16: 'BFloat16Storage',
   I8: 'CharStorage',
   U8: 'ByteStorage',
+  BOOL: 'BoolStorage',
   I32: 'IntStorage',
   I64: 'LongStorage',
 };
