@@ -1,8 +1,10 @@
 // linear: y(R,M) = scale * (x(R,K) weight(M,K)^T) + bias + add, and its gradients.
 // Few rows stream the weights past the activations (dot-inl.h); more rows use the packed product (gemm-inl.h).
 #pragma once
+#include "cpu/amx.h"
 #include "dot-inl.h"
 #include "gemm-inl.h"
+#include "gemm_amx-inl.h"
 
 namespace mb::cpu::MB_TARGET {
 
@@ -26,6 +28,9 @@ static int64_t s_linear(const Node& node, int threads) {
   const Tensor &x = node.in(at::linear::in::x), &weight = node.in(at::linear::in::weight);
   const int64_t rows = x.rows(), k = x.cols();
   if (rows <= kFewRows) return threads * dot_input_bytes(weight.dtype, rows, k);
+#if MB_LEVEL == MB_LEVEL_avx512
+  if (weight.dtype != DType::f32 && amx_enabled()) return amx_scratch(rows, k, threads);
+#endif
   // The packed bf16 product has half as many steps, but f32 is the size that always suffices.
   return gemm_scratch(rows, weight.rows(), k);
 }
@@ -43,41 +48,53 @@ static void linear_few(const Node& node, const Team& team) {
   dot_run(weight, input, tiles.begin * kTileRows, min64(m_count, tiles.end * kTileRows), out);
 }
 
+static GemmOutput linear_output(const Node& node) {
+  namespace in = at::linear::in;
+  const Tensor &add = node.in(in::add), &y = node.out(0);
+  const float *bias = node.in(in::bias).ptr<float>(), *scale = node.in(in::scale).ptr<float>();
+  return {y.ptr<float>(), y.row_stride, bias, scale, add.ptr<float>(), add.row_stride, false};
+}
+
 template <class Mac, class ReadX, class ReadW>
 __attribute__((noinline)) void linear_many(const Node& node, const Team& team, int64_t steps, const ReadX& read_x,
                                            const ReadW& read_w) {
-  namespace in = at::linear::in;
-  const Tensor &x = node.in(in::x), &weight = node.in(in::weight), &add = node.in(in::add), &y = node.out(0);
-  const GemmOutput out{
-      y.ptr<float>(), y.row_stride, node.in(in::bias).ptr<float>(), node.in(in::scale).ptr<float>(), add.ptr<float>(),
-      add.row_stride, false};
   const auto pack_x = [&](int64_t first, int64_t n, int64_t begin, int64_t end, float* to) {
     pack_across(read_x, first, n, static_cast<int>(n), begin, end, to);
   };
   const auto pack_w = [&](int64_t first, int64_t n, int64_t begin, int64_t end, float* to) {
     pack_across(read_w, first, n, kPanelCols, begin, end, to);
   };
-  gemm<Mac>(team, x.rows(), weight.rows(), steps, pack_x, pack_w, out);
+  const int64_t rows = node.in(at::linear::in::x).rows(), cols = node.in(at::linear::in::weight).rows();
+  gemm<Mac>(team, rows, cols, steps, pack_x, pack_w, linear_output(node));
 }
+
+#if MB_LEVEL == MB_LEVEL_avx512
+template <class ReadW>
+__attribute__((noinline)) void linear_bf16(const Node& node, const Team& team, const ReadW& read_w) {
+  const Tensor& x = node.in(at::linear::in::x);
+  const ReadPairsF32 read_x{x.ptr<float>(), x.row_stride, x.cols()};
+  if (amx_enabled()) {
+    const int64_t cols = node.in(at::linear::in::weight).rows();
+    return amx_linear(team, x.rows(), cols, x.cols(), read_x, read_w, linear_output(node));
+  }
+  linear_many<MacBf16>(node, team, (x.cols() + 1) / 2, read_x, read_w);
+}
+#endif
 
 static void k_linear(const Node& node, const Team& team) {
   namespace in = at::linear::in;
   const Tensor &x = node.in(in::x), &weight = node.in(in::weight);
   const int64_t k = x.cols();
   if (x.rows() <= kFewRows) return linear_few(node, team);
-  const float* xp = x.ptr<float>();
-  const ReadWide<float> wide_x{xp, x.row_stride, k};
+  const ReadWide<float> wide_x{x.ptr<float>(), x.row_stride, k};
   if (weight.dtype == DType::f32) {
     return linear_many<MacF32>(node, team, k, wide_x, ReadWide<float>{weight.ptr<float>(), weight.row_stride, k});
   }
 #if MB_LEVEL == MB_LEVEL_avx512
-  const ReadPairsF32 pairs_x{xp, x.row_stride, k};
-  const int64_t steps = (k + 1) / 2;
   if (weight.dtype == DType::bf16) {
-    return linear_many<MacBf16>(node, team, steps, pairs_x,
-                                ReadPairsBf16{weight.ptr<uint16_t>(), weight.row_stride, k});
+    return linear_bf16(node, team, ReadPairsBf16{weight.ptr<uint16_t>(), weight.row_stride, k});
   }
-  linear_many<MacBf16>(node, team, steps, pairs_x, ReadPairsI8{weight.ptr<int8_t>(), weight.row_stride, k});
+  linear_bf16(node, team, ReadPairsI8{weight.ptr<int8_t>(), weight.row_stride, k});
 #else
   if (weight.dtype == DType::bf16) {
     return linear_many<MacF32>(node, team, k, wide_x, ReadWide<uint16_t>{weight.ptr<uint16_t>(), weight.row_stride, k});
