@@ -1,0 +1,53 @@
+// Ctrl-C, SIGTERM and a closed pipe all end work through one AbortSignal, so that what was made is kept.
+
+/** Work was ended from outside; nothing more is to be said. */
+export class Interrupted extends Error {
+  readonly exitCode: number;
+
+  constructor(exitCode: number) {
+    super('interrupted');
+    this.exitCode = exitCode;
+  }
+}
+
+const EXIT_CODES = { SIGINT: 130, SIGTERM: 143 } as const;
+const running = new Set<AbortController>();
+
+/**
+ * Runs `work` with a signal that Ctrl-C, SIGTERM or a closed stdout aborts. Work that then returns has saved what it
+ * wanted to; the exit code says that it was interrupted all the same. A second Ctrl-C ends the process at once.
+ *
+ * @throws Interrupted after an interruption
+ */
+export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const controller = new AbortController();
+  const stop = (name: keyof typeof EXIT_CODES) => {
+    if (controller.signal.aborted) process.exit(EXIT_CODES[name]);
+    controller.abort(new Interrupted(EXIT_CODES[name]));
+  };
+  running.add(controller);
+  process.on('SIGINT', stop).on('SIGTERM', stop);
+  try {
+    const result = await work(controller.signal);
+    controller.signal.throwIfAborted();
+    return result;
+  } finally {
+    running.delete(controller);
+    process.off('SIGINT', stop).off('SIGTERM', stop);
+  }
+}
+
+/** True once the reader of stdout has gone: there is nobody to report to. */
+export function readerHasGone(signal: AbortSignal): boolean {
+  return signal.reason instanceof Interrupted && signal.reason.exitCode === 0;
+}
+
+/** A reader that has gone (`| head`) is no failure: work ends, quietly. */
+export function watchPipes(): void {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+    if (running.size === 0) process.exit(0);
+    for (const controller of running) controller.abort(new Interrupted(0));
+  });
+  process.stderr.on('error', () => undefined); // nowhere left to say so
+}
