@@ -1,3 +1,5 @@
+export { type ConvertOptions, convertModel } from './convert.ts';
+export { type BackendReport, type DoctorReport, doctor } from './doctor.ts';
 export * from './errors.ts';
 export {
   type GenerateChunk,
@@ -7,6 +9,7 @@ export {
   type StopReason,
 } from './generate/generation.ts';
 export type { GenerateOptions } from './generate/options.ts';
+export { type InspectedTensor, type Inspection, type InspectOptions, inspectModel } from './inspect.ts';
 export { type CreateModelOptions, createModel, type LoadModelOptions, loadModel, Model, type Score } from './model.ts';
 export {
   completeConfig,
@@ -17,6 +20,7 @@ export {
   presetConfig,
 } from './models/config.ts';
 export { type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
+export { shippedModels } from './shipped.ts';
 export { State } from './state.ts';
 export type { Schedule } from './train/schedule.ts';
 export {
@@ -27,4 +31,8 @@ export {
   Trainer,
   type TrainerOptions,
 } from './trainer.ts';
+export { version } from './version.ts';
+export type { ConfigDialect } from './weights/config-json.ts';
 export type { WeightDType } from './weights/load.ts';
+export type { NameDialect } from './weights/names.ts';
+export type { StoredDType } from './weights/stored-tensor.ts';

@@ -1,5 +1,3 @@
-import { existsSync } from 'node:fs';
-import { join } from 'node:path';
 import { Device } from './device.ts';
 import {
   checkChoice,
@@ -18,8 +16,8 @@ import { type GenerateOptions, resolveOptions, toBytes } from './generate/option
 import { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
 import { mambaParams, type Weights } from './models/mamba.ts';
 import { initialValues } from './models/params.ts';
-import { packageRoot } from './native.ts';
 import { Session } from './session.ts';
+import { resolveModel } from './shipped.ts';
 import { State } from './state.ts';
 import type { Tensor } from './tensor.ts';
 import { openCheckpoint, saveCheckpoint } from './weights/checkpoint-files.ts';
@@ -331,12 +329,6 @@ export class Model {
       })(),
     };
   }
-}
-
-/** A shipped model's folder, or the path itself. */
-function resolveModel(path: string): string {
-  const shipped = join(packageRoot, 'models', path);
-  return !path.includes('/') && !existsSync(path) && existsSync(shipped) ? shipped : path;
 }
 
 function openDevice(where: string, name: string | undefined, threads?: number): { device: Device; note: string } {

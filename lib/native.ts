@@ -44,7 +44,6 @@ export interface NativeBinding {
   readonly abi: number;
   readonly Device: new (backend: string, index: number, threads: number, target?: string) => NativeDevice;
   opTable(): [name: string, outputs: string, inputs: string, attributes: string][];
-  cpuFeatures(): string[];
 }
 
 const require = createRequire(import.meta.url);
