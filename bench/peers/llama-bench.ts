@@ -95,9 +95,15 @@ async function main(): Promise<void> {
     },
   });
   const [prompt, gen, reps] = [Number(values.prompt), Number(values.gen), Number(values.reps)];
-  const runs = [];
+  const report = {
+    what: 'llama.cpp on Mamba models with random weights, medians in bytes/s',
+    date: new Date().toISOString(),
+    machine: { cpu: cpus()[0]?.model, cores: availableParallelism() },
+    runs: [] as unknown[],
+  };
   for (const model of positionals) {
     for (const threads of values.threads.split(',').map(Number)) {
+      // The load before a run tells whether other programs shared the cores: above 0.5 the figures are too low.
       const loadBefore = loadavg()[0];
       const options = { model, prompt, gen, threads, reps };
       const result = await runLlamaBench(options);
@@ -106,18 +112,12 @@ async function main(): Promise<void> {
       process.stderr.write(
         `${basename(model).padEnd(26)} ${threads}t  prefill ${cell(result.prefill)}  decode ${cell(result.decode)} B/s\n`,
       );
-      runs.push({ model: basename(model), prompt, gen, threads, reps, command, loadBefore, ...result });
+      report.runs.push({ model: basename(model), prompt, gen, threads, reps, command, loadBefore, ...result });
+      // After every run, so that an interrupted series keeps what it has.
+      if (values.out) writeFileSync(values.out, `${JSON.stringify(report, null, 2)}\n`);
     }
   }
-  const report = {
-    what: 'llama.cpp on Mamba models with random weights, medians in bytes/s',
-    date: new Date().toISOString(),
-    machine: { cpu: cpus()[0]?.model, cores: availableParallelism() },
-    runs,
-  };
-  const json = `${JSON.stringify(report, null, 2)}\n`;
-  if (values.out) writeFileSync(values.out, json);
-  else process.stdout.write(json);
+  if (!values.out) process.stdout.write(`${JSON.stringify(report, null, 2)}\n`);
 }
 
 if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) await main();
