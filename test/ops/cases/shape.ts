@@ -1,0 +1,35 @@
+import { blank, cases, given, type OpCase, pairs, size } from '../../support/cases.ts';
+
+const copyRows = pairs({
+  from: ['f32', 'f64', 'bf16', 'f16'],
+  to: ['f32', 'f64', 'bf16'],
+  R: [1, 3, 65],
+  D: [1, 7, 16, 17, 64, 65, 257],
+  pad: [0, 3],
+  padOut: [0, 2],
+});
+
+const joinRows = pairs({
+  R: [1, 2, 17, 65],
+  D: [1, 7, 16, 65],
+  D2: [1, 3, 64],
+  D3: [0, 5, 257],
+  pad: [0, 3],
+  padOut: [0, 1],
+});
+
+export const shape: OpCase[] = [
+  ...cases('copy', copyRows, ({ from, to, R, D, pad, padOut }, random) => {
+    const n = size(R, D);
+    // Every finite f16, then numbers whose rounding to bf16 ties.
+    const bits = random.integers(n, 0, 0x7c00).map((v, i) => (i % 2 ? v | 0x8000 : v));
+    const values = from === 'f16' ? bits : random.normal(n).map((v, i) => (i % 5 ? v : 1 + (2 * i + 1) / 256));
+    return { outs: { y: blank([R, D], padOut, to) }, ins: { x: given(from, [R, D], values, pad) }, close: 'exact' };
+  }),
+  ...cases('concat', joinRows, ({ R, D, D2, D3, pad, padOut }, random) => {
+    const parts = [D, D2, D3]
+      .filter((d) => d > 0)
+      .map((d, i) => given('f32', [R, d], random.normal(size(R, d)), i ? 0 : pad));
+    return { outs: { y: blank([R, D + D2 + D3], padOut) }, ins: { parts_: parts }, close: 'exact' };
+  }),
+];

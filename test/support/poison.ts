@@ -1,0 +1,109 @@
+import type { Device } from '../../lib/device.ts';
+import { type DType, dtypeBytes, newArray, Tensor } from '../../lib/tensor.ts';
+
+/** Bytes before and after every operand that nothing may write. */
+const GUARD = 256;
+/** All ones: a NaN in every float format that no arithmetic produces, and -1 in the integers. */
+const POISON = 0xff;
+
+/** An operand of a case. */
+export interface Operand {
+  shape: readonly number[];
+  dtype: DType;
+  /** Contents; left out: poisoned, so that every element must be written. f16 and raw bf16 are given by their bits. */
+  values?: ArrayLike<number>;
+  /** Elements between the end of a row and the next. */
+  pad?: number;
+  /** The input whose memory this output shares. */
+  same?: string;
+}
+
+/** An operand on a device, in the middle of a poisoned buffer. */
+export class Fenced {
+  readonly tensor: Tensor;
+  readonly #device: Device;
+  readonly #raw: Tensor;
+  readonly #poisoned: boolean;
+
+  /** @param shift elements by which the operand is moved off its natural alignment */
+  constructor(device: Device, name: string, operand: Operand, shift: number) {
+    const { shape, dtype, values, pad = 0 } = operand;
+    const size = dtypeBytes(dtype);
+    const cols = shape.at(-1) ?? 1;
+    const rowStride = cols + pad;
+    const offset = GUARD + shift * size;
+    const rows = shape.slice(0, -1).reduce((a, b) => a * b, 1);
+    const total = offset + Math.max(0, (rows - 1) * rowStride + cols) * size + GUARD;
+    const storage = { buffer: device.alloc(total), offset };
+    this.#device = device;
+    this.#poisoned = values === undefined;
+    this.#raw = new Tensor([total], 'u8', `${name} (raw)`, { storage: { ...storage, offset: 0 } });
+    this.tensor = new Tensor(shape, dtype, name, { storage, rowStride });
+    const bytes = new Uint8Array(total).fill(POISON);
+    if (values) {
+      const packed = encode(dtype, values);
+      const from = new Uint8Array(packed.buffer, packed.byteOffset, packed.byteLength);
+      for (let r = 0; r < rows; r++) {
+        bytes.set(from.subarray(r * cols * size, (r + 1) * cols * size), offset + r * rowStride * size);
+      }
+    }
+    device.write(this.#raw, bytes);
+  }
+
+  /** The elements after a run, and what is wrong with the bytes around or between them, if anything. */
+  collect(): { values: Float64Array; fault: string | undefined } {
+    const bytes = this.#device.read(this.#raw) as Uint8Array;
+    const { tensor } = this;
+    const size = dtypeBytes(tensor.dtype);
+    const offset = tensor.storage?.offset ?? 0;
+    const rowBytes = tensor.cols * size;
+    const packed = new Uint8Array(tensor.rows * rowBytes);
+    for (let r = 0; r < tensor.rows; r++) {
+      const at = offset + r * tensor.rowStride * size;
+      packed.set(bytes.subarray(at, at + rowBytes), r * rowBytes);
+      bytes.fill(POISON, at, at + rowBytes);
+    }
+    const torn = bytes.findIndex((b) => b !== POISON);
+    const values = decode(tensor.dtype, packed);
+    let fault = torn < 0 ? undefined : `byte ${torn - offset} outside of it was written`;
+    if (this.#poisoned && !fault && 'f32 f64 bf16'.includes(tensor.dtype)) {
+      for (let i = 0; i < values.length && !fault; i++) {
+        const left = packed.subarray(i * size, (i + 1) * size).every((b) => b === POISON);
+        if (left) fault = `element ${i} was not written`;
+      }
+    }
+    return { values, fault };
+  }
+
+  free(): void {
+    this.#device.release(this.tensor);
+  }
+}
+
+/** Numbers as a typed array of a dtype; f16 is given by its bits. */
+export function encode(dtype: DType, values: ArrayLike<number>) {
+  const out = newArray(dtype, values.length);
+  for (let i = 0; i < values.length; i++) out[i] = dtype === 'bf16' ? toBf16(values[i] ?? 0) : (values[i] ?? 0);
+  return out;
+}
+
+/** Bytes of a dtype as numbers. */
+export function decode(dtype: DType, bytes: Uint8Array): Float64Array {
+  const bits = newArray(dtype, bytes.length / dtypeBytes(dtype));
+  new Uint8Array(bits.buffer).set(bytes);
+  return Float64Array.from(bits as Float32Array, dtype === 'bf16' ? fromBf16 : (v) => v);
+}
+
+const word = new DataView(new ArrayBuffer(4));
+
+/** Bits of the nearest bf16, ties to even. */
+export function toBf16(value: number): number {
+  word.setFloat32(0, value);
+  if (Number.isNaN(value)) return 0x7fc0;
+  const bits = word.getUint32(0);
+  return (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
+}
+export function fromBf16(bits: number): number {
+  word.setUint32(0, (bits << 16) >>> 0);
+  return word.getFloat32(0);
+}
