@@ -272,6 +272,13 @@ const BAD_SHARDS: [string, (map: Record<string, string>) => void, RegExp][] = [
     /a file beside the index, got "\.\.\/other\.safetensors"/,
   ],
   [
+    'a shard in another folder',
+    (m) => {
+      m['lm_head.weight'] = 'sub/other.safetensors';
+    },
+    /a file beside the index, got "sub\/other\.safetensors"/,
+  ],
+  [
     'a shard that is no name',
     (m) => {
       m['lm_head.weight'] = 3 as unknown as string;
