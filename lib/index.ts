@@ -1,4 +1,6 @@
 export { type ConvertOptions, convertModel } from './convert.ts';
+export { Dataset, type DatasetOptions, type DocumentSpan, openDataset } from './data/dataset.ts';
+export { type DataPosition, type Sampling, type Window, type WindowOptions, WindowSampler } from './data/windows.ts';
 export { type BackendReport, type DoctorReport, doctor } from './doctor.ts';
 export * from './errors.ts';
 export {
@@ -22,6 +24,9 @@ export {
 export { type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
 export { shippedModels } from './shipped.ts';
 export { State } from './state.ts';
+export { type EvaluateOptions, type EvaluateProgress, type EvaluateResult, evaluate } from './train/evaluate.ts';
+export { train } from './train/loop.ts';
+export type { TrainOptions, TrainProgress, TrainResult } from './train/options.ts';
 export type { Schedule } from './train/schedule.ts';
 export {
   type Batch,

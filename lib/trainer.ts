@@ -35,7 +35,10 @@ export interface TrainerOptions {
 const KEYS = ['lr', 'betas', 'eps', 'weightDecay', 'clip', 'schedule', 'warmup', 'steps', 'minLr', 'ignore'];
 
 export interface Batch {
-  /** batch x (T + 1) bytes or ids, row by row: T inputs and, one further on, T targets. */
+  /**
+   * batch x (T + 1) bytes or ids, row by row: T inputs and, one further on, T targets. -1, in an Int32Array, is padding
+   * at the end of a row: never counted as a target.
+   */
   bytes: Uint8Array | Int32Array;
   batch: number;
 }
@@ -141,7 +144,8 @@ export class Trainer {
   }
 
   /**
-   * One optimiser step on one batch, or on several micro-batches of equal shape whose gradients are averaged.
+   * One optimiser step on one batch, or on several micro-batches of equal shape whose losses and gradients are averaged
+   * with equal weights.
    * @throws RangeError when a batch has the wrong size or an id is no class of the model
    */
   async step(input: Batch | readonly Batch[]): Promise<StepResult> {
@@ -196,6 +200,16 @@ export class Trainer {
     this.#step = state.step;
   }
 
+  /** @internal AdamW's moments as they lie on the device, `m.<parameter>` and `v.<parameter>`. */
+  moments(): Map<string, Tensor> {
+    const named = (kind: string, of: Map<string, Tensor>) => [...of].map(([name, t]) => [`${kind}.${name}`, t] as const);
+    return new Map([...named('m', this.#m), ...named('v', this.#v)]);
+  }
+  /** @internal Counts on from `step`, once the moments are written. */
+  countFrom(step: number): void {
+    this.#step = step;
+  }
+
   private checkBatch(where: string, b: Batch): number {
     const { vocab } = this.model.config;
     if (!(b?.bytes instanceof Uint8Array || b?.bytes instanceof Int32Array)) {
@@ -210,7 +224,7 @@ export class Trainer {
     }
     if (vocab < 256 || b.bytes instanceof Int32Array) {
       for (const id of b.bytes) {
-        if (id < 0 || id >= vocab) throw new RangeError(expected(where, 'ids', `lie in 0..${vocab - 1}`, `${id}`));
+        if (id < -1 || id >= vocab) throw new RangeError(expected(where, 'ids', `lie in 0..${vocab - 1}`, `${id}`));
       }
     }
     return row - 1;
@@ -224,6 +238,11 @@ export class Trainer {
     for (let r = 0; r < b.batch; r++) {
       ids.set(b.bytes.subarray(r * (T + 1), r * (T + 1) + T), r * T);
       targets.set(b.bytes.subarray(r * (T + 1) + 1, (r + 1) * (T + 1)), r * T);
+    }
+    const { ignore } = this.#options;
+    for (let i = 0; i < ids.length; i++) {
+      if ((ids[i] ?? 0) < 0) ids[i] = 0; // nothing counted follows padding
+      if ((targets[i] ?? 0) < 0) targets[i] = ignore;
     }
     const device = this.model.runtime;
     device.write(compiled.ids, ids);

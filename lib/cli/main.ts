@@ -6,13 +6,23 @@ import { version } from '../version.ts';
 import { benchCommand } from './bench.ts';
 import { convertCommand } from './convert.ts';
 import { doctorCommand } from './doctor.ts';
+import { evalCommand } from './eval.ts';
 import { generateCommand } from './generate.ts';
 import { inspectCommand } from './inspect.ts';
 import { Interrupted, watchPipes } from './interrupt.ts';
 import { note } from './output.ts';
+import { trainCommand } from './train.ts';
 import { isUsageError, UsageError } from './usage.ts';
 
-const COMMANDS = [generateCommand, inspectCommand, convertCommand, doctorCommand, benchCommand];
+const COMMANDS = [
+  generateCommand,
+  trainCommand,
+  evalCommand,
+  inspectCommand,
+  convertCommand,
+  doctorCommand,
+  benchCommand,
+];
 
 async function main(argv: readonly string[]): Promise<void> {
   watchPipes();

@@ -1,0 +1,143 @@
+import { Presets, SingleBar } from 'cli-progress';
+import { Command, Option } from 'commander';
+import { PRESETS } from '../models/config.ts';
+import { train } from '../train/loop.ts';
+import type { TrainOptions, TrainProgress } from '../train/options.ts';
+import { interruptible } from './interrupt.ts';
+import { grouped, note, print } from './output.ts';
+import { defined, parseCount, parseNumber, parsePositive, separatorOption } from './usage.ts';
+
+interface TrainFlags extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress'> {
+  layers?: number;
+  dModel?: number;
+  dState?: number;
+  beta1?: number;
+  beta2?: number;
+  separator?: string;
+  json?: boolean;
+  quiet?: boolean;
+}
+
+export function trainCommand(): Command {
+  const command = new Command('train')
+    .description('train a model; Ctrl-C saves a checkpoint and ends, --resume goes on bit for bit')
+    .requiredOption('--out <folder>', 'where checkpoints and log.jsonl go; made if it is not there')
+    .option('--data <path...>', 'files or folders to learn from')
+    .option('--valid <path...>', 'held-out files or folders')
+    .option('--resume', 'go on from the newest checkpoint in --out')
+    .optionsGroup('Model (one of preset, layers with d-model, init):')
+    .option('--preset <name>', `${Object.keys(PRESETS).join(', ')}`)
+    .option('--layers <n>', 'blocks of a new model', parsePositive)
+    .option('--d-model <n>', 'its width', parsePositive)
+    .option('--d-state <n>', 'its states per channel (default: 16)', parsePositive)
+    .option('--init <model>', 'start from a shipped model, a folder or a file')
+    .optionsGroup('Length:')
+    .option('--steps <n>', 'optimiser steps', parsePositive)
+    .option('--bytes <n>', 'or bytes to train on', parsePositive)
+    .option('--batch <n>', 'windows per micro-batch (default: 8)', parsePositive)
+    .option('--accumulate <n>', 'micro-batches per step (default: 1)', parsePositive)
+    .option('--context <n>', 'bytes of input per window (default: 1024)', parsePositive)
+    .optionsGroup('Optimiser:')
+    .option('--lr <x>', 'peak learning rate (default: 4e-4)', parseNumber)
+    .option('--warmup <n>', 'steps of linear warm-up (default: a tenth of all, at most 500)', parseCount)
+    .addOption(new Option('--schedule <name>', 'after warm-up (default: cosine)').choices(['cosine', 'constant']))
+    .option('--min-lr <f>', 'fraction of lr that the cosine ends at (default: 0.1)', parseNumber)
+    .option('--weight-decay <x>', 'of matrices and convolutions (default: 0.1)', parseNumber)
+    .option('--beta1 <x>', 'decay of the first moment (default: 0.9)', parseNumber)
+    .option('--beta2 <x>', 'decay of the second moment (default: 0.95)', parseNumber)
+    .option('--eps <x>', "AdamW's epsilon (default: 1e-8)", parseNumber)
+    .option('--clip <x>', 'largest global gradient norm, 0 for none (default: 1)', parseNumber)
+    .option('--seed <n>', 'of weights and windows (default: 0)', parseCount)
+    .optionsGroup('Data:')
+    .addOption(
+      new Option(
+        '--sampling <kind>',
+        'document: a window per document and epoch (default); uniform: every byte once an epoch',
+      ).choices(['document', 'uniform']),
+    )
+    .addOption(separatorOption())
+    .optionsGroup('Checkpoints:')
+    .option('--eval-every <n>', 'steps between evaluations (default: a tenth of all, at most 1000)', parsePositive)
+    .option('--eval-bytes <n>', 'bytes of --valid scored each time (default: 262144)', parsePositive)
+    .option('--save-every <n>', 'steps between checkpoints (default: 500)', parsePositive)
+    .option('--keep <n>', 'newest checkpoints to keep beside the best (default: 2)', parsePositive)
+    .optionsGroup('Machine:')
+    .option('--device <name>', 'auto, cpu, or ref (slow, obviously right)')
+    .option('--threads <n>', 'threads (default: one per core)', parsePositive)
+    .option('--json', 'print one JSON line a step')
+    .option('-q, --quiet', 'no progress on stderr');
+  return command.action((flags: TrainFlags) => interruptible((signal) => run(flags, signal)));
+}
+
+async function run(flags: TrainFlags, signal: AbortSignal): Promise<void> {
+  const progress = flags.quiet ? silent : process.stderr.isTTY ? barProgress() : lineProgress();
+  const onProgress = (p: TrainProgress) => {
+    progress.update(p);
+    if (flags.json) void print(`${JSON.stringify(p)}\n`);
+  };
+  const result = await train({ ...trainOptions(flags), signal, onProgress }).finally(progress.stop);
+  if (flags.json) return print(`${JSON.stringify(result)}\n`);
+  const { step, steps, checkpoint, best } = result;
+  const held = best === null ? '' : `, best ${best.bitsPerByte.toFixed(4)} bits per byte at step ${best.step}`;
+  if (!flags.quiet) note(`${result.stopped}: step ${step} of ${steps}${held}`);
+  await print(`${checkpoint}\n`);
+}
+
+function trainOptions(flags: TrainFlags): TrainOptions {
+  const { layers, dModel, dState, beta1, beta2, separator, json, quiet, ...rest } = flags;
+  const shaped = layers !== undefined || dModel !== undefined || dState !== undefined;
+  // What is missing here is refused, by name, where the configuration is checked.
+  const config = shaped ? (defined({ layers, dModel, dState }) as { layers: number; dModel: number }) : undefined;
+  const betas = beta1 === undefined && beta2 === undefined ? undefined : ([beta1 ?? 0.9, beta2 ?? 0.95] as const);
+  return { ...rest, ...defined({ config, betas, separator: separator === '' ? null : separator }) };
+}
+
+interface Progress {
+  update(progress: TrainProgress): void;
+  stop(): void;
+}
+
+const silent: Progress = { update: () => undefined, stop: () => undefined };
+
+function barProgress(): Progress {
+  const format = '{value}/{total} [{bar}] loss {loss} · {bpb} bits/byte · {speed} bytes/s · {left} left{valid}';
+  const bar = new SingleBar({ format, stream: process.stderr, hideCursor: true }, Presets.legacy);
+  let valid = '';
+  return {
+    update(p) {
+      if (!bar.isActive) bar.start(p.steps, p.step);
+      if (p.validBitsPerByte !== undefined) valid = ` · valid ${p.validBitsPerByte.toFixed(4)}`;
+      const { loss, bitsPerByte, bytesPerSecond, eta } = p;
+      const shown = { loss: loss.toFixed(4), bpb: bitsPerByte.toFixed(4), speed: grouped(bytesPerSecond) };
+      bar.update(p.step, { ...shown, left: duration(eta), valid });
+    },
+    stop: () => bar.stop(),
+  };
+}
+
+const LINE_SECONDS = 30;
+
+/** For logs: a line now and then, and one for every evaluation. */
+function lineProgress(): Progress {
+  let last = Number.NEGATIVE_INFINITY;
+  return {
+    update({ step, steps, loss, bitsPerByte, bytesPerSecond, eta, validBitsPerByte }) {
+      const now = performance.now() / 1000;
+      if (validBitsPerByte === undefined && now - last < LINE_SECONDS) return;
+      last = now;
+      const valid = validBitsPerByte === undefined ? '' : ` · valid ${validBitsPerByte.toFixed(4)} bits/byte`;
+      const speed = `${grouped(bytesPerSecond)} bytes/s · ${duration(eta)} left`;
+      note(`step ${step}/${steps} · loss ${loss.toFixed(4)} · ${bitsPerByte.toFixed(4)} bits/byte · ${speed}${valid}`);
+    },
+    stop: () => undefined,
+  };
+}
+
+/** Seconds → "1 h 05 min", "3 min 20 s", "12 s". */
+function duration(seconds: number): string {
+  if (!Number.isFinite(seconds)) return '?';
+  const s = Math.round(seconds);
+  const two = (n: number) => String(n).padStart(2, '0');
+  if (s >= 3600) return `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} min`;
+  return s >= 60 ? `${Math.floor(s / 60)} min ${two(s % 60)} s` : `${s} s`;
+}

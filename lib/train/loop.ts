@@ -1,0 +1,268 @@
+// train(): a whole training run, from options to checkpoints. Read it top to bottom.
+import { isAbsolute, join, resolve } from 'node:path';
+import { type Dataset, openDataset } from '../data/dataset.ts';
+import { WindowSampler } from '../data/windows.ts';
+import { CheckpointError, DataError, expected, MambaByteError } from '../errors.ts';
+import { createModel, loadModel, type Model } from '../model.ts';
+import { resolveModel } from '../shipped.ts';
+import { createTrainer, type StepResult, type Trainer } from '../trainer.ts';
+import { version } from '../version.ts';
+import {
+  latestCheckpoint,
+  prepareFolder,
+  type RunState,
+  readRunState,
+  restoreTrainer,
+  writeCheckpoint,
+} from './checkpoint.ts';
+import { evaluate } from './evaluate.ts';
+import { RunLog } from './log.ts';
+import {
+  checkTrainOptions,
+  contradiction,
+  datasetOptions,
+  decayOf,
+  newSettings,
+  resumedSettings,
+  shapeContradiction,
+  type TrainOptions,
+  type TrainResult,
+  type TrainSettings,
+  wantedConfig,
+} from './options.ts';
+
+const WHERE = 'train';
+
+/**
+ * Trains a model and leaves checkpoints in `out`: `latest` and `best` are folders that loadModel opens. A run that was
+ * aborted, or killed at any moment, goes on with `resume` to the same weights, bit for bit.
+ * @throws TypeError, RangeError for wrong options; DataError; CheckpointError (what was saved is intact); a
+ * MambaByteError with code ERR_DIVERGED when the loss is no number any more
+ */
+export async function train(options: TrainOptions): Promise<TrainResult> {
+  checkTrainOptions(options);
+  const run = options.resume ? await resumeRun(options) : await newRun(options);
+  try {
+    return await trainingLoop(run, options);
+  } finally {
+    run.close();
+  }
+}
+
+/** Everything that a run has open. */
+interface Run {
+  model: Model;
+  trainer: Trainer;
+  sampler: WindowSampler;
+  valid: Dataset | undefined;
+  log: RunLog;
+  /** As of the last step. */
+  state: RunState;
+  /** Newest checkpoint, if there is one. */
+  checkpoint: string | undefined;
+  close(): void;
+}
+
+async function newRun(options: TrainOptions): Promise<Run> {
+  const { out, init } = options;
+  const settings = newSettings(options);
+  const found = await latestCheckpoint(out);
+  if (found !== undefined) {
+    const hint = 'Pass resume to go on with it, or choose another folder.';
+    throw new CheckpointError(expected(WHERE, out, 'hold no checkpoint', found, hint));
+  }
+  const config = wantedConfig(options);
+  const { device, threads } = options;
+  const placed = { ...(device !== undefined && { device }), ...(threads !== undefined && { threads }) };
+  const makeModel = () =>
+    config
+      ? createModel(config, { seed: settings.seed, ...placed })
+      : loadModel(resolveModel(init ?? ''), { trainable: true, ...placed });
+  return openRun(options, settings, makeModel, undefined);
+}
+
+async function resumeRun(options: TrainOptions): Promise<Run> {
+  const { out, device, threads } = options;
+  const folder = await latestCheckpoint(out);
+  if (folder === undefined) {
+    const hint = 'Leave resume out to begin a run.';
+    throw new CheckpointError(expected(WHERE, out, 'hold a checkpoint to resume from', 'none', hint));
+  }
+  const stored = await readRunState(folder);
+  const wanted = wantedConfig(options);
+  const fault = contradiction(stored.settings, options) ?? (wanted && shapeContradiction(stored.config, wanted));
+  if (fault) throw new CheckpointError(`${fault} The checkpoint is ${folder}.`);
+  const placed = { ...(device !== undefined && { device }), ...(threads !== undefined && { threads }) };
+  const settings = resumedSettings(stored.settings, options);
+  const makeModel = () => loadModel(folder, { trainable: true, ...placed });
+  return openRun(options, settings, makeModel, { folder, stored });
+}
+
+/** Opens data, model, trainer and log; `from` is the checkpoint to go on from. */
+async function openRun(
+  options: TrainOptions,
+  settings: TrainSettings,
+  makeModel: () => Promise<Model>,
+  from: { folder: string; stored: RunState } | undefined,
+): Promise<Run> {
+  const { out, signal } = options;
+  const opened: { close(): void }[] = [];
+  const closeAll = () => {
+    for (const item of opened.reverse()) item.close();
+  };
+  try {
+    const paths = absolute(options.data) ?? from?.stored.data.paths ?? [];
+    const data = await openDataset(paths, datasetOptions(settings, signal));
+    opened.push(data);
+    if (from) checkSameData(from.stored, data);
+    const sampler = new WindowSampler(data, settings);
+    const validPaths = absolute(options.valid) ?? from?.stored.valid ?? null;
+    const valid = validPaths ? await openDataset(validPaths, datasetOptions(settings, signal)) : undefined;
+    if (valid) opened.push(valid);
+    const model = await makeModel();
+    opened.push({ close: () => model.dispose() });
+    if (model.config.vocab !== 256) {
+      throw new TypeError(expected(WHERE, 'the model', 'read bytes (256 classes)', `${model.config.vocab} classes`));
+    }
+    const trainer = await createTrainer(model, trainerOptions(settings));
+    await prepareFolder(out);
+    if (from) {
+      await restoreTrainer(from.folder, trainer, from.stored.step);
+      sampler.position = from.stored.position;
+    }
+    const log = new RunLog(join(out, 'log.jsonl'), trainer.steps);
+    opened.push(log);
+    const state: RunState = {
+      format: 1,
+      version,
+      step: trainer.steps,
+      position: sampler.position,
+      settings,
+      config: model.config,
+      data: { paths, bytes: data.bytes, documents: data.documents, fingerprint: data.fingerprint() },
+      valid: validPaths,
+      best: from?.stored.best ?? null,
+    };
+    return { model, trainer, sampler, valid, log, state, checkpoint: from?.folder, close: closeAll };
+  } catch (error) {
+    closeAll();
+    throw error;
+  }
+}
+
+function trainerOptions(settings: TrainSettings) {
+  const { lr, betas, eps, clip, schedule, warmup, steps, minLr, weightDecay } = settings;
+  const decay = (name: string) => decayOf(name, weightDecay);
+  return { lr, betas, eps, clip, schedule, warmup, steps, minLr, weightDecay: decay };
+}
+
+function absolute(paths: string | readonly string[] | undefined): string[] | undefined {
+  if (paths === undefined) return undefined;
+  return (typeof paths === 'string' ? [paths] : [...paths]).map((path) => (isAbsolute(path) ? path : resolve(path)));
+}
+
+function checkSameData({ data: then }: RunState, now: Dataset): void {
+  if (now.fingerprint() === then.fingerprint) return;
+  const words = (d: { bytes: number; documents: number }) => `${d.bytes} bytes in ${d.documents} documents`;
+  const got = `${words(now)}${words(now) === words(then) ? ' of other lengths' : ''}`;
+  throw new CheckpointError(expected(WHERE, 'the data', `be ${words(then)} as when the run began`, got));
+}
+
+async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResult> {
+  const { model, trainer, sampler, valid, log, state } = run;
+  const { signal, saveEvery = 500, keep = 2 } = options;
+  const { steps, batch, accumulate, context } = state.settings;
+  const evalEvery = options.evalEvery ?? Math.min(1000, Math.ceil(steps / 10));
+  const perStep = batch * accumulate * context;
+  const speed = new Speed();
+  let saved = run.checkpoint === undefined ? -1 : state.step;
+  let loss = Number.NaN;
+  const save = async () => {
+    if (saved === state.step) return;
+    log.sync();
+    run.checkpoint = await writeCheckpoint(options.out, model, trainer, state, keep);
+    saved = state.step;
+  };
+  // A folder that cannot be written is found out now, and a run that is killed early has something to resume from.
+  await save();
+  while (state.step < steps && !signal?.aborted) {
+    const started = performance.now();
+    const micro = await drawn(run, accumulate, batch, save);
+    const result = await trainer.step(micro);
+    loss = result.loss;
+    if (!Number.isFinite(loss) || !Number.isFinite(result.gradNorm)) throw diverged(result, run.checkpoint);
+    speed.add(performance.now() - started);
+    state.step = result.step;
+    state.position = sampler.position;
+    const evaluates = valid && (state.step % evalEvery === 0 || state.step === steps);
+    const validBitsPerByte = evaluates ? await heldOut(run, valid, options) : undefined;
+    const improved = validBitsPerByte !== undefined && validBitsPerByte < (state.best?.bitsPerByte ?? Infinity);
+    if (improved) state.best = { step: state.step, bitsPerByte: validBitsPerByte };
+    const line = {
+      step: state.step,
+      loss,
+      bitsPerByte: loss / Math.LN2,
+      gradNorm: result.gradNorm,
+      lr: result.lr,
+      bytes: state.step * perStep,
+      epoch: state.position.epoch,
+      ...(validBitsPerByte !== undefined && { validBitsPerByte }),
+      bytesPerSecond: perStep / speed.seconds,
+    };
+    log.append({ ...line, seconds: speed.last });
+    if (improved || state.step % saveEvery === 0 || state.step === steps) await save();
+    options.onProgress?.({ ...line, steps, eta: (steps - state.step) * speed.seconds });
+  }
+  await save();
+  return {
+    step: state.step,
+    steps,
+    stopped: state.step < steps ? 'aborted' : 'done',
+    loss,
+    best: state.best,
+    checkpoint: run.checkpoint ?? '',
+    bytes: state.step * perStep,
+  };
+}
+
+/** The next step's batches. When the data has become unreadable, what was learned so far is saved first. */
+async function drawn({ sampler }: Run, accumulate: number, batch: number, save: () => Promise<void>) {
+  try {
+    return Array.from({ length: accumulate }, () => sampler.batch(batch));
+  } catch (error) {
+    if (error instanceof DataError) await save();
+    throw error;
+  }
+}
+
+/** Bits per byte of the held-out data; undefined when the run is aborted meanwhile. */
+async function heldOut({ model, state }: Run, valid: Dataset, options: TrainOptions): Promise<number | undefined> {
+  const { signal, evalBytes = 1 << 18 } = options;
+  try {
+    const { context } = state.settings;
+    const result = await evaluate(model, valid, { context, maxBytes: evalBytes, ...(signal && { signal }) });
+    return result.bitsPerByte;
+  } catch (error) {
+    if (signal?.aborted) return undefined;
+    throw error;
+  }
+}
+
+function diverged({ step, loss, gradNorm }: StepResult, checkpoint: string | undefined): MambaByteError {
+  const got = `${loss} with gradient norm ${gradNorm}`;
+  const hint = `Lower lr, clip or lengthen warmup. The last good checkpoint is ${checkpoint}.`;
+  return new MambaByteError('ERR_DIVERGED', expected(WHERE, `the loss of step ${step}`, 'be finite', got, hint));
+}
+
+/** Seconds per step, smoothed over about the last twenty; the first one, which compiles plans, does not count. */
+class Speed {
+  seconds = Number.NaN;
+  last = Number.NaN;
+  #steps = 0;
+
+  add(milliseconds: number): void {
+    this.last = milliseconds / 1000;
+    this.seconds = this.#steps < 2 ? this.last : 0.95 * this.seconds + 0.05 * this.last;
+    this.#steps++;
+  }
+}

@@ -1,0 +1,242 @@
+// What a training run is told: defaults, checks, and the part that a resumed run must agree with.
+import type { DatasetOptions } from '../data/dataset.ts';
+import type { Sampling } from '../data/windows.ts';
+import {
+  checkBoolean,
+  checkChoice,
+  checkFunction,
+  checkInteger,
+  checkNumber,
+  checkOptions,
+  checkSignal,
+  checkString,
+  describe,
+  expected,
+} from '../errors.ts';
+import { completeConfig, type MambaConfig, type PartialMambaConfig, presetConfig } from '../models/config.ts';
+
+/** How a run is going, after every step. */
+export interface TrainProgress {
+  /** Steps done, of `steps`. */
+  step: number;
+  steps: number;
+  /** Mean nats per byte of this step's batch, before the update. */
+  loss: number;
+  bitsPerByte: number;
+  gradNorm: number;
+  lr: number;
+  /** Bytes trained on so far. */
+  bytes: number;
+  /** Passes over the data done. */
+  epoch: number;
+  bytesPerSecond: number;
+  /** Seconds left at this speed, not counting evaluations. */
+  eta: number;
+  /** Of the held-out data, where this step evaluated it. */
+  validBitsPerByte?: number;
+}
+
+export interface TrainOptions {
+  /** What to train: a preset's name ... */
+  preset?: string;
+  /** ... or a new model's shape ... */
+  config?: PartialMambaConfig;
+  /** ... or a model to start from: the name of a shipped one, a folder or a file. */
+  init?: string;
+  /** Files or folders to learn from. */
+  data?: string | readonly string[];
+  /** Held-out files or folders. */
+  valid?: string | readonly string[];
+  /** Folder for checkpoints and log.jsonl; made if it is not there. */
+  out: string;
+  /** Go on from `out/latest`: what is left out here is as it was; what is given must agree with it. */
+  resume?: boolean;
+
+  /** Optimiser steps ... */
+  steps?: number;
+  /** ... or bytes to train on, rounded up to whole steps. */
+  bytes?: number;
+  /** Windows per micro-batch; default 8. */
+  batch?: number;
+  /** Micro-batches per step, whose gradients are averaged; default 1. */
+  accumulate?: number;
+  /** Bytes of input per window (T); default 1024. */
+  context?: number;
+  /** Peak learning rate; default 4e-4. */
+  lr?: number;
+  /** Steps of linear warm-up; default a tenth of all, at most 500. */
+  warmup?: number;
+  /** After warm-up: half a cosine down to `minLr` (default), or constant. */
+  schedule?: 'cosine' | 'constant';
+  /** Fraction of lr that the cosine ends at; default 0.1. */
+  minLr?: number;
+  /** Decoupled weight decay of matrices and convolutions; norms, biases, A_log and D have none; default 0.1. */
+  weightDecay?: number;
+  betas?: readonly [number, number];
+  eps?: number;
+  /** Largest global gradient norm; 0: no clipping; default 1. */
+  clip?: number;
+  /** Of the initial weights and of the windows; default 0. */
+  seed?: number;
+  /** 'document' (default, Wang et al. 2024): a window per document and epoch; 'uniform': every byte once an epoch. */
+  sampling?: Sampling;
+  /** Between documents of one file; null: every file is one; default "\n\f\n". */
+  separator?: string | null;
+
+  /** Steps between evaluations of `valid`; default a tenth of all, at most 1000. The last step always is one. */
+  evalEvery?: number;
+  /** Bytes of `valid` scored each time, in windows of `context`; default 2^18. */
+  evalBytes?: number;
+  /** Steps between checkpoints; default 500. The last step, and every best evaluation, always is one. */
+  saveEvery?: number;
+  /** Newest checkpoints to keep, beside the best one; default 2. */
+  keep?: number;
+
+  device?: string;
+  threads?: number;
+  onProgress?: (progress: TrainProgress) => void;
+  /** Aborting finishes the current step, saves and returns. */
+  signal?: AbortSignal;
+}
+
+export interface TrainResult {
+  /** Steps done in all, of `steps`. */
+  step: number;
+  steps: number;
+  /** 'aborted' when the signal ended the run; resume it to go on. */
+  stopped: 'done' | 'aborted';
+  /** Mean nats per byte of the last step's batch; NaN when no step was done. */
+  loss: number;
+  /** Lowest bits per byte on the held-out data, and its step. */
+  best: { step: number; bitsPerByte: number } | null;
+  /** Folder of the newest checkpoint. */
+  checkpoint: string;
+  /** Bytes trained on in all. */
+  bytes: number;
+}
+
+const SETTINGS = [
+  'steps',
+  'batch',
+  'accumulate',
+  'context',
+  'lr',
+  'warmup',
+  'schedule',
+  'minLr',
+  'weightDecay',
+  'betas',
+  'eps',
+  'clip',
+  'seed',
+  'sampling',
+  'separator',
+] as const;
+const KEYS = [
+  ...SETTINGS,
+  ...['preset', 'config', 'init', 'data', 'valid', 'out', 'resume', 'bytes', 'evalEvery', 'evalBytes', 'saveEvery'],
+  ...['keep', 'device', 'threads', 'onProgress', 'signal'],
+];
+
+/** What decides the weights of a run, beside data and shape: stored with every checkpoint. */
+export type TrainSettings = Required<Pick<TrainOptions, (typeof SETTINGS)[number]>>;
+
+const WHERE = 'train';
+
+/** Checks everything about the options that does not need a file. @throws TypeError or RangeError naming the option */
+export function checkTrainOptions(options: TrainOptions): void {
+  checkOptions(WHERE, options, KEYS);
+  if (checkString(WHERE, 'out', options?.out) === '') throw new RangeError(expected(WHERE, 'out', 'be a path', '""'));
+  const { preset, config, init, resume, bytes, steps, onProgress } = options;
+  if (resume !== undefined) checkBoolean(WHERE, 'resume', resume);
+  const sources = [preset, config, init].filter((source) => source !== undefined).length;
+  if (sources > 1 || (sources === 0 && !resume)) {
+    const got = sources === 0 ? 'none of them' : `${sources} of them`;
+    throw new TypeError(expected(WHERE, 'one of preset, config and init', 'be given', got));
+  }
+  if (options.data === undefined && !resume) throw new TypeError(expected(WHERE, 'data', 'be a path', 'undefined'));
+  if (bytes !== undefined && steps !== undefined) {
+    throw new TypeError(expected(WHERE, 'one of steps and bytes', 'be given', 'both'));
+  }
+  if (bytes === undefined && steps === undefined && !resume) {
+    throw new TypeError(expected(WHERE, 'steps or bytes', 'be given', 'neither'));
+  }
+  if (bytes !== undefined) checkInteger(WHERE, 'bytes', bytes, { min: 1 });
+  for (const key of ['steps', 'batch', 'accumulate', 'context', 'evalEvery', 'saveEvery', 'keep', 'threads'] as const) {
+    if (options[key] !== undefined) checkInteger(WHERE, key, options[key], { min: 1 });
+  }
+  if (options.evalBytes !== undefined) checkInteger(WHERE, 'evalBytes', options.evalBytes, { min: 2 });
+  if (onProgress !== undefined) checkFunction(WHERE, 'onProgress', onProgress);
+  checkSignal(WHERE, options.signal);
+}
+
+/** The shape that the options ask for, or undefined for `init` and a plain resume. */
+export function wantedConfig({ preset, config }: TrainOptions): MambaConfig | undefined {
+  if (preset !== undefined) return presetConfig(preset);
+  return config === undefined ? undefined : completeConfig(config);
+}
+
+/** Settings of a new run. */
+export function newSettings(options: TrainOptions): TrainSettings {
+  const { batch = 8, accumulate = 1, context = 1024 } = options;
+  const steps = options.steps ?? Math.ceil((options.bytes ?? 0) / (batch * accumulate * context));
+  return {
+    steps,
+    batch,
+    accumulate,
+    context,
+    lr: checkNumber(WHERE, 'lr', options.lr ?? 4e-4, { min: 0 }),
+    warmup: checkInteger(WHERE, 'warmup', options.warmup ?? Math.min(500, Math.ceil(steps / 10)), { min: 0 }),
+    schedule: checkChoice(WHERE, 'schedule', options.schedule ?? 'cosine', ['cosine', 'constant']),
+    minLr: checkNumber(WHERE, 'minLr', options.minLr ?? 0.1, { min: 0, max: 1 }),
+    weightDecay: checkNumber(WHERE, 'weightDecay', options.weightDecay ?? 0.1, { min: 0 }),
+    betas: options.betas ?? [0.9, 0.95],
+    eps: checkNumber(WHERE, 'eps', options.eps ?? 1e-8, { above: 0 }),
+    clip: checkNumber(WHERE, 'clip', options.clip ?? 1, { min: 0 }),
+    seed: checkInteger(WHERE, 'seed', options.seed ?? 0, { min: 0 }),
+    sampling: checkChoice(WHERE, 'sampling', options.sampling ?? 'document', ['document', 'uniform']),
+    separator: options.separator === undefined ? '\n\f\n' : options.separator,
+  };
+}
+
+/**
+ * First setting that the options contradict, in words, or undefined. The steps of a constant schedule may change: the
+ * steps already done do not depend on them.
+ */
+export function contradiction(stored: TrainSettings, options: TrainOptions): string | undefined {
+  const perStep = stored.batch * stored.accumulate * stored.context;
+  const steps = options.bytes === undefined ? options.steps : Math.ceil(options.bytes / perStep);
+  const given = { ...options, steps };
+  for (const key of SETTINGS) {
+    if (given[key] === undefined || (key === 'steps' && stored.schedule === 'constant')) continue;
+    const [then, now] = [JSON.stringify(stored[key]), JSON.stringify(given[key])];
+    if (then !== now) return expected(WHERE, key, `be ${then} as when the run began`, now);
+  }
+  return undefined;
+}
+
+/** What the options leave of stored settings: all, but for the steps of a constant schedule. */
+export function resumedSettings(stored: TrainSettings, options: TrainOptions): TrainSettings {
+  const perStep = stored.batch * stored.accumulate * stored.context;
+  const steps = options.steps ?? (options.bytes === undefined ? stored.steps : Math.ceil(options.bytes / perStep));
+  return { ...stored, steps };
+}
+
+/** First field in which two shapes differ, in words, or undefined. */
+export function shapeContradiction(stored: MambaConfig, given: MambaConfig): string | undefined {
+  for (const key of Object.keys(stored) as (keyof MambaConfig)[]) {
+    if (stored[key] === given[key]) continue;
+    return expected(WHERE, key, `be ${describe(stored[key])} as in the checkpoint`, describe(given[key]));
+  }
+  return undefined;
+}
+
+/** Weight decay by parameter, as state-spaces/mamba does it. */
+export function decayOf(name: string, weightDecay: number): number {
+  return /(\.bias|norm(_f)?\.weight|\.A_log|\.D)$/.test(name) ? 0 : weightDecay;
+}
+
+/** Options of the data set that settings decide. */
+export function datasetOptions(settings: TrainSettings, signal: AbortSignal | undefined): DatasetOptions {
+  return { separator: settings.separator, ...(signal && { signal }) };
+}
