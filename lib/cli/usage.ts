@@ -1,5 +1,5 @@
 // Values on the command line: how they are read, and which errors are the caller's.
-import { CommanderError, InvalidArgumentError } from 'commander';
+import { CommanderError, InvalidArgumentError, Option } from 'commander';
 
 /** The command was called wrongly: exit code 2. */
 export class UsageError extends Error {}
@@ -33,12 +33,12 @@ export function parsePositive(text: string): number {
   return value;
 }
 
-/** A byte sequence; repeat the option for several. Escapes: \n \r \t \0 \\ and \xNN for any byte. */
+/** A byte sequence; repeat the option for several. Escapes: \n \r \t \f \0 \\ and \xNN for any byte. */
 export function collectBytes(text: string, before: Uint8Array[] = []): Uint8Array[] {
   return [...before, unescapeBytes(text)];
 }
 
-const SHORT: Record<string, number> = { n: 10, r: 13, t: 9, 0: 0, '\\': 92 };
+const SHORT: Record<string, number> = { n: 10, r: 13, t: 9, f: 12, 0: 0, '\\': 92 };
 
 /** UTF-8 of `text`, escapes resolved. */
 export function unescapeBytes(text: string): Uint8Array {
@@ -47,9 +47,15 @@ export function unescapeBytes(text: string): Uint8Array {
     if (part.length === 4) return Buffer.from([Number.parseInt(part.slice(2), 16)]);
     const byte = SHORT[part.slice(1)];
     if (byte !== undefined) return Buffer.from([byte]);
-    throw new InvalidArgumentError(`Unknown escape ${part}; known: \\n \\r \\t \\0 \\\\ \\xNN.`);
+    throw new InvalidArgumentError(`Unknown escape ${part}; known: \\n \\r \\t \\f \\0 \\\\ \\xNN.`);
   });
   return Buffer.concat(parts);
+}
+
+/** Between documents of one file. */
+export function separatorOption(): Option {
+  const about = 'text between documents of one file, with escapes; "" for none (default: \\n\\f\\n)';
+  return new Option('--separator <text>', about).argParser((text) => Buffer.from(unescapeBytes(text)).toString());
 }
 
 /** The entries that are set, for options whose absence means the default. */
