@@ -26,6 +26,7 @@ struct DotInput {
   const char* data;
   int64_t row_bytes;
   int64_t rows, k;
+  const char* tiles = nullptr;  // the rows once more, as columns of matrix tiles (few_rows-inl.h)
 };
 
 // Products in f32 of weights widened on the way; the activations stay as they are.
@@ -356,23 +357,6 @@ __attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x
       }
     }
   }
-}
-
-// The three formats behind one name.
-static int64_t dot_input_bytes(DType weight, int64_t rows, int64_t k) {
-  const int64_t row = weight == DType::bf16 ? DotBf16::row_bytes(k) : weight == DType::i8 ? DotI8::row_bytes(k) : 0;
-  return round_up(rows * row, 64);
-}
-static DotInput dot_prepare(DType weight, const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
-  if (weight == DType::bf16) return DotBf16::prepare(x, stride, rows, k, to);
-  if (weight == DType::i8) return DotI8::prepare(x, stride, rows, k, to);
-  return DotF32::prepare(x, stride, rows, k, to);
-}
-static void dot_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
-  if (begin >= end) return;
-  if (weight.dtype == DType::bf16) return dot_range<DotBf16>(weight, x, begin, end, out);
-  if (weight.dtype == DType::i8) return dot_range<DotI8>(weight, x, begin, end, out);
-  dot_range<DotF32>(weight, x, begin, end, out);
 }
 
 }  // namespace mb::cpu::MB_TARGET

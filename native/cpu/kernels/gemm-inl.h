@@ -22,48 +22,6 @@ struct Rows {
   int64_t stride;
 };
 
-// t[i][j] <-> t[j][i], 32-bit lanes.
-#if MB_LEVEL == MB_LEVEL_avx512
-MB_INLINE void transpose(V (&t)[16]) {
-  __m512 a[16], b[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    a[2 * i] = _mm512_unpacklo_ps(t[2 * i].v, t[2 * i + 1].v);
-    a[2 * i + 1] = _mm512_unpackhi_ps(t[2 * i].v, t[2 * i + 1].v);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; h++) {
-      const __m512d p = _mm512_castps_pd(a[4 * i + h]), q = _mm512_castps_pd(a[4 * i + 2 + h]);
-      b[4 * i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(p, q));
-      b[4 * i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p, q));
-    }
-  }
-  // b[4 i + c] holds rows 4 i .. 4 i + 3 of columns c, 4 + c, 8 + c and 12 + c.
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; c++) {
-    const __m512 low01 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88),
-                 high01 = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
-    const __m512 low23 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
-    const __m512 high23 = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
-    t[c].v = _mm512_shuffle_f32x4(low01, low23, 0x88);
-    t[8 + c].v = _mm512_shuffle_f32x4(low01, low23, 0xdd);
-    t[4 + c].v = _mm512_shuffle_f32x4(high01, high23, 0x88);
-    t[12 + c].v = _mm512_shuffle_f32x4(high01, high23, 0xdd);
-  }
-}
-#else
-MB_INLINE void transpose(V (&t)[W]) {
-  float from[W][W], to[W][W];
-  for (int i = 0; i < W; i++) store(from[i], t[i]);
-  for (int i = 0; i < W; i++) {
-    for (int j = 0; j < W; j++) to[j][i] = from[i][j];
-  }
-  for (int i = 0; i < W; i++) t[i] = load(to[i]);
-}
-#endif
-
 // Packs `rows` rows of a matrix whose rows run along k: to[step][width]. read(row, step, n) gives n steps of a row.
 template <class Read>
 MB_INLINE void pack_across(const Read& read, int64_t first, int64_t rows, int width, int64_t begin, int64_t end,

@@ -4,7 +4,7 @@
 // x is packed by all threads into tiles [32 rows][32 of k]; then each thread packs the 32 weight rows of a task into
 // tiles [16 pairs of k][16 columns] of its own and runs them past all of x, four tiles of sums at a time.
 #pragma once
-#include "dot-inl.h"
+#include "dot_amx-inl.h"
 #include "gemm-inl.h"
 
 #if MB_LEVEL == MB_LEVEL_avx512
@@ -12,7 +12,6 @@ namespace mb::cpu::MB_TARGET {
 
 constexpr int64_t kAmxSide = 32;                  // rows and columns of one task's sums: 2 x 2 tiles
 constexpr int64_t kAmxDepth = 32;                 // k of one tile product
-constexpr int64_t kAmxTile = 1024;                // bytes of a tile
 constexpr int64_t kAmxCached = int64_t{1} << 20;  // bytes of packed x that stay in the second-level cache
 
 struct AmxSizes {
@@ -30,18 +29,6 @@ static int64_t amx_scratch(int64_t rows, int64_t k, int threads) {
   const AmxSizes s(rows, k);
   return s.packed_x + threads * s.own_bytes;
 }
-
-struct alignas(64) AmxConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-__attribute__((target("amx-tile"), noinline)) static void amx_begin() {
-  static constexpr AmxConfig config;  // in memory as a whole: the intrinsic names only its address
-  _tile_loadconfig(&config);
-}
-__attribute__((target("amx-tile"), noinline)) static void amx_end() { _tile_release(); }
 
 // sums: four tiles of 16 x 16, [row half][column half].
 __attribute__((target("amx-tile,amx-bf16"), noinline)) static void amx_sums(const char* x, const char* w,
@@ -122,7 +109,7 @@ MB_INLINE void amx_linear(const Team& team, int64_t rows, int64_t cols, int64_t 
   float* sums = reinterpret_cast<float*>(packed_w + s.depths * 2 * kAmxTile);
   const int64_t panel = s.depths * 2 * kAmxTile;
   const Team::Range tasks = team.share((cols + kAmxSide - 1) / kAmxSide);
-  amx_begin();
+  amx_begin(0, 16);
   for (int64_t r0 = 0; r0 < rows; r0 += s.row_block) {
     const int64_t some = min64(s.row_block, rows - r0), panels = (some + kAmxSide - 1) / kAmxSide;
     if (r0) team.barrier();

@@ -1,15 +1,19 @@
 // linear: y(R,M) = scale * (x(R,K) weight(M,K)^T) + bias + add, and its gradients.
-// Few rows stream the weights past the activations (dot-inl.h); more rows use the packed product (gemm-inl.h).
+// Few rows stream the weights past the activations (few_rows-inl.h); more rows use the packed product (gemm-inl.h).
 #pragma once
-#include "cpu/amx.h"
-#include "dot-inl.h"
+#include "few_rows-inl.h"
 #include "gemm-inl.h"
 #include "gemm_amx-inl.h"
 
 namespace mb::cpu::MB_TARGET {
 
 // Up to this many rows reading the weights costs more than multiplying by them, so they are not packed first.
-constexpr int64_t kFewRows = 16;
+static bool linear_is_few(const Tensor& weight, int64_t rows) {
+#if MB_LEVEL == MB_LEVEL_avx512
+  if (amx_few(weight, rows)) return true;
+#endif
+  return rows <= 16;
+}
 
 static const char* w_linear(const Node& node) {
   namespace in = at::linear::in;
@@ -27,7 +31,7 @@ static const char* w_linear(const Node& node) {
 static int64_t s_linear(const Node& node, int threads) {
   const Tensor &x = node.in(at::linear::in::x), &weight = node.in(at::linear::in::weight);
   const int64_t rows = x.rows(), k = x.cols();
-  if (rows <= kFewRows) return threads * dot_input_bytes(weight.dtype, rows, k);
+  if (linear_is_few(weight, rows)) return threads * dot_input_bytes(weight.dtype, rows, k);
 #if MB_LEVEL == MB_LEVEL_avx512
   if (weight.dtype != DType::f32 && amx_enabled()) return amx_scratch(rows, k, threads);
 #endif
@@ -42,7 +46,7 @@ static void linear_few(const Node& node, const Team& team) {
   const Team::Range tiles = team.share((m_count + kTileRows - 1) / kTileRows);
   if (tiles.begin == tiles.end) return;
   char* own = team.scratch + team.index * dot_input_bytes(weight.dtype, rows, k);
-  const DotInput input = dot_prepare(weight.dtype, x.ptr<float>(), x.row_stride, rows, k, own);
+  const DotInput input = dot_prepare(weight, x.ptr<float>(), x.row_stride, rows, own);
   const DotOutput out{y.ptr<float>(),   y.row_stride,  node.in(in::bias).ptr<float>(), node.in(in::scale).ptr<float>(),
                       add.ptr<float>(), add.row_stride};
   dot_run(weight, input, tiles.begin * kTileRows, min64(m_count, tiles.end * kTileRows), out);
@@ -85,7 +89,7 @@ static void k_linear(const Node& node, const Team& team) {
   namespace in = at::linear::in;
   const Tensor &x = node.in(in::x), &weight = node.in(in::weight);
   const int64_t k = x.cols();
-  if (x.rows() <= kFewRows) return linear_few(node, team);
+  if (linear_is_few(weight, x.rows())) return linear_few(node, team);
   const ReadWide<float> wide_x{x.ptr<float>(), x.row_stride, k};
   if (weight.dtype == DType::f32) {
     return linear_many<MacF32>(node, team, k, wide_x, ReadWide<float>{weight.ptr<float>(), weight.row_stride, k});

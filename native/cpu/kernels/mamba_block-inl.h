@@ -6,7 +6,7 @@
 // out_proj.
 #pragma once
 #include "causal_conv-inl.h"
-#include "dot-inl.h"
+#include "few_rows-inl.h"
 #include "selective_scan-inl.h"
 
 namespace mb::cpu::MB_TARGET {
@@ -188,7 +188,7 @@ static void k_mamba_block(const Node& node, const Team& team) {
                normed + r * s.d);
   }
   const Tensor& in_proj = node.in(in::in_proj);
-  const DotInput norm_input = dot_prepare(in_proj.dtype, normed, s.d, s.rows, s.d, input);
+  const DotInput norm_input = dot_prepare(in_proj, normed, s.d, s.rows, input);
   const DotOutput in_output{projected, 2 * s.e, nullptr, scale_of(in::in_scale), nullptr, 0};
   // Row e + c of in_proj is the gate of channel c.
   dot_run(in_proj, norm_input, c0, c1, in_output);
@@ -197,11 +197,11 @@ static void k_mamba_block(const Node& node, const Team& team) {
   team.barrier();
 
   const Tensor& x_proj = node.in(in::x_proj);
-  const DotInput conv_input = dot_prepare(x_proj.dtype, conv_out, s.e, s.rows, s.e, input);
+  const DotInput conv_input = dot_prepare(x_proj, conv_out, s.e, s.rows, input);
   const int64_t selected_cols = s.rank + 2 * s.n;
   dot_run(x_proj, conv_input, 0, selected_cols, {selected, selected_cols, nullptr, scale_of(in::x_scale), nullptr, 0});
   const Tensor& dt_proj = node.in(in::dt_proj);
-  const DotInput dt_input = dot_prepare(dt_proj.dtype, selected, selected_cols, s.rows, s.rank, input);
+  const DotInput dt_input = dot_prepare(dt_proj, selected, selected_cols, s.rows, input);
   dot_run(dt_proj, dt_input, c0, c1, {delta, s.e, nullptr, scale_of(in::dt_scale), nullptr, 0});
   block_scan(node, s, {conv_out, delta, selected, projected + s.e, scanned}, c0, c1);
   team.barrier();
@@ -209,7 +209,7 @@ static void k_mamba_block(const Node& node, const Team& team) {
   const Tensor& out_proj = node.in(in::out_proj);
   const Team::Range tiles = team.share((s.d + kTileRows - 1) / kTileRows);
   if (tiles.begin == tiles.end) return;
-  const DotInput out_input = dot_prepare(out_proj.dtype, scanned, s.e, s.rows, s.e, input);
+  const DotInput out_input = dot_prepare(out_proj, scanned, s.e, s.rows, input);
   dot_run(out_proj, out_input, tiles.begin * kTileRows, min64(s.d, tiles.end * kTileRows),
           {y.ptr<float>(), y.row_stride, nullptr, scale_of(in::out_scale), x.ptr<float>(), x.row_stride});
 }

@@ -1,0 +1,232 @@
+// Few activation rows times many weight rows on Intel's matrix tiles. 16 weight rows by 64 bytes are a tile as they lie
+// in memory, so nothing is packed but the activations: their tiles hold one 32-bit group of k (two bf16 or four bytes)
+// a row and one activation row a column. i8 weights take two columns an activation row, hi and lo of DotI8.
+#pragma once
+#include "cpu/amx.h"
+#include "dot-inl.h"
+
+#if MB_LEVEL == MB_LEVEL_avx512
+namespace mb::cpu::MB_TARGET {
+
+constexpr int64_t kAmxTile = 1024;  // bytes of a full tile
+constexpr int64_t kAmxSums = 256;   // values of a full tile of sums
+
+struct alignas(64) AmxConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Every tile has 16 rows; those whose bit is set in `narrow` have `cols` 32-bit columns, the others 16.
+__attribute__((target("amx-tile"), noinline)) static void amx_begin(int narrow, int cols) {
+  AmxConfig config;
+  for (int i = 0; i < 8; i++) {
+    config.row_bytes[i] = static_cast<uint16_t>(narrow >> i & 1 ? 4 * cols : 64);
+    config.rows[i] = 16;
+  }
+  asm volatile("" : : "r"(&config) : "memory");  // the intrinsic names only the address of the 64 bytes
+  _tile_loadconfig(&config);
+}
+__attribute__((target("amx-tile"), noinline)) static void amx_end() { _tile_release(); }
+
+// How activation rows are laid out in tiles: `tiles` column tiles (1, 2 or 4) of `rows` activation rows each.
+struct AmxFew {
+  int64_t depths, rows, tiles, cols;
+  AmxFew(DType weight, int64_t count, int64_t k) {
+    const int64_t parts = weight == DType::i8 ? 2 : 1, most = 16 / parts;
+    depths = (k + 64 / dtype_size(weight) - 1) / (64 / dtype_size(weight));
+    tiles = count <= most ? 1 : count <= 2 * most ? 2 : 4;
+    rows = min64(count, most);
+    cols = rows * parts;
+  }
+  int64_t tile_bytes() const { return 64 * cols; }
+  int64_t bytes() const { return depths * tiles * tile_bytes(); }
+};
+
+// Products fit when whole tiles of weight rows do and the columns fill at most four tiles.
+static bool amx_few(const Tensor& weight, int64_t rows) {
+  const bool i8 = weight.dtype == DType::i8;
+  return (i8 || weight.dtype == DType::bf16) && weight.rows() >= kTileRows && rows <= 32 && amx_enabled();
+}
+
+// [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.
+template <class F, int kParts, int64_t kHead>
+MB_INLINE void amx_pack_few(const DotInput& x, const AmxFew& s, char* to) {
+  for (int64_t i = 0; i < s.depths; i++) {
+    for (int64_t tile = 0; tile < s.tiles; tile++) {
+      V t[W];
+#pragma GCC unroll 16
+      for (int c = 0; c < W; c++) {
+        const int64_t row = tile * s.rows + c % s.rows, part = c / s.rows;
+        const char* from = x.data + row * x.row_bytes + kHead + (i * kParts + part) * 64;
+        t[c] = c < s.cols && row < x.rows ? load(reinterpret_cast<const float*>(from)) : zero();
+      }
+      transpose(t);
+      float* group = reinterpret_cast<float*>(to + (i * s.tiles + tile) * s.tile_bytes());
+      for (int g = 0; g < 16; g++) store_n(group + g * s.cols, t[g], static_cast<int>(s.cols));
+    }
+  }
+}
+
+static int64_t amx_few_bytes(DType weight, int64_t rows, int64_t k) {
+  const int64_t row = weight == DType::bf16 ? DotBf16::row_bytes(k) : DotI8::row_bytes(k);
+  return rows * row + AmxFew(weight, rows, k).bytes();
+}
+
+static DotInput amx_prepare(DType weight, const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
+  const AmxFew s(weight, rows, k);
+  char* tiles = to + rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : DotI8::row_bytes(k));
+  DotInput input;
+  if (weight == DType::bf16) {
+    input = DotBf16::prepare(x, stride, rows, k, to);
+    if (rows == 1) {
+      tiles = to;  // one column: the row is its own tile
+    } else {
+      amx_pack_few<DotBf16, 1, 0>(input, s, tiles);
+    }
+  } else {
+    input = DotI8::prepare(x, stride, rows, k, to);
+    amx_pack_few<DotI8, 2, DotI8::kHead>(input, s, tiles);
+  }
+  input.tiles = tiles;
+  return input;
+}
+
+// sums[weight tile][column tile][weight row][column] for 4 / kTiles tiles of weight rows, each at its own address.
+template <bool kInt, int kTiles>
+__attribute__((target("amx-tile,amx-bf16,amx-int8"), noinline)) static void amx_few_sums(
+    const char* const (&w)[4], int64_t stride, int64_t row_bytes, const char* x, int64_t tile_bytes, float* sums) {
+#define MB_DOT(sum, a, b)      \
+  if constexpr (kInt) {        \
+    _tile_dpbssd(sum, a, b);   \
+  } else {                     \
+    _tile_dpbf16ps(sum, a, b); \
+  }
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  const int64_t x_stride = tile_bytes / 16;
+  alignas(64) char last[4 / kTiles][kAmxTile];
+  for (int64_t at = 0; at < row_bytes; at += 64) {
+    const char* from[4 / kTiles];
+    int64_t from_stride = stride;
+    if (row_bytes - at >= 64) {
+      const int64_t ahead = at + 128 < row_bytes ? 128 : 128 - row_bytes + 64 / kTiles * stride;
+      for (int i = 0; i < 4 / kTiles; i++) {
+        from[i] = w[i] + at;
+        for (int r = 0; r < 16; r++) prefetch(from[i] + r * stride + ahead);
+      }
+    } else {
+      // Past the end of a row may lie anything, NaN included, or nothing.
+      for (int i = 0; i < 4 / kTiles; i++) {
+        from[i] = last[i];
+        for (int r = 0; r < 16; r++) {
+          _mm512_store_si512(last[i] + 64 * r,
+                             _mm512_maskz_loadu_epi8(first_n64(row_bytes - at), w[i] + r * stride + at));
+        }
+      }
+      from_stride = 64;
+      asm volatile("" : : "r"(last) : "memory");  // the tile loads name only addresses
+    }
+    if constexpr (kTiles == 1) {
+      _tile_loadd(5, x, x_stride);
+      _tile_loadd(4, from[0], from_stride);
+      MB_DOT(0, 4, 5)
+      _tile_loadd(6, from[1], from_stride);
+      MB_DOT(1, 6, 5)
+      _tile_loadd(7, from[2], from_stride);
+      MB_DOT(2, 7, 5)
+      _tile_loadd(4, from[3], from_stride);
+      MB_DOT(3, 4, 5)
+    } else if constexpr (kTiles == 2) {
+      _tile_loadd(5, x, x_stride);
+      _tile_loadd(4, from[0], from_stride);
+      MB_DOT(0, 4, 5)
+      _tile_loadd(6, x + tile_bytes, x_stride);
+      MB_DOT(1, 4, 6)
+      _tile_loadd(7, from[1], from_stride);
+      MB_DOT(2, 7, 5)
+      MB_DOT(3, 7, 6)
+    } else {
+      _tile_loadd(4, from[0], from_stride);
+      _tile_loadd(5, x, x_stride);
+      MB_DOT(0, 4, 5)
+      _tile_loadd(6, x + tile_bytes, x_stride);
+      MB_DOT(1, 4, 6)
+      _tile_loadd(7, x + 2 * tile_bytes, x_stride);
+      MB_DOT(2, 4, 7)
+      _tile_loadd(5, x + 3 * tile_bytes, x_stride);
+      MB_DOT(3, 4, 5)
+    }
+    x += kTiles * tile_bytes;
+  }
+#undef MB_DOT
+  _tile_stored(0, sums, x_stride);
+  _tile_stored(1, sums + kAmxSums, x_stride);
+  _tile_stored(2, sums + 2 * kAmxSums, x_stride);
+  _tile_stored(3, sums + 3 * kAmxSums, x_stride);
+}
+
+// One tile of sums [weight row][column] to sums of activation rows, 16 weight rows each.
+template <bool kInt>
+MB_INLINE void amx_few_store(const float* tile, const AmxFew& s, const DotInput& x, int64_t first_row, int64_t skip,
+                             const DotOutput& out, int64_t begin, int64_t n) {
+  float sums[2 * W][W];
+  if (s.cols == 1) {
+    store(sums[0], load(tile));
+  } else {
+    V t[W];
+    for (int m = 0; m < 16; m++) t[m] = load_n(tile + m * s.cols, static_cast<int>(s.cols));
+    transpose(t);
+    for (int c = 0; c < 16; c++) store(sums[c], t[c]);
+  }
+  const int64_t rows = min64(s.rows, x.rows - first_row);
+  for (int64_t r = 0; r < rows; r++) {
+    if constexpr (kInt) {
+      const V high = {_mm512_cvtepi32_ps(_mm512_loadu_si512(sums[r]))};
+      const V low = {_mm512_cvtepi32_ps(_mm512_loadu_si512(sums[s.rows + r]))};
+      const float scale = DotI8::scale(x.data + (first_row + r) * x.row_bytes);
+      store(sums[r], fma(high, set1(256.0f), low) * set1(scale));
+    }
+    dot_store(out, sums[r] + skip, first_row + r, begin, n);
+  }
+}
+
+template <bool kInt, int kTiles>
+static void amx_few_range(const Tensor& weight, const DotInput& x, const AmxFew& s, int64_t begin, int64_t end,
+                          const DotOutput& out) {
+  constexpr int kSide = 4 / kTiles;
+  const int64_t size = dtype_size(weight.dtype), stride = weight.row_stride * size;
+  const char* base = weight.ptr<char>();
+  // Sums and column tiles are narrow; in amx_few_sums those are 0 to 3 and, by kTiles, 5, 6 and 7.
+  amx_begin(0x0f | (kTiles == 1 ? 0x20 : kTiles == 2 ? 0x60 : 0xe0), static_cast<int>(s.cols));
+  alignas(64) float sums[4 * kAmxSums];
+  for (int64_t m = begin; m < end; m += kSide * kTileRows) {
+    const char* w[4] = {};
+    int64_t from[kSide];
+    for (int i = 0; i < kSide; i++) {
+      from[i] = min64(m + i * kTileRows, weight.rows() - kTileRows);  // a short tile is moved back to whole rows
+      w[i] = base + from[i] * stride;
+    }
+    amx_few_sums<kInt, kTiles>(w, stride, x.k * size, x.tiles, s.tile_bytes(), sums);
+    for (int i = 0; i < kSide && m + i * kTileRows < end; i++) {
+      const int64_t at = m + i * kTileRows, n = min64(kTileRows, end - at);
+      for (int64_t tile = 0; tile < kTiles && tile * s.rows < x.rows; tile++) {
+        amx_few_store<kInt>(sums + (i * kTiles + tile) * kAmxSums, s, x, tile * s.rows, at - from[i], out, at, n);
+      }
+    }
+  }
+  amx_end();
+}
+
+template <bool kInt>
+static void amx_few_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
+  const AmxFew s(weight.dtype, x.rows, x.k);
+  if (s.tiles == 1) return amx_few_range<kInt, 1>(weight, x, s, begin, end, out);
+  if (s.tiles == 2) return amx_few_range<kInt, 2>(weight, x, s, begin, end, out);
+  amx_few_range<kInt, 4>(weight, x, s, begin, end, out);
+}
+
+}  // namespace mb::cpu::MB_TARGET
+#endif

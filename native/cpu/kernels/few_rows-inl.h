@@ -1,0 +1,38 @@
+// Few activation rows (up to 32) times a range of weight rows, in the format that suits the weights and the processor:
+// prepare the activations once, then run any ranges of weight rows.
+#pragma once
+#include "dot-inl.h"
+#include "dot_amx-inl.h"
+
+namespace mb::cpu::MB_TARGET {
+
+// Scratch for prepared activations, enough for every format.
+static int64_t dot_input_bytes(DType weight, int64_t rows, int64_t k) {
+#if MB_LEVEL == MB_LEVEL_avx512
+  if (weight == DType::bf16 || weight == DType::i8) return round_up(amx_few_bytes(weight, rows, k), 64);
+#endif
+  return 0;
+}
+
+static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride, int64_t rows, char* to) {
+  const int64_t k = weight.cols();
+#if MB_LEVEL == MB_LEVEL_avx512
+  if (amx_few(weight, rows)) return amx_prepare(weight.dtype, x, stride, rows, k, to);
+#endif
+  if (weight.dtype == DType::bf16) return DotBf16::prepare(x, stride, rows, k, to);
+  if (weight.dtype == DType::i8) return DotI8::prepare(x, stride, rows, k, to);
+  return DotF32::prepare(x, stride, rows, k, to);
+}
+
+static void dot_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
+  if (begin >= end) return;
+#if MB_LEVEL == MB_LEVEL_avx512
+  if (x.tiles && weight.dtype == DType::bf16) return amx_few_run<false>(weight, x, begin, end, out);
+  if (x.tiles) return amx_few_run<true>(weight, x, begin, end, out);
+#endif
+  if (weight.dtype == DType::bf16) return dot_range<DotBf16>(weight, x, begin, end, out);
+  if (weight.dtype == DType::i8) return dot_range<DotI8>(weight, x, begin, end, out);
+  dot_range<DotF32>(weight, x, begin, end, out);
+}
+
+}  // namespace mb::cpu::MB_TARGET
