@@ -38,6 +38,14 @@ MB_INLINE V operator*(V a, V b) { return mul(a, b); }
 MB_INLINE V operator/(V a, V b) { return div(a, b); }
 MB_INLINE V neg(V a) { return sub(zero(), a); }
 
+// Lane i of the result: the sum of the lanes of rows[i].
+MB_INLINE V sum_each(const V* rows) {
+  V folds[W / kFold];
+  MB_UNROLL
+  for (int i = 0; i < W / kFold; i++) folds[i] = fold(rows + i * kFold);
+  return join(folds);
+}
+
 // Read ahead into every cache level.
 MB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 // Into the second level only: rows a power of two apart would throw each other out of the first.
@@ -73,28 +81,46 @@ MB_INLINE V exp(V x) {
   return scale_by_power(p, n);
 }
 
-// 2^x by one polynomial of degree 5, minimax for the relative error (9e-8 before rounding): the decay of the scan.
-// Below 2^-126 it may flush to 0; above 2^127.5 it may saturate to inf.
-MB_INLINE V exp2_fast(V x) {
+// x[i] <- 2^x[i] by one polynomial of degree 5, minimax for the relative error (9e-8 before rounding): the decay of the
+// scan. Below 2^-126 it may flush to 0; above 2^127.5 it may saturate to inf. K results go stage by stage, because one
+// alone is a chain of dependent instructions that fills the processor's queue with waiting.
+template <int K>
+MB_INLINE void exp2_each(V* x) {
+  V r[K], q[K];
 #if MB_LEVEL == MB_LEVEL_avx512
   // vreduceps and vscalefps split at the floor and take care of every special value, so r lies in [0, 1).
-  const V r = fraction(x);
-  V q = set1(1.8671305e-3f);
-  q = fma(q, r, set1(9.01702941e-3f));
-  q = fma(q, r, set1(5.579991376e-2f));
-  q = fma(q, r, set1(0.24016444997f));
-  q = fma(q, r, set1(0.69315131182f));
-  return scale_by_floor(fma(q, r, set1(1.0f)), x);
+  constexpr float c[] = {1.8671305e-3f, 9.01702941e-3f, 5.579991376e-2f, 0.24016444997f, 0.69315131182f, 1.0f};
+  MB_UNROLL
+  for (int i = 0; i < K; i++) r[i] = fraction(x[i]);
 #else
-  x = max(set1(-127.0f), min(set1(128.0f), x));
-  const V n = round(x), r = sub(x, n);
-  V q = set1(1.32647273e-3f);
-  q = fma(q, r, set1(9.67151279e-3f));
-  q = fma(q, r, set1(5.550733744e-2f));
-  q = fma(q, r, set1(0.24022242083f));
-  q = fma(q, r, set1(0.6931469776f));
-  return scale_by_power_fast(fma(q, r, set1(1.0f)), n);
+  constexpr float c[] = {1.32647273e-3f, 9.67151279e-3f, 5.550733744e-2f, 0.24022242083f, 0.6931469776f, 1.0f};
+  V whole[K];
+  MB_UNROLL
+  for (int i = 0; i < K; i++) {
+    x[i] = max(set1(-127.0f), min(set1(128.0f), x[i]));
+    whole[i] = round(x[i]);
+    r[i] = x[i] - whole[i];
+  }
 #endif
+  MB_UNROLL
+  for (int i = 0; i < K; i++) q[i] = fma(set1(c[0]), r[i], set1(c[1]));
+  MB_UNROLL
+  for (int k = 2; k < 6; k++) {
+    MB_UNROLL
+    for (int i = 0; i < K; i++) q[i] = fma(q[i], r[i], set1(c[k]));
+  }
+  MB_UNROLL
+  for (int i = 0; i < K; i++) {
+#if MB_LEVEL == MB_LEVEL_avx512
+    x[i] = scale_by_floor(q[i], x[i]);
+#else
+    x[i] = scale_by_power_fast(q[i], whole[i]);
+#endif
+  }
+}
+MB_INLINE V exp2_fast(V x) {
+  exp2_each<1>(&x);
+  return x;
 }
 
 // log(1 + e) for e in [0, 1], to 2e-7 of its own value: e (1 + e q(e)).

@@ -41,11 +41,29 @@ MB_INLINE float reduce_max(V a) {
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-// Lane i of the result: the sum of the lanes of rows[i].
-MB_INLINE V sum_each(const V* rows) {
-  const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(rows[0].v, rows[1].v), _mm256_hadd_ps(rows[2].v, rows[3].v));
-  const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(rows[4].v, rows[5].v), _mm256_hadd_ps(rows[6].v, rows[7].v));
-  return {_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))};
+// join(fold(rows), fold(rows + kFold), ...) has in lane i the sum of the lanes of rows[i].
+constexpr int kFold = 4;
+MB_INLINE V fold(const V* r) {
+  return {_mm256_hadd_ps(_mm256_hadd_ps(r[0].v, r[1].v), _mm256_hadd_ps(r[2].v, r[3].v))};
+}
+MB_INLINE V join(const V* f) {
+  return {_mm256_add_ps(_mm256_permute2f128_ps(f[0].v, f[1].v, 0x20), _mm256_permute2f128_ps(f[0].v, f[1].v, 0x31))};
+}
+// W rows of W.
+MB_INLINE void transpose(V* r) {
+  __m256 half[8];
+  for (int i = 0; i < 8; i += 4) {
+    const __m256 a = _mm256_unpacklo_ps(r[i].v, r[i + 1].v), b = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+    const __m256 c = _mm256_unpacklo_ps(r[i + 2].v, r[i + 3].v), d = _mm256_unpackhi_ps(r[i + 2].v, r[i + 3].v);
+    half[i] = _mm256_shuffle_ps(a, c, 0x44);
+    half[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+    half[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+    half[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    r[i].v = _mm256_permute2f128_ps(half[i], half[i + 4], 0x20);
+    r[i + 4].v = _mm256_permute2f128_ps(half[i], half[i + 4], 0x31);
+  }
 }
 
 MB_INLINE __m256 power_of_two(__m256i n) {

@@ -36,21 +36,39 @@ MB_INLINE V round(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST
 MB_INLINE float reduce_add(V a) { return _mm512_reduce_add_ps(a.v); }
 MB_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a.v); }
 
-// Four rows to their sums within each 128-bit lane: (a b c d) four times.
-MB_INLINE __m512 fold4(__m512 a, __m512 b, __m512 c, __m512 d) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+// join(fold(rows), fold(rows + kFold), ...) has in lane i the sum of the lanes of rows[i].
+constexpr int kFold = 4;
+MB_INLINE V fold(const V* r) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(r[0].v, r[1].v), _mm512_unpackhi_ps(r[0].v, r[1].v));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(r[2].v, r[3].v), _mm512_unpackhi_ps(r[2].v, r[3].v));
   const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
-  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  return {_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)))};
 }
-MB_INLINE __m512 fold_lanes(__m512 a, __m512 b) {
+MB_INLINE __m512 join_two(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
 }
-// Lane i of the result: the sum of the lanes of rows[i].
-MB_INLINE V sum_each(const V* r) {
-  const __m512 a = fold4(r[0].v, r[1].v, r[2].v, r[3].v), b = fold4(r[4].v, r[5].v, r[6].v, r[7].v);
-  const __m512 c = fold4(r[8].v, r[9].v, r[10].v, r[11].v), d = fold4(r[12].v, r[13].v, r[14].v, r[15].v);
-  return {fold_lanes(fold_lanes(a, b), fold_lanes(c, d))};
+MB_INLINE V join(const V* f) { return {join_two(join_two(f[0].v, f[1].v), join_two(f[2].v, f[3].v))}; }
+// W rows of W.
+MB_INLINE void transpose(V* r) {
+  __m512 q[16];
+  for (int i = 0; i < 16; i += 4) {
+    const __m512 a = _mm512_unpacklo_ps(r[i].v, r[i + 1].v), b = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+    const __m512 c = _mm512_unpacklo_ps(r[i + 2].v, r[i + 3].v), d = _mm512_unpackhi_ps(r[i + 2].v, r[i + 3].v);
+    q[i] = _mm512_shuffle_ps(a, c, 0x44);
+    q[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+    q[i + 2] = _mm512_shuffle_ps(b, d, 0x44);
+    q[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+  }
+  // q[4 g + j] holds, in 128-bit lane m, rows 4 g .. 4 g + 3 of column 4 m + j.
+  for (int j = 0; j < 4; j++) {
+    const __m512 a = _mm512_shuffle_f32x4(q[j], q[4 + j], 0x88), b = _mm512_shuffle_f32x4(q[j], q[4 + j], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(q[8 + j], q[12 + j], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(q[8 + j], q[12 + j], 0xdd);
+    r[j].v = _mm512_shuffle_f32x4(a, c, 0x88);
+    r[8 + j].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+    r[4 + j].v = _mm512_shuffle_f32x4(b, d, 0x88);
+    r[12 + j].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
 }
 
 MB_INLINE V scale_by_power(V p, V n) { return {_mm512_scalef_ps(p.v, n.v)}; }

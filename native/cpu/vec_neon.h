@@ -38,9 +38,17 @@ MB_INLINE V round(V a) { return {vrndnq_f32(a.v)}; }
 MB_INLINE float reduce_add(V a) { return vaddvq_f32(a.v); }
 MB_INLINE float reduce_max(V a) { return vmaxvq_f32(a.v); }
 
-// Lane i of the result: the sum of the lanes of rows[i].
-MB_INLINE V sum_each(const V* rows) {
-  return {vpaddq_f32(vpaddq_f32(rows[0].v, rows[1].v), vpaddq_f32(rows[2].v, rows[3].v))};
+// join(fold(rows), fold(rows + kFold), ...) has in lane i the sum of the lanes of rows[i].
+constexpr int kFold = 4;
+MB_INLINE V fold(const V* r) { return {vpaddq_f32(vpaddq_f32(r[0].v, r[1].v), vpaddq_f32(r[2].v, r[3].v))}; }
+MB_INLINE V join(const V* folds) { return folds[0]; }
+// W rows of W.
+MB_INLINE void transpose(V* r) {
+  const float32x4x2_t a = vtrnq_f32(r[0].v, r[1].v), b = vtrnq_f32(r[2].v, r[3].v);
+  r[0].v = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+  r[1].v = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+  r[2].v = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+  r[3].v = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
 }
 
 MB_INLINE float32x4_t power_of_two(int32x4_t n) {

@@ -32,8 +32,12 @@ MB_INLINE V round(V a) { return {(a.v + 12582912.0f) - 12582912.0f}; }
 MB_INLINE float reduce_add(V a) { return a.v; }
 MB_INLINE float reduce_max(V a) { return a.v; }
 
-// Lane i of the result: the sum of the lanes of rows[i].
-MB_INLINE V sum_each(const V* rows) { return rows[0]; }
+// join(fold(rows), fold(rows + kFold), ...) has in lane i the sum of the lanes of rows[i].
+constexpr int kFold = 1;
+MB_INLINE V fold(const V* rows) { return rows[0]; }
+MB_INLINE V join(const V* folds) { return folds[0]; }
+// W rows of W.
+MB_INLINE void transpose(V*) {}
 
 MB_INLINE float power_of_two(int32_t n) {
   const int32_t bits = (n + 127) << 23;

@@ -7,24 +7,41 @@ namespace mb::cpu::MB_TARGET {
 // Steps lie a whole row apart, which no hardware prefetcher follows; read this many ahead.
 constexpr int64_t kAhead = 12;
 
-// dst[n][W] <- scale * src[lane][n] for the first `lanes` rows; the rest 0.
-MB_INLINE void to_lanes(float* dst, const float* src, int64_t n, int lanes, float scale) {
-  for (int64_t i = 0; i < n; i++) {
-    for (int l = 0; l < W; l++) dst[i * W + l] = l < lanes ? src[l * n + i] * scale : 0.0f;
-  }
-}
-MB_INLINE void from_lanes(float* dst, const float* src, int64_t n, int lanes) {
-  for (int l = 0; l < lanes; l++) {
-    for (int64_t i = 0; i < n; i++) dst[l * n + i] = src[i * W + l];
-  }
-}
-
 MB_INLINE V load_part(const float* p, int lanes) { return lanes == W ? load(p) : load_n(p, lanes); }
 MB_INLINE void store_part(float* p, V x, int lanes) {
   if (lanes == W) {
     store(p, x);
   } else {
     store_n(p, x, lanes);
+  }
+}
+
+// dst[n][W] <- scale * src[lane][n] for the first `lanes` rows; the rest 0.
+MB_INLINE void to_lanes(float* dst, const float* src, int64_t n, int lanes, float scale) {
+  for (int64_t i = 0; i < n; i += W) {
+    const int part = n - i >= W ? W : static_cast<int>(n - i);
+    V rows[W];
+    MB_UNROLL
+    for (int l = 0; l < W; l++) rows[l] = l < lanes ? load_part(src + l * n + i, part) * set1(scale) : zero();
+    transpose(rows);
+    MB_UNROLL
+    for (int k = 0; k < W; k++) {
+      if (k < part) store(dst + (i + k) * W, rows[k]);
+    }
+  }
+}
+// dst[lane][n] <- src[n][W], for the first `lanes` rows.
+MB_INLINE void from_lanes(float* dst, const float* src, int64_t n, int lanes) {
+  for (int64_t i = 0; i < n; i += W) {
+    const int part = n - i >= W ? W : static_cast<int>(n - i);
+    V rows[W];
+    MB_UNROLL
+    for (int k = 0; k < W; k++) rows[k] = k < part ? load(src + (i + k) * W) : zero();
+    transpose(rows);
+    MB_UNROLL
+    for (int l = 0; l < W; l++) {
+      if (l < lanes) store_part(dst + l * n + i, rows[l], part);
+    }
   }
 }
 

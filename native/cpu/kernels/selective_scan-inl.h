@@ -7,6 +7,7 @@ namespace mb::cpu::MB_TARGET {
 
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr int64_t kMaxStates = 256;
+constexpr int64_t kShortSteps = 4;  // up to here the short form is faster
 
 // One sequence's operands. Every pointer is at channel 0 and step 0; strides are in floats, between steps. Absent
 // optional operands are null. state and state_out may be one buffer.
@@ -26,116 +27,177 @@ struct Scan {
   bool softplus = true;
 };
 
-// Long form: a register holds one state of W channels, so a step needs no sum across lanes and the states stay put.
-// kN is the number of states, or 0 for any number.
-template <int kN>
-static void scan_block_long(const Scan& s, int64_t e, int lanes) {
-  const int64_t n = kN ? kN : s.states;
-  alignas(64) float a[(kN ? kN : kMaxStates) * W], spill[(kN ? kN : kMaxStates) * W];
-  to_lanes(a, s.A + e * n, n, lanes, kLog2e);
-  if (s.state) {
-    to_lanes(spill, s.state + e * n, n, lanes, 1.0f);
-  } else {
-    memset(spill, 0, sizeof(float) * static_cast<size_t>(n) * W);
-  }
-  V h[kN ? kN : kMaxStates];
+// What the states need of a step, computed for several steps (or channels) ahead of them: the chain from delta to dt is
+// long, and would otherwise stand between one step and the next.
+constexpr int kAheadVectors = 16;
+struct ScanAhead {
+  alignas(64) float dt[kAheadVectors * W], input[kAheadVectors * W];   // dt; dt u
+  alignas(64) float skip[kAheadVectors * W], gate[kAheadVectors * W];  // D u; silu(z)
+};
+
+// Entry i of `ahead` for step t and channels e on.
+MB_INLINE void scan_look_ahead(const Scan& s, int64_t t, int64_t e, int lanes, int i, ScanAhead* ahead) {
+  V dt = load_part(s.delta + t * s.delta_stride + e, lanes);
+  if (s.delta_bias) dt = dt + load_part(s.delta_bias + e, lanes);
+  if (s.softplus) dt = softplus(dt);
+  const V u = load_part(s.u + t * s.u_stride + e, lanes);
+  store(ahead->dt + i * W, dt);
+  store(ahead->input + i * W, dt * u);
+  store(ahead->skip + i * W, s.D ? load_part(s.D + e, lanes) * u : zero());
+  if (s.z) store(ahead->gate + i * W, silu(load_part(s.z + t * s.z_stride + e, lanes)));
+}
+
+MB_INLINE V scan_gate(const Scan& s, V y, int i, const ScanAhead& ahead) {
+  return s.z ? y * load(ahead.gate + i * W) : y;
+}
+
+// h[n] <- exp(dt A[n]) h[n] + input B[n] for K states from n on; returns sum += C . h.
+template <int K>
+MB_INLINE V scan_states(V* h, const float* a, const float* b, const float* c, V dt, V input, V sum) {
+  V grow[K];
   MB_UNROLL
-  for (int64_t i = 0; i < n; i++) h[i] = load(spill + i * W);
-  const V bias = s.delta_bias ? load_part(s.delta_bias + e, lanes) : zero();
-  const V skip = s.D ? load_part(s.D + e, lanes) : zero();
-  const int64_t every = s.chunks ? s.chunk : s.steps;
-  for (int64_t t0 = 0; t0 < s.steps; t0 += every) {
-    if (s.chunks) {
-      MB_UNROLL
-      for (int64_t i = 0; i < n; i++) store(spill + i * W, h[i]);
-      from_lanes(s.chunks + t0 / every * s.chunks_stride + e * n, spill, n, lanes);
-    }
-    const int64_t t1 = t0 + every < s.steps ? t0 + every : s.steps;
-    for (int64_t t = t0; t < t1; t++) {
-      prefetch_far(s.delta + (t + kAhead) * s.delta_stride + e);
-      prefetch_far(s.u + (t + kAhead) * s.u_stride + e);
-      if (s.z) prefetch_far(s.z + (t + kAhead) * s.z_stride + e);
-      V dt = load_part(s.delta + t * s.delta_stride + e, lanes) + bias;
-      if (s.softplus) dt = softplus(dt);
-      const V u = load_part(s.u + t * s.u_stride + e, lanes), x = dt * u;
-      const float *b = s.B + t * s.B_stride, *c = s.C + t * s.C_stride;
-      V y0 = skip * u, y1 = zero();
-      MB_UNROLL
-      for (int64_t i = 0; i + 1 < n; i += 2) {
-        h[i] = fma(exp2_fast(dt * load(a + i * W)), h[i], x * set1(b[i]));
-        y0 = fma(h[i], set1(c[i]), y0);
-        h[i + 1] = fma(exp2_fast(dt * load(a + (i + 1) * W)), h[i + 1], x * set1(b[i + 1]));
-        y1 = fma(h[i + 1], set1(c[i + 1]), y1);
-      }
-      if (n & 1) {
-        const int64_t i = n - 1;
-        h[i] = fma(exp2_fast(dt * load(a + i * W)), h[i], x * set1(b[i]));
-        y0 = fma(h[i], set1(c[i]), y0);
-      }
-      V y = y0 + y1;
-      if (s.z) y = y * silu(load_part(s.z + t * s.z_stride + e, lanes));
-      store_part(s.y + t * s.y_stride + e, y, lanes);
-      if (s.kept) {
-        MB_UNROLL
-        for (int64_t i = 0; i < n; i++) store(spill + i * W, h[i]);
-        from_lanes(s.kept + t * s.kept_stride + e * n, spill, n, lanes);
-      }
-    }
+  for (int i = 0; i < K; i++) grow[i] = dt * load(a + i * W);
+  exp2_each<K>(grow);
+  MB_UNROLL
+  for (int i = 0; i < K; i++) {
+    h[i] = fma(grow[i], h[i], input * set1(b[i]));
+    sum = fma(h[i], set1(c[i]), sum);
   }
-  if (s.state_out) {
+  return sum;
+}
+
+// Floats of A, and of states, that the long form holds in transposed form: channels times states of one group.
+constexpr int64_t kHeld = 4096;
+
+// `count` steps of one block of W channels. a, held: [n][W], the states being read at the start and left at the end.
+template <int kN>
+MB_INLINE void scan_block_long(const Scan& s, int64_t e, int lanes, int64_t t0, int count, const float* a,
+                               float* held) {
+  const int64_t n = kN ? kN : s.states;
+  V h[kN ? kN : kMaxStates];
+  ScanAhead ahead;
+  for (int j = 0; j < count; j++) scan_look_ahead(s, t0 + j, e, lanes, j, &ahead);
+  MB_UNROLL
+  for (int64_t i = 0; i < n; i++) h[i] = load(held + i * W);
+  const auto leave = [&] {
     MB_UNROLL
-    for (int64_t i = 0; i < n; i++) store(spill + i * W, h[i]);
-    from_lanes(s.state_out + e * n, spill, n, lanes);
+    for (int64_t i = 0; i < n; i++) store(held + i * W, h[i]);
+  };
+  for (int j = 0; j < count; j++) {
+    const int64_t t = t0 + j;
+    if (s.chunks && t % s.chunk == 0) {
+      leave();
+      from_lanes(s.chunks + t / s.chunk * s.chunks_stride + e * n, held, n, lanes);
+    }
+    const float *b = s.B + t * s.B_stride, *c = s.C + t * s.C_stride;
+    const V dt = load(ahead.dt + j * W), input = load(ahead.input + j * W);
+    V even = load(ahead.skip + j * W), odd = zero();
+    int64_t i = 0;
+    MB_UNROLL
+    for (; i + 8 <= n; i += 8) {
+      even = scan_states<4>(h + i, a + i * W, b + i, c + i, dt, input, even);
+      odd = scan_states<4>(h + i + 4, a + (i + 4) * W, b + i + 4, c + i + 4, dt, input, odd);
+    }
+    for (; i < n; i++) even = scan_states<1>(h + i, a + i * W, b + i, c + i, dt, input, even);
+    store_part(s.y + t * s.y_stride + e, scan_gate(s, even + odd, j, ahead), lanes);
+    if (s.kept) {
+      leave();
+      from_lanes(s.kept + t * s.kept_stride + e * n, held, n, lanes);
+    }
   }
+  leave();
+}
+
+// Long form: a register holds one state of W channels, so a step needs no sum across lanes. All blocks of the group
+// take a few steps in turn: the rows of one step lie together, those of the next a page away or more. kN is the number
+// of states, or 0 for any number.
+template <int kN>
+static void scan_group_long(const Scan& s, int64_t e0, int64_t e1) {
+  const int64_t n = kN ? kN : s.states;
+  alignas(64) float a[kHeld], held[kHeld];
+  const auto each_block = [&](auto f) {
+    for (int64_t e = e0; e < e1; e += W) f(e, e1 - e >= W ? W : static_cast<int>(e1 - e), (e - e0) * n);
+  };
+  each_block([&](int64_t e, int lanes, int64_t at) {
+    to_lanes(a + at, s.A + e * n, n, lanes, kLog2e);
+    if (s.state) {
+      to_lanes(held + at, s.state + e * n, n, lanes, 1.0f);
+    } else {
+      memset(held + at, 0, sizeof(float) * static_cast<size_t>(n) * W);
+    }
+  });
+  for (int64_t t = 0; t < s.steps; t += kAheadVectors) {
+    const int count = s.steps - t < kAheadVectors ? static_cast<int>(s.steps - t) : kAheadVectors;
+    each_block(
+        [&](int64_t e, int lanes, int64_t at) { scan_block_long<kN>(s, e, lanes, t, count, a + at, held + at); });
+  }
+  if (!s.state_out) return;
+  each_block([&](int64_t e, int lanes, int64_t at) { from_lanes(s.state_out + e * n, held + at, n, lanes); });
 }
 
 // Short form: a register holds W states of one channel, so states and A are read and written as they lie; W channels'
-// outputs are summed across lanes together. kN is the number of states (a multiple of W), or 0 for any number.
+// outputs are summed across lanes together. Covers at most kAheadVectors * W channels. kN is the number of states (a
+// multiple of W), or 0 for any number.
 template <int kN>
-static void scan_block_short(const Scan& s, int64_t e, int lanes) {
+static void scan_block_short(const Scan& s, int64_t e0, int64_t e1) {
   const int64_t n = kN ? kN : s.states;
-  const V bias = s.delta_bias ? load_part(s.delta_bias + e, lanes) : zero();
-  const V skip = s.D ? load_part(s.D + e, lanes) : zero();
-  alignas(64) float decay[W], input[W];
-  const float* from = s.state ? s.state + e * n : nullptr;
+  const size_t bytes = sizeof(float) * static_cast<size_t>(n * (e1 - e0));
+  constexpr int kTogether = W < 4 ? W : 4;
+  ScanAhead ahead;
+  const float* from = s.state;
   for (int64_t t = 0; t < s.steps; t++) {
-    V dt = load_part(s.delta + t * s.delta_stride + e, lanes) + bias;
-    if (s.softplus) dt = softplus(dt);
-    const V u = load_part(s.u + t * s.u_stride + e, lanes);
-    store(decay, dt * set1(kLog2e));
-    store(input, dt * u);
+    for (int64_t e = e0; e < e1; e += W) {
+      const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e), i = static_cast<int>((e - e0) / W);
+      scan_look_ahead(s, t, e, lanes, i, &ahead);
+      store(ahead.dt + i * W, load(ahead.dt + i * W) * set1(kLog2e));
+    }
     const float *b = s.B + t * s.B_stride, *c = s.C + t * s.C_stride;
     if (s.chunks && t % s.chunk == 0) {
-      float* to = s.chunks + t / s.chunk * s.chunks_stride + e * n;
+      float* to = s.chunks + t / s.chunk * s.chunks_stride + e0 * n;
       if (from) {
-        memcpy(to, from, sizeof(float) * static_cast<size_t>(n * lanes));
+        memcpy(to, from + e0 * n, bytes);
       } else {
-        memset(to, 0, sizeof(float) * static_cast<size_t>(n * lanes));
+        memset(to, 0, bytes);
       }
     }
-    float* kept = s.kept ? s.kept + t * s.kept_stride + e * n : nullptr;
-    float* to = s.state_out ? s.state_out + e * n : kept;
-    V rows[W];
-    MB_UNROLL
-    for (int l = 0; l < W; l++) rows[l] = zero();
-    for (int64_t i = 0; i < n; i += W) {
-      const int part = kN || n - i >= W ? W : static_cast<int>(n - i);
-      const V bv = load_part(b + i, part), cv = load_part(c + i, part);
+    float* kept = s.kept ? s.kept + t * s.kept_stride : nullptr;
+    float* to = s.state_out ? s.state_out : kept;
+    for (int64_t e = e0; e < e1; e += W) {
+      const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e), block = static_cast<int>((e - e0) / W);
+      const float *decay = ahead.dt + block * W, *input = ahead.input + block * W;
+      V rows[W];
       MB_UNROLL
-      for (int l = 0; l < W; l++) {
-        if (l >= lanes) break;
-        const int64_t at = l * n + i;
-        const V old = from ? load_part(from + at, part) : zero();
-        const V grow = exp2_fast(set1(decay[l]) * load_part(s.A + e * n + at, part));
-        const V h = fma(grow, old, set1(input[l]) * bv);
-        store_part(to + at, h, part);
-        if (kept && kept != to) store_part(kept + at, h, part);
-        rows[l] = fma(h, cv, rows[l]);
+      for (int l = 0; l < W; l++) rows[l] = zero();
+      for (int64_t i = 0; i < n; i += W) {
+        const int part = kN || n - i >= W ? W : static_cast<int>(n - i);
+        const V bv = load_part(b + i, part), cv = load_part(c + i, part);
+        MB_UNROLL
+        for (int l0 = 0; l0 < W; l0 += kTogether) {
+          if (l0 >= lanes) break;
+          // Lanes past the end repeat the last one: they read what is there and store nothing of their own.
+          V grow[kTogether];
+          int64_t at[kTogether];
+          MB_UNROLL
+          for (int j = 0; j < kTogether; j++) {
+            const int lane = l0 + j < lanes ? l0 + j : lanes - 1;
+            at[j] = (e + lane) * n + i;
+            grow[j] = set1(decay[lane]) * load_part(s.A + at[j], part);
+          }
+          exp2_each<kTogether>(grow);
+          MB_UNROLL
+          for (int j = 0; j < kTogether; j++) {
+            if (l0 + j >= lanes) break;
+            const V old = from ? load_part(from + at[j], part) : zero();
+            const V h = fma(grow[j], old, set1(input[l0 + j]) * bv);
+            store_part(to + at[j], h, part);
+            if (kept && kept != to) store_part(kept + at[j], h, part);
+            rows[l0 + j] = fma(h, cv, rows[l0 + j]);
+          }
+        }
       }
+      const V y = load(ahead.skip + block * W) + sum_each(rows);
+      store_part(s.y + t * s.y_stride + e, scan_gate(s, y, block, ahead), lanes);
     }
-    V y = fma(skip, u, sum_each(rows));
-    if (s.z) y = y * silu(load_part(s.z + t * s.z_stride + e, lanes));
-    store_part(s.y + t * s.y_stride + e, y, lanes);
     from = to;
   }
 }
@@ -149,19 +211,18 @@ MB_INLINE int64_t chunk_steps(double chunk, int64_t steps) {
 // Channels [e0, e1) of one sequence, all its steps. The result of a channel depends on e0 only through which channels
 // share its register, which changes no bit. The short form needs somewhere to leave the state: state_out or kept.
 static void scan_channels(const Scan& s, int64_t e0, int64_t e1) {
-  const bool brief = W > 1 && s.steps <= 8 && (s.state_out || s.kept);
-  for (int64_t e = e0; e < e1; e += W) {
-    const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e);
-    if (brief) {
-      if (s.states == 16) {
-        scan_block_short<16>(s, e, lanes);
-      } else {
-        scan_block_short<0>(s, e, lanes);
-      }
+  const bool brief = W > 1 && s.steps <= kShortSteps && (s.state_out || s.kept);
+  const int64_t stride = brief ? kAheadVectors * W : kHeld / s.states / W * W;
+  for (int64_t e = e0; e < e1; e += stride) {
+    const int64_t end = e1 - e < stride ? e1 : e + stride;
+    if (brief && s.states == 16) {
+      scan_block_short<16>(s, e, end);
+    } else if (brief) {
+      scan_block_short<0>(s, e, end);
     } else if (s.states == 16) {
-      scan_block_long<16>(s, e, lanes);
+      scan_group_long<16>(s, e, end);
     } else {
-      scan_block_long<0>(s, e, lanes);
+      scan_group_long<0>(s, e, end);
     }
   }
 }
