@@ -1,0 +1,328 @@
+// The command line as a user meets it: what goes to stdout and stderr, exit codes, signals, closed pipes.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+import { unescapeBytes } from '../lib/cli/usage.ts';
+import { createModel, loadModel } from '../lib/model.ts';
+import { version } from '../lib/version.ts';
+import { fileOf, folder } from './support/folder.ts';
+
+const main = fileURLToPath(new URL('../lib/cli/main.ts', import.meta.url));
+const tiny = folder();
+const tied = folder();
+
+test.before(async () => {
+  using layerNorm = await createModel({ layers: 2, dModel: 32 }, { seed: 1, threads: 1 });
+  await layerNorm.save(tiny);
+  using rmsNorm = await createModel({ layers: 2, dModel: 32, norm: 'rms', tied: true }, { seed: 1, threads: 1 });
+  await rmsNorm.save(tied);
+});
+
+interface Ran {
+  code: number | null;
+  out: Buffer;
+  text: string;
+  err: string;
+}
+
+function start(args: readonly string[], env: Record<string, string> = {}): ChildProcess {
+  const environment = { ...process.env, MAMBABYTE_THREADS: '1', ...env };
+  return spawn(process.execPath, ['--import=tsx', main, ...args], { env: environment, stdio: 'pipe' });
+}
+
+async function finished(child: ChildProcess): Promise<Ran> {
+  const collect = (stream: NodeJS.ReadableStream | null) => {
+    const chunks: Buffer[] = [];
+    stream?.on('data', (chunk: Buffer) => chunks.push(chunk));
+    return chunks;
+  };
+  const [out, err] = [collect(child.stdout), collect(child.stderr)];
+  const code = await new Promise<number | null>((resolve) => child.on('close', resolve));
+  const all = Buffer.concat(out);
+  return { code, out: all, text: all.toString(), err: Buffer.concat(err).toString() };
+}
+
+function run(args: readonly string[], input: string | Uint8Array = '', env: Record<string, string> = {}): Promise<Ran> {
+  const child = start(args, env);
+  child.stdin?.end(input);
+  return finished(child);
+}
+
+const generate = (...args: string[]) => ['generate', '--model', tiny, ...args];
+
+test.serial('generate streams bytes to stdout and figures to stderr', async (t) => {
+  const { code, out, err } = await run(generate('hello', '--max-bytes', '20', '--seed', '7', '--raw'));
+  t.is(code, 0);
+  t.is(out.length, 20);
+  t.regex(err, /^20 bytes in [\d.]+ s: [\d,]+ bytes\/s · prompt 5 bytes in [\d.]+ ms · cpu \(.*\) · seed 7\n$/);
+});
+
+test.serial('generate gives the bytes of the library, and the same ones for the same seed', async (t) => {
+  const options = ['hello', '--max-bytes', '40', '--seed', '7', '--top-k', '50', '--raw', '-q'];
+  const { out, err } = await run(generate(...options));
+  using model = await loadModel(tiny, { threads: 1 });
+  const { bytes } = await model.generate('hello', { maxBytes: 40, seed: 7, topK: 50 });
+  t.deepEqual([...out], [...bytes]);
+  t.is(err, '');
+});
+
+test.serial('generate reads a prompt of any bytes from stdin', async (t) => {
+  const prompt = Uint8Array.of(0, 255, 10, 128, 65);
+  const { code, text } = await run(generate('-', '--max-bytes', '4', '--seed', '1', '--json'), prompt);
+  t.is(code, 0);
+  const { stats, base64, stopReason } = JSON.parse(text);
+  t.is(stats.promptBytes, 5);
+  t.is(Buffer.from(base64, 'base64').length, 4);
+  t.is(stopReason, 'length');
+});
+
+test.serial('generate --json --logprobs has a log-probability for each byte', async (t) => {
+  const { text } = await run(generate('a', '--max-bytes', '6', '--seed', '1', '--json', '--logprobs'));
+  const { logprobs } = JSON.parse(text);
+  t.is(logprobs.length, 6);
+  t.true(logprobs.every((x: number) => x < 0));
+});
+
+test.serial('generate stops before a stop sequence given with escapes', async (t) => {
+  const stops = Array.from({ length: 256 }, (_, i) => `--stop=\\x${i.toString(16).padStart(2, '0')}`);
+  const { code, text } = await run(generate('a', '--seed', '1', '--json', ...stops));
+  t.is(code, 0);
+  const { stopReason, base64 } = JSON.parse(text);
+  t.is(stopReason, 'stop');
+  t.is(base64, '');
+});
+
+test.serial('generate goes on from a saved state as if it had never stopped', async (t) => {
+  const state = join(folder(), 'state.bin');
+  const greedy = (...args: string[]) => run(generate('--temperature', '0', '--raw', ...args));
+  const whole = await greedy('--prompt', 'hello', '--max-bytes', '24');
+  const first = await greedy('--prompt', 'hello', '--max-bytes', '10', '--state-out', state);
+  const rest = await greedy('--max-bytes', '14', '--state-in', state);
+  t.is(rest.code, 0, rest.err);
+  t.deepEqual([...first.out, ...rest.out], [...whole.out]);
+});
+
+test.serial('Ctrl-C ends a generation with what there is, a newline and exit code 130', async (t) => {
+  const child = start(generate('a', '--max-bytes', '1000000000'));
+  child.stdout?.once('data', () => child.kill('SIGINT'));
+  const { code, out, err } = await finished(child);
+  t.is(code, 130);
+  t.true(out.length > 1);
+  t.is(out.at(-1), 10);
+  t.regex(err, /^\d+ bytes in/);
+});
+
+test.serial('SIGTERM ends a generation with exit code 143', async (t) => {
+  const child = start(generate('a', '--max-bytes', '1000000000'));
+  child.stdout?.once('data', () => child.kill('SIGTERM'));
+  t.is((await finished(child)).code, 143);
+});
+
+test.serial('a reader that leaves ends a generation quietly', async (t) => {
+  const child = start(generate('a', '--max-bytes', '1000000000'));
+  child.stdout?.once('data', () => child.stdout?.destroy());
+  const { code, err } = await finished(child);
+  t.is(code, 0);
+  t.is(err, '');
+});
+
+const WRONG: [title: string, args: string[], message: RegExp][] = [
+  ['an unknown command', ['genrate'], /^mambabyte: unknown command 'genrate'\. Did you mean generate\?\n$/],
+  [
+    'an unknown option',
+    generate('a', '--temprature', '1'),
+    /unknown option '--temprature'\. Did you mean --temperature\?/,
+  ],
+  ['a number that is none', generate('a', '--top-k', 'many'), /'--top-k <k>' argument 'many' is invalid/],
+  [
+    'a negative temperature',
+    generate('a', '--temperature', '-1'),
+    /expected temperature to be .* at least 0.*, got -1/,
+  ],
+  ['a NaN temperature', generate('a', '--temperature', 'NaN'), /'--temperature <t>' argument 'NaN' is invalid/],
+  ['a top-p above 1', generate('a', '--top-p', '1.5'), /expected topP to be .*, got 1\.5/],
+  ['an unknown escape', generate('a', '--stop', '\\q'), /Unknown escape \\q/],
+  ['an empty prompt', generate(''), /expected the prompt to hold at least one byte/],
+  ['two prompts', generate('a', '--prompt', 'b'), /the prompt is given twice/],
+  ['an unknown dtype', generate('a', '--dtype', 'f8'), /'--dtype <type>' argument 'f8' is invalid/],
+  ['an unknown device', generate('a', '--device', 'gpu'), /expected device to be .*, got "gpu"/],
+  ['an argument too many', ['doctor', 'x'], /too many arguments/],
+  ['a missing argument', ['inspect'], /missing required argument 'model'/],
+  ['a training run of no model', ['train', '--out', join(tiny, 'x'), '--data', tiny], /one of preset, config and init/],
+];
+
+for (const [title, args, message] of WRONG) {
+  test.serial(`wrong usage ends with exit code 2 and one line · ${title}`, async (t) => {
+    const { code, out, err } = await run(args);
+    t.is(code, 2, err);
+    t.is(out.length, 0);
+    t.regex(err, message);
+    t.regex(err, /^mambabyte: [^\n]*\n$/);
+  });
+}
+
+test.serial('no command at all shows the help on stderr and ends with exit code 2', async (t) => {
+  const { code, out, err } = await run([]);
+  t.is(code, 2);
+  t.is(out.length, 0);
+  t.regex(err, /Usage: mambabyte/);
+});
+
+const FAILING: [title: string, args: string[], message: RegExp][] = [
+  [
+    'no such model',
+    ['inspect', 'no-such-model'],
+    /expected "no-such-model" to be an existing path or .* shipped model/,
+  ],
+  [
+    'no model in the folder',
+    generate('a', '--model', folder()),
+    /expected the folder to hold one file of weights, got none/,
+  ],
+  ['a damaged file', ['inspect', fileOf('model.safetensors', 'nonsense')], /the header length/],
+  ['a GPU that this version cannot use', generate('a', '--device', 'cuda'), /cuda is not available/],
+  ['data that is not there', ['eval', tiny, '/nonexistent.txt'], /expected the data to be readable, got ENOENT/],
+  ['a model that hf cannot express', ['convert', tiny, folder(), '--to', 'hf'], /expected the model to have RMSNorm/],
+];
+
+for (const [title, args, message] of FAILING) {
+  test.serial(`a failure ends with exit code 1 and one line · ${title}`, async (t) => {
+    const { code, out, err } = await run(args);
+    t.is(code, 1, err);
+    t.is(out.length, 0);
+    t.regex(err, message);
+    t.regex(err, /^mambabyte: [^\n]*\n$/);
+  });
+}
+
+test.serial('MAMBABYTE_DEBUG=1 shows the stack', async (t) => {
+  const { err } = await run(['inspect', 'no-such-model'], '', { MAMBABYTE_DEBUG: '1' });
+  t.regex(err, /\n {4}at /);
+});
+
+test.serial('--version and --help go to stdout', async (t) => {
+  t.is((await run(['--version'])).text, `${version}\n`);
+  const help = await run(['generate', '--help']);
+  t.is(help.code, 0);
+  t.regex(help.text, /Usage: mambabyte generate/);
+});
+
+test.serial('inspect lists every tensor and the configuration', async (t) => {
+  const { code, text } = await run(['inspect', tiny]);
+  t.is(code, 0);
+  t.regex(text, /backbone\.layers\.1\.mixer\.A_log +F32 +64 x 16 +4\.00 KiB/);
+  t.regex(text, /dModel +32/);
+  const { tensors, parameters, config, dialect } = JSON.parse((await run(['inspect', tiny, '--json'])).text);
+  using model = await loadModel(tiny, { threads: 1 });
+  t.is(parameters, model.parameters);
+  t.deepEqual(config, model.config);
+  t.is(dialect, 'state-spaces');
+  t.is(tensors.length, model.weights.size);
+});
+
+test.serial('inspect --check counts NaN and infinity where they are', async (t) => {
+  const bytes = readFileSync(join(tiny, 'model.safetensors'));
+  const headerBytes = Number(bytes.readBigUInt64LE());
+  const header = JSON.parse(bytes.toString('utf8', 8, 8 + headerBytes));
+  const at = 8 + headerBytes + header['backbone.norm_f.bias'].data_offsets[0];
+  bytes.writeFloatLE(Number.NaN, at + 4);
+  bytes.writeFloatLE(-Infinity, at + 20);
+  const { text, err } = await run(['inspect', fileOf('model.safetensors', bytes), '--check', '--json']);
+  const found = JSON.parse(text).tensors.filter((x: { nonFinite: number }) => x.nonFinite > 0);
+  t.deepEqual(
+    found.map((x: { name: string; nonFinite: number }) => [x.name, x.nonFinite]),
+    [['backbone.norm_f.bias', 2]],
+  );
+  t.regex(err, /warning: backbone\.norm_f\.bias holds 2 values that are NaN or infinite/);
+});
+
+test.serial('convert to int8 writes a model that loads, and reports its cost', async (t) => {
+  const out = join(folder(), 'int8');
+  const text = fileOf('text.txt', 'All happy families are alike. '.repeat(40));
+  const { code, text: json, err } = await run(['convert', tiny, out, '--dtype', 'int8', '--eval', text, '--json']);
+  t.is(code, 0, err);
+  const { bitsPerByte } = JSON.parse(json);
+  t.is(bitsPerByte.bytes, 1200);
+  t.true(Math.abs(bitsPerByte.after - bitsPerByte.before) < 0.05);
+  using before = await loadModel(tiny, { threads: 1 });
+  using after = await loadModel(out, { threads: 1 });
+  t.true(after.bytes < before.bytes / 2);
+});
+
+test.serial('convert to hf and back changes no value', async (t) => {
+  const [there, back] = [join(folder(), 'hf'), join(folder(), 'back')];
+  t.is((await run(['convert', tied, there, '--to', 'hf'])).code, 0);
+  t.is(JSON.parse(readFileSync(join(there, 'config.json'), 'utf8')).model_type, 'mamba');
+  t.is((await run(['convert', there, back])).code, 0);
+  using model = await loadModel(tied, { threads: 1 });
+  using again = await loadModel(back, { threads: 1 });
+  t.deepEqual(again.config, model.config);
+  t.deepEqual(await again.logits('hello'), await model.logits('hello'));
+});
+
+test.serial('doctor says what it found', async (t) => {
+  const { code, text } = await run(['doctor', '--json']);
+  t.is(code, 0);
+  const report = JSON.parse(text);
+  t.is(report.node, process.version);
+  t.true(existsSync(report.addon));
+  t.true(report.backends.find((b: { name: string }) => b.name === 'cpu').available);
+  t.true(report.targets.includes('scalar'));
+  const forced = JSON.parse((await run(['doctor', '--json'], '', { MAMBABYTE_CPU: 'scalar' })).text);
+  t.regex(forced.backends[0].detail, /^scalar, 1 thread$/);
+});
+
+test.serial('bench measures a model and says on what', async (t) => {
+  const { code, text } = await run(['bench', tiny, '--decode', '8', '--prefill', '16', '--repeats', '2', '--json']);
+  t.is(code, 0);
+  const { prefill, decode, device } = JSON.parse(text);
+  t.is(prefill.runs.length, 2);
+  t.true(decode.median > 0 && decode.best >= decode.median);
+  t.regex(device, /^cpu \(/);
+});
+
+const corpus = () => fileOf('text.txt', Array.from({ length: 400 }, (_, i) => `line ${i * i} of the text\n`).join(''));
+const training = (out: string) => ['--out', out, '--context', '32', '--batch', '2', '--sampling', 'uniform'];
+
+test.serial('train trains, eval measures, and the checkpoint generates', async (t) => {
+  const [out, data] = [join(folder(), 'run'), corpus()];
+  const args = ['train', ...training(out), '--data', data, '--valid', data, '--layers', '1', '--d-model', '32'];
+  const { code, text, err } = await run([...args, '--steps', '4', '--eval-bytes', '500', '--json']);
+  t.is(code, 0, err);
+  const lines = text
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+  t.deepEqual(
+    lines.slice(0, 4).map((line) => line.step),
+    [1, 2, 3, 4],
+  );
+  t.is(lines[4].stopped, 'done');
+  const scored = await run(['eval', join(out, 'latest'), data, '--max-bytes', '400', '--context', '64', '--json']);
+  t.is(scored.code, 0, scored.err);
+  t.true(JSON.parse(scored.text).bitsPerByte > 0);
+});
+
+test.serial('Ctrl-C during training saves a checkpoint, and --resume goes on from it', async (t) => {
+  const [out, data] = [join(folder(), 'run'), corpus()];
+  const model = ['--layers', '1', '--d-model', '32', '--schedule', 'constant'];
+  const child = start(['train', ...training(out), '--data', data, ...model, '--steps', '1000000', '--json']);
+  child.stdout?.once('data', () => child.kill('SIGINT'));
+  const { code, text, err } = await finished(child);
+  t.is(code, 130, err);
+  const end = JSON.parse(text.trim().split('\n').at(-1) ?? '');
+  t.is(end.stopped, 'aborted');
+  t.true(existsSync(join(out, 'latest', 'model.safetensors')));
+  const steps = String(end.step + 1);
+  const resumed = await run(['train', '--out', out, '--resume', '--steps', steps, '--json']);
+  t.is(resumed.code, 0, resumed.err);
+  t.is(JSON.parse(resumed.text.split('\n')[0] ?? '').step, end.step + 1);
+});
+
+test('escapes stand for bytes', (t) => {
+  t.deepEqual([...unescapeBytes('a\\n\\x00\\xffé\\\\n')], [97, 10, 0, 255, 0xc3, 0xa9, 92, 110]);
+  t.throws(() => unescapeBytes('\\'), { message: /Unknown escape/ });
+  t.throws(() => unescapeBytes('\\xg0'), { message: /Unknown escape \\x/ });
+});
