@@ -11,133 +11,195 @@ namespace mb::cpu::MB_TARGET {
 
 constexpr int64_t kScanGroups = 8;
 
+// One group of channels of one sequence.
 struct ScanGrad {
-  Scan forward;  // of the sequence at hand; chunks are read, y and the states are not used
+  Scan forward;  // chunks are read, y and the states are not used
   const float *dy = nullptr, *dstate_out = nullptr;
   int64_t dy_stride = 0, du_stride = 0, ddelta_stride = 0, dz_stride = 0;
   float *du = nullptr, *ddelta = nullptr, *dz = nullptr, *dstate = nullptr;
   float *dA = nullptr, *dD = nullptr, *ddelta_bias = nullptr;  // of this sequence alone: (E,N), (E), (E)
   float *dB = nullptr, *dC = nullptr;                          // of this group of channels: (T,N) each
-  float* scratch = nullptr;                                    // scan_grad_floats()
+  // Scratch of the thread. For all channels of the group, in blocks of [n][W]: A in units of log 2, g, and dA.
+  float *A = nullptr, *carried = nullptr, *sum_A = nullptr;
+  // For one chunk of one block: decays, and states from one step before, [step][n][W]; then [step][W] each.
+  float *decay = nullptr, *states = nullptr;
+  float *dt = nullptr, *u = nullptr, *ds = nullptr, *delta_slope = nullptr, *gate_slope = nullptr;
+
+  // Lays the scratch out and returns its length in floats.
+  int64_t place(float* scratch, int64_t width, int64_t chunk, int64_t n) {
+    int64_t used = 0;
+    const auto take = [&](float** to, int64_t floats) {
+      if (scratch) *to = scratch + used;
+      used += floats;
+    };
+    take(&A, width * n), take(&carried, width * n), take(&sum_A, width * n);
+    take(&decay, chunk * n * W);
+    take(&states, (chunk + 1) * n * W);
+    take(&dt, chunk * W), take(&u, chunk * W), take(&ds, chunk * W);
+    take(&delta_slope, chunk * W), take(&gate_slope, chunk * W);
+    return used;
+  }
 };
 
-// Room for one chunk of W channels: the decays, the states with the one before, and dt.
-MB_INLINE int64_t scan_grad_floats(int64_t chunk, int64_t states) { return W * (2 * chunk * states + states + chunk); }
+// What one step of one block needs besides the states. Taken from the operands once: their rows lie a page apart or
+// more.
+MB_INLINE void scan_grad_ahead(const ScanGrad& g, int64_t t, int64_t e, int lanes, int64_t i) {
+  const Scan& s = g.forward;
+  const V one = set1(1.0f);
+  V w = load_part(s.delta + t * s.delta_stride + e, lanes);
+  if (s.delta_bias) w = w + load_part(s.delta_bias + e, lanes);
+  store(g.dt + i * W, s.softplus ? softplus(w) : w);
+  store(g.delta_slope + i * W, s.softplus ? sigmoid(w) : one);
+  store(g.u + i * W, load_part(s.u + t * s.u_stride + e, lanes));
+  V ds = load_part(g.dy + t * g.dy_stride + e, lanes);
+  if (s.z) {
+    const V z = load_part(s.z + t * s.z_stride + e, lanes), gate = sigmoid(z);
+    store(g.gate_slope + i * W, ds * gate * fma(z, one - gate, one));
+    ds = ds * z * gate;
+  }
+  store(g.ds + i * W, ds);
+}
 
-// a, h: [step][n][W], h from one step before.
+// after <- decay before + input B for K states, keeping the decays.
+template <int K>
+MB_INLINE void scan_states_again(const float* a, const float* b, V dt, V input, float* decay, const float* before,
+                                 float* after) {
+  V grow[K];
+  MB_UNROLL
+  for (int i = 0; i < K; i++) grow[i] = dt * load(a + i * W);
+  exp2_each<K>(grow);
+  MB_UNROLL
+  for (int i = 0; i < K; i++) {
+    store(decay + i * W, grow[i]);
+    store(after + i * W, fma(grow[i], load(before + i * W), input * set1(b[i])));
+  }
+}
+
+// Steps [t0, t1) of one block, forwards, from the chunk's first state. a: the block's part of A.
 template <int kN>
-MB_INLINE void scan_again(const Scan& s, int64_t e, int lanes, int64_t t0, int64_t t1, const float* A, float* a,
-                          float* h, float* dts) {
+MB_INLINE void scan_again(const ScanGrad& g, int64_t e, int lanes, int64_t t0, int64_t t1, const float* a) {
+  const Scan& s = g.forward;
   const int64_t n = kN ? kN : s.states;
-  const V bias = s.delta_bias ? load_part(s.delta_bias + e, lanes) : zero();
-  to_lanes(h, s.chunks + t0 / s.chunk * s.chunks_stride + e * n, n, lanes, 1.0f);
-  for (int64_t t = t0; t < t1; t++, a += n * W, h += n * W) {
-    prefetch_far(s.delta + (t + kAhead) * s.delta_stride + e);
-    prefetch_far(s.u + (t + kAhead) * s.u_stride + e);
-    V dt = load_part(s.delta + t * s.delta_stride + e, lanes) + bias;
-    if (s.softplus) dt = softplus(dt);
-    store(dts + (t - t0) * W, dt);
-    const V x = dt * load_part(s.u + t * s.u_stride + e, lanes);
+  to_lanes(g.states, s.chunks + t0 / s.chunk * s.chunks_stride + e * n, n, lanes, 1.0f);
+  for (int64_t t = t0; t < t1; t++) scan_grad_ahead(g, t, e, lanes, t - t0);
+  for (int64_t t = t0; t < t1; t++) {
+    const V dt = load(g.dt + (t - t0) * W), input = dt * load(g.u + (t - t0) * W);
+    float *decay = g.decay + (t - t0) * n * W, *before = g.states + (t - t0) * n * W, *after = before + n * W;
     const float* b = s.B + t * s.B_stride;
+    int64_t i = 0;
     MB_UNROLL
-    for (int64_t i = 0; i < n; i++) {
-      const V grow = exp2_fast(dt * load(A + i * W));
-      store(a + i * W, grow);
-      store(h + (n + i) * W, fma(grow, load(h + i * W), x * set1(b[i])));
+    for (; i + 4 <= n; i += 4) {
+      scan_states_again<4>(a + i * W, b + i, dt, input, decay + i * W, before + i * W, after + i * W);
+    }
+    for (; i < n; i++) {
+      scan_states_again<1>(a + i * W, b + i, dt, input, decay + i * W, before + i * W, after + i * W);
     }
   }
 }
 
-// One step for W channels. dh: g of this step's end, carried; dA: [n][W]. Adds to rows dB and dC, or starts them.
+// Sums over the states of one step.
+struct ScanGradSums {
+  V out, decay, input;  // C . h; sum g a h[t-1] A; sum g B
+};
+
+// One state of one step: g and dA in place; what it adds to dB and dC goes to to_B and to_C.
+MB_INLINE void scan_grad_state(const float* a, const float* decay, const float* before, const float* after, float* g,
+                               float* dA, V b, V c, V dt, V ds, V input, ScanGradSums* sums, V* to_B, V* to_C) {
+  const V h = load(after), grow = load(decay);
+  sums->out = fma(h, c, sums->out);
+  *to_C = ds * h;
+  const V grad = fma(ds, c, load(g)), kept = grad * (grow * load(before));
+  sums->decay = fma(kept, load(a), sums->decay);
+  sums->input = fma(grad, b, sums->input);
+  store(dA, fma(kept, dt, load(dA)));
+  *to_B = grad * input;
+  store(g, grad * grow);
+}
+
+// Step t of one block, the i-th of its chunk. `at` is the block's place in A, g and dA. Adds to rows dB and dC, or
+// starts them where it is the group's first block.
 template <int kN>
-MB_INLINE void scan_grad_step(const ScanGrad& g, int64_t t, int64_t e, int lanes, bool first, const float* A,
-                              const float* a, const float* h, V dt, float* dh, float* dA, V* dD, V* dbias) {
+MB_INLINE void scan_grad_step(const ScanGrad& g, int64_t t, int64_t i, int64_t e, int lanes, int64_t at, bool first,
+                              V skip, V* dD, V* dbias) {
   const Scan& s = g.forward;
   const int64_t n = kN ? kN : s.states;
   const float *b = s.B + t * s.B_stride, *c = s.C + t * s.C_stride;
-  const V u = load_part(s.u + t * s.u_stride + e, lanes), x = dt * u;
-  const V dy = load_part(g.dy + t * g.dy_stride + e, lanes);
-  const V skip = s.D ? load_part(s.D + e, lanes) : zero();
-  const V z = s.z ? load_part(s.z + t * s.z_stride + e, lanes) : zero();
-  const V gate = s.z ? sigmoid(z) : set1(1.0f);
-  const V ds = s.z ? dy * z * gate : dy;
-  V out = skip * u, through_decay = zero(), through_input = zero();
-  for (int64_t i0 = 0; i0 < n; i0 += W) {
-    const int part = kN || n - i0 >= W ? W : static_cast<int>(n - i0);
-    V to_B[W], to_C[W];
+  const float *decay = g.decay + i * n * W, *before = g.states + i * n * W, *after = before + n * W;
+  const V dt = load(g.dt + i * W), u = load(g.u + i * W), ds = load(g.ds + i * W), input = dt * u;
+  ScanGradSums sums{skip * u, zero(), zero()};
+  for (int64_t n0 = 0; n0 < n; n0 += W) {
+    const int part = kN || n - n0 >= W ? W : static_cast<int>(n - n0);
+    V folds_B[W / kFold], folds_C[W / kFold];
     MB_UNROLL
-    for (int j = 0; j < W; j++) {
-      to_B[j] = to_C[j] = zero();
-      if (j >= part) continue;
-      const int64_t i = i0 + j;
-      const V after = load(h + (n + i) * W), decay = load(a + i * W), ci = set1(c[i]);
-      out = fma(after, ci, out);
-      to_C[j] = ds * after;
-      const V grad = fma(ds, ci, load(dh + i * W));
-      const V kept = grad * (decay * load(h + i * W));
-      through_decay = fma(kept, load(A + i * W), through_decay);
-      through_input = fma(grad, set1(b[i]), through_input);
-      store(dA + i * W, fma(kept, dt, load(dA + i * W)));
-      to_B[j] = grad * x;
-      store(dh + i * W, grad * decay);
+    for (int f = 0; f < W / kFold; f++) {
+      V to_B[kFold], to_C[kFold];
+      MB_UNROLL
+      for (int j = 0; j < kFold; j++) {
+        to_B[j] = to_C[j] = zero();
+        if (f * kFold + j >= part) continue;
+        const int64_t k = n0 + f * kFold + j;
+        scan_grad_state(g.A + at + k * W, decay + k * W, before + k * W, after + k * W, g.carried + at + k * W,
+                        g.sum_A + at + k * W, set1(b[k]), set1(c[k]), dt, ds, input, &sums, to_B + j, to_C + j);
+      }
+      folds_B[f] = fold(to_B);
+      folds_C[f] = fold(to_C);
     }
-    V sum_B = sum_each(to_B), sum_C = sum_each(to_C);
-    float *dB = g.dB + t * n + i0, *dC = g.dC + t * n + i0;
+    V sum_B = join(folds_B), sum_C = join(folds_C);
+    float *dB = g.dB + t * n + n0, *dC = g.dC + t * n + n0;
     if (!first) sum_B = sum_B + load_part(dB, part), sum_C = sum_C + load_part(dC, part);
     store_part(dB, sum_B, part);
     store_part(dC, sum_C, part);
   }
   // A is held in units of log 2, so that a = 2^(dt A).
-  V ddt = fma(through_decay, set1(1.0f / kLog2e), u * through_input);
-  if (s.softplus) {
-    V w = load_part(s.delta + t * s.delta_stride + e, lanes);
-    if (s.delta_bias) w = w + load_part(s.delta_bias + e, lanes);
-    ddt = ddt * sigmoid(w);
-  }
-  store_part(g.du + t * g.du_stride + e, fma(ds, skip, dt * through_input), lanes);
-  store_part(g.ddelta + t * g.ddelta_stride + e, ddt, lanes);
-  if (s.z && g.dz) {
-    const V slope = gate * fma(z, set1(1.0f) - gate, set1(1.0f));
-    store_part(g.dz + t * g.dz_stride + e, dy * out * slope, lanes);
-  }
+  const V ddelta = fma(sums.decay, set1(1.0f / kLog2e), u * sums.input) * load(g.delta_slope + i * W);
+  store_part(g.du + t * g.du_stride + e, fma(ds, skip, dt * sums.input), lanes);
+  store_part(g.ddelta + t * g.ddelta_stride + e, ddelta, lanes);
+  if (s.z && g.dz) store_part(g.dz + t * g.dz_stride + e, sums.out * load(g.gate_slope + i * W), lanes);
   *dD = fma(ds, u, *dD);
-  // Lanes past the end see no delta, so they would add what belongs to no channel; they are never stored.
-  *dbias = *dbias + ddt;
+  *dbias = *dbias + ddelta;
 }
 
+// Channels [e0, e1): a chunk of all blocks in turn, so that what lies in one row is used together.
 template <int kN>
-static void scan_grad_block(const ScanGrad& g, int64_t e, int lanes, bool first) {
+static void scan_grad_group(const ScanGrad& g, int64_t e0, int64_t e1) {
   const Scan& s = g.forward;
   const int64_t n = kN ? kN : s.states;
-  alignas(64) float A[(kN ? kN : kMaxStates) * W], dh[(kN ? kN : kMaxStates) * W], dA[(kN ? kN : kMaxStates) * W];
-  float *a = g.scratch, *h = a + s.chunk * n * W, *dts = h + (s.chunk + 1) * n * W;
-  to_lanes(A, s.A + e * n, n, lanes, kLog2e);
-  memset(dA, 0, sizeof(float) * static_cast<size_t>(n) * W);
-  if (g.dstate_out) {
-    to_lanes(dh, g.dstate_out + e * n, n, lanes, 1.0f);
-  } else {
-    memset(dh, 0, sizeof(float) * static_cast<size_t>(n) * W);
-  }
-  V dD = zero(), dbias = zero();
+  const auto each_block = [&](auto f) {
+    for (int64_t e = e0; e < e1; e += W) f(e, e1 - e >= W ? W : static_cast<int>(e1 - e), (e - e0) * n);
+  };
+  each_block([&](int64_t e, int lanes, int64_t at) {
+    const size_t bytes = sizeof(float) * static_cast<size_t>(n) * W;
+    to_lanes(g.A + at, s.A + e * n, n, lanes, kLog2e);
+    memset(g.sum_A + at, 0, bytes);
+    if (g.dstate_out) {
+      to_lanes(g.carried + at, g.dstate_out + e * n, n, lanes, 1.0f);
+    } else {
+      memset(g.carried + at, 0, bytes);
+    }
+    store_part(g.dD + e, zero(), lanes);
+    store_part(g.ddelta_bias + e, zero(), lanes);
+  });
   for (int64_t t0 = (s.steps - 1) / s.chunk * s.chunk; t0 >= 0; t0 -= s.chunk) {
     const int64_t t1 = t0 + s.chunk < s.steps ? t0 + s.chunk : s.steps;
-    scan_again<kN>(s, e, lanes, t0, t1, A, a, h, dts);
-    for (int64_t t = t1 - 1; t >= t0; t--) {
-      const int64_t at = t - t0, ahead = t - kAhead > 0 ? t - kAhead : 0;
-      prefetch_far(g.dy + ahead * g.dy_stride + e);
-      if (s.z) prefetch_far(s.z + ahead * s.z_stride + e);
-      scan_grad_step<kN>(g, t, e, lanes, first, A, a + at * n * W, h + at * n * W, load(dts + at * W), dh, dA, &dD,
-                         &dbias);
-    }
+    each_block([&](int64_t e, int lanes, int64_t at) {
+      scan_again<kN>(g, e, lanes, t0, t1, g.A + at);
+      const V skip = s.D ? load_part(s.D + e, lanes) : zero();
+      V dD = load_part(g.dD + e, lanes), dbias = load_part(g.ddelta_bias + e, lanes);
+      for (int64_t t = t1 - 1; t >= t0; t--) {
+        scan_grad_step<kN>(g, t, t - t0, e, lanes, at, e == e0, skip, &dD, &dbias);
+      }
+      store_part(g.dD + e, dD, lanes);
+      store_part(g.ddelta_bias + e, dbias, lanes);
+    });
   }
-  from_lanes(g.dA + e * n, dA, n, lanes);
-  if (g.dstate) from_lanes(g.dstate + e * n, dh, n, lanes);
-  store_part(g.dD + e, dD, lanes);
-  store_part(g.ddelta_bias + e, dbias, lanes);
+  each_block([&](int64_t e, int lanes, int64_t at) {
+    from_lanes(g.dA + e * n, g.sum_A + at, n, lanes);
+    if (g.dstate) from_lanes(g.dstate + e * n, g.carried + at, n, lanes);
+  });
 }
 
 struct ScanGradShape {
-  int64_t batch, T, E, N, chunk, groups;
+  int64_t batch, T, E, N, chunk, groups, width;                 // width: channels of the widest group, in whole blocks
   int64_t task_rows() const { return groups * batch * T * N; }  // floats in the partial dB, and in dC
   int64_t sequence() const { return E * N + 2 * E; }            // floats in one sequence's dA, dD, ddelta_bias
   int64_t shared() const { return 2 * task_rows() + batch * sequence(); }
@@ -148,7 +210,8 @@ static ScanGradShape scan_grad_shape(const Node& node) {
   const Tensor& u = node.in(in::u);
   const int64_t T = u.dim(1), E = u.dim(2), blocks = (E + kChannelBlock - 1) / kChannelBlock;
   const int64_t asked = chunk_steps(node.attr(at::selective_scan_grad::attr::chunk), T), chunk = asked < T ? asked : T;
-  return {u.dim(0), T, E, node.in(in::A).cols(), chunk, blocks < kScanGroups ? blocks : kScanGroups};
+  const int64_t groups = blocks < kScanGroups ? blocks : kScanGroups;
+  return {u.dim(0), T, E, node.in(in::A).cols(), chunk, groups, (blocks + groups - 1) / groups * kChannelBlock};
 }
 
 // Each thread's part starts on a cache line of its own.
@@ -156,7 +219,7 @@ MB_INLINE int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; 
 
 static int64_t s_selective_scan_grad(const Node& node, int threads) {
   const ScanGradShape d = scan_grad_shape(node);
-  const int64_t own = scan_grad_floats(d.chunk, d.N);
+  const int64_t own = ScanGrad{}.place(nullptr, d.width, d.chunk, d.N);
   return (whole_lines(d.shared()) + threads * whole_lines(own)) * static_cast<int64_t>(sizeof(float));
 }
 
@@ -234,9 +297,9 @@ static void k_selective_scan_grad(const Node& node, const Team& team) {
   const ScanGradShape d = scan_grad_shape(node);
   float* parts = reinterpret_cast<float*>(team.scratch);
   float* sequences = parts + 2 * d.task_rows();
-  const int64_t own = whole_lines(scan_grad_floats(d.chunk, d.N));
   ScanGrad g = scan_grad_of(node, d);
-  g.scratch = parts + whole_lines(d.shared()) + team.index * own;
+  const int64_t own = whole_lines(g.place(nullptr, d.width, d.chunk, d.N));
+  g.place(parts + whole_lines(d.shared()) + team.index * own, d.width, d.chunk, d.N);
   const int64_t blocks = (d.E + kChannelBlock - 1) / kChannelBlock;
   const Team::Range tasks = team.share(d.groups * d.batch);
   for (int64_t task = tasks.begin; task < tasks.end; task++) {
@@ -246,13 +309,10 @@ static void k_selective_scan_grad(const Node& node, const Team& team) {
     g.dB = parts + task * d.T * d.N, g.dC = g.dB + d.task_rows();
     const int64_t e0 = blocks * group / d.groups * kChannelBlock, end = blocks * (group + 1) / d.groups * kChannelBlock;
     const int64_t e1 = end < d.E ? end : d.E;
-    for (int64_t e = e0; e < e1; e += W) {
-      const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e);
-      if (d.N == 16) {
-        scan_grad_block<16>(g, e, lanes, e == e0);
-      } else {
-        scan_grad_block<0>(g, e, lanes, e == e0);
-      }
+    if (d.N == 16) {
+      scan_grad_group<16>(g, e0, e1);
+    } else {
+      scan_grad_group<0>(g, e0, e1);
     }
   }
   team.barrier();
