@@ -43,10 +43,14 @@ struct AmxFew {
   int64_t bytes() const { return depths * tiles * tile_bytes(); }
 };
 
+// Fewer activation rows leave most columns of a tile empty, and vector dot products are faster.
+constexpr int64_t kAmxLeastRows = 3;
+
 // Products fit when whole tiles of weight rows do and the columns fill at most four tiles.
 static bool amx_few(const Tensor& weight, int64_t rows) {
   const bool i8 = weight.dtype == DType::i8;
-  return (i8 || weight.dtype == DType::bf16) && weight.rows() >= kTileRows && rows <= 32 && amx_enabled();
+  return (i8 || weight.dtype == DType::bf16) && weight.rows() >= kTileRows && rows >= kAmxLeastRows && rows <= 32 &&
+         amx_enabled();
 }
 
 // [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.
@@ -79,11 +83,7 @@ static DotInput amx_prepare(DType weight, const float* x, int64_t stride, int64_
   DotInput input;
   if (weight == DType::bf16) {
     input = DotBf16::prepare(x, stride, rows, k, to);
-    if (rows == 1) {
-      tiles = to;  // one column: the row is its own tile
-    } else {
-      amx_pack_few<DotBf16, 1, 0>(input, s, tiles);
-    }
+    amx_pack_few<DotBf16, 1, 0>(input, s, tiles);
   } else {
     input = DotI8::prepare(x, stride, rows, k, to);
     amx_pack_few<DotI8, 2, DotI8::kHead>(input, s, tiles);
@@ -172,15 +172,11 @@ __attribute__((target("amx-tile,amx-bf16,amx-int8"), noinline)) static void amx_
 template <bool kInt>
 MB_INLINE void amx_few_store(const float* tile, const AmxFew& s, const DotInput& x, int64_t first_row, int64_t skip,
                              const DotOutput& out, int64_t begin, int64_t n) {
-  float sums[2 * W][W];
-  if (s.cols == 1) {
-    store(sums[0], load(tile));
-  } else {
-    V t[W];
-    for (int m = 0; m < 16; m++) t[m] = load_n(tile + m * s.cols, static_cast<int>(s.cols));
-    transpose(t);
-    for (int c = 0; c < 16; c++) store(sums[c], t[c]);
-  }
+  float sums[W][W];
+  V t[W];
+  for (int m = 0; m < 16; m++) t[m] = load_n(tile + m * s.cols, static_cast<int>(s.cols));
+  transpose(t);
+  for (int c = 0; c < 16; c++) store(sums[c], t[c]);
   const int64_t rows = min64(s.rows, x.rows - first_row);
   for (int64_t r = 0; r < rows; r++) {
     if constexpr (kInt) {
