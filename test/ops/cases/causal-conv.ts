@@ -56,7 +56,7 @@ export const causalConv: OpCase[] = [
             state === 'in and out' ? given('f32', [B, K - 1, E], random.normal(size(B, K - 1, E))) : undefined,
         },
         attrs: { silu: Number(silu), accumulate: Number(accumulate) },
-        close: 'long',
+        close: 'f32',
       };
     },
   ),

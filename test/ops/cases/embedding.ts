@@ -32,7 +32,7 @@ export const embedding: OpCase[] = [
       outs: { dtable: accumulate ? given('f32', [V, D], random.normal(size(V, D))) : blank([V, D]) },
       ins: { dy: given('f32', [R, D], random.normal(size(R, D)), pad), ids: given(ids, [R], random.integers(R, 0, V)) },
       attrs: { accumulate: Number(accumulate) },
-      close: 'long',
+      close: 'f32',
     }),
   ),
 ];

@@ -94,7 +94,7 @@ export const linear: OpCase[] = [
         x: given('f32', [R, K], random.normal(size(R, K)), pad),
       },
       attrs: { accumulate: Number(accumulate) },
-      close: 'long',
+      close: 'f32',
     }),
   ),
   ...cases(
@@ -104,7 +104,7 @@ export const linear: OpCase[] = [
       outs: { y: accumulate ? given('f32', [M], random.normal(M)) : blank([M]) },
       ins: { x: given('f32', [R, M], random.normal(size(R, M)), pad) },
       attrs: { accumulate: Number(accumulate) },
-      close: 'long',
+      close: 'f32',
     }),
   ),
   ...cases(

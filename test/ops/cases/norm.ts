@@ -33,7 +33,7 @@ const forward = (op: string, layer: boolean) =>
         ...(layer ? { bias: bias ? given('f32', [D], random.normal(D)) : undefined } : {}),
       },
       attrs: { eps: 1e-5 },
-      close: 'long',
+      close: far ? 'long' : 'f32',
     };
   });
 
@@ -50,7 +50,7 @@ const backward = (op: string, layer: boolean) =>
         rstd: given('f32', [R], random.uniform(R, 0.5, 2)),
       },
       attrs: { accumulate: Number(accumulate) },
-      close: 'long',
+      close: 'f32',
     };
   });
 

@@ -4,7 +4,7 @@ const axes = {
   B: [1, 3],
   T: [1, 2, 7, 63, 64, 65, 257],
   E: [1, 5, 15, 16, 17, 48, 65],
-  N: [1, 3, 8, 16],
+  N: [3, 1, 8, 16],
   D: [true, false],
   z: [true, false],
   bias: [true, false],

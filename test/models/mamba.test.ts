@@ -1,0 +1,291 @@
+// Whole models against PyTorch, and against themselves: step by step = prefill = chunked prefill, on every instruction
+// set and weight type.
+
+import { join } from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { createModel, createTrainer, loadModel, type Model } from '../../lib/index.ts';
+import type { Session } from '../../lib/session.ts';
+import { compare, errors, type Tolerance } from '../support/close.ts';
+import { cpuTargets } from '../support/devices.ts';
+import { FIXTURES, readFixture, readJson } from '../support/fixtures.ts';
+import { Random } from '../support/random.ts';
+
+/** The bars of the project, relative to the float64 oracle; see docs/numerics.md. */
+const LOGITS: Tolerance = { rms: 2e-5, worst: 2e-5 };
+const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
+const BF16_RMS = 1e-2;
+
+/** Two ways of one model through f32 kernels, and through kernels that round activations to bf16. */
+const SAME_F32: Tolerance = { rms: 2e-6, worst: 2e-5 };
+const SAME_BF16: Tolerance = { rms: 1e-2, worst: 5e-2 };
+
+const folder = (name: string) => join(FIXTURES, name);
+const targets = [['ref', undefined] as const, ...cpuTargets().supported.map((target) => ['cpu', target] as const)];
+
+/** Loads a model on one instruction set. Serial tests only: the choice is a variable of the process. */
+async function load(
+  name: string,
+  target: (typeof targets)[number],
+  options: { dtype?: 'bf16' | 'int8'; trainable?: boolean } = {},
+) {
+  const before = process.env['MAMBABYTE_CPU'];
+  process.env['MAMBABYTE_CPU'] = target[1] ?? '';
+  try {
+    const model = await loadModel(folder(name), { device: target[0], threads: 2, ...options });
+    return model;
+  } finally {
+    if (before === undefined) delete process.env['MAMBABYTE_CPU'];
+    else process.env['MAMBABYTE_CPU'] = before;
+  }
+}
+
+async function rowLogits(model: Model, name: string): Promise<{ got: Float64Array; want: Float64Array }> {
+  const expected = readFixture(`${name.replace(/-(bin|module)$/, '')}.expected.safetensors`);
+  const ids = expected.get('ids') ?? expected.get('bytes');
+  const want = expected.get('logits64');
+  if (!ids || !want) throw new Error(`${name}: no ids or logits64`);
+  const [rows = 0, T = 0, V = 0] = want.shape;
+  const stride = ids.shape[1] ?? 0;
+  const got = new Float64Array(want.values.length);
+  for (let r = 0; r < rows; r++) {
+    got.set(await model.logits(Int32Array.from(ids.values.subarray(r * stride, r * stride + T))), r * T * V);
+  }
+  return { got, want: want.values };
+}
+
+for (const target of targets) {
+  const where = target[1] ? `cpu ${target[1]}` : 'ref';
+
+  for (const name of ['hf-tiny', 'hf-tiny-48', 'byte-tiny', 'byte-tiny-bin', 'byte-tiny-module']) {
+    test.serial(`logits equal PyTorch in float64 · ${name} · ${where}`, async (t) => {
+      using model = await load(name, target);
+      const { got, want } = await rowLogits(model, name);
+      t.is(compare(got, want, LOGITS), undefined);
+    });
+  }
+
+  for (const name of ['hf-tiny', 'byte-tiny']) {
+    test.serial(`bf16 logits are near PyTorch in float64 · ${name} · ${where}`, async (t) => {
+      using model = await load(name, target, { dtype: 'bf16' });
+      const { got, want } = await rowLogits(model, name);
+      const e = errors(got, want);
+      t.log(`relative RMS ${e.rms.toExponential(2)}`);
+      t.true(e.rms < BF16_RMS, `${e.rms}`);
+    });
+
+    test.serial(`greedy bytes equal PyTorch · ${name} · ${where}`, async (t) => {
+      using model = await load(name, target);
+      const expected = readFixture(`${name}.expected.safetensors`);
+      const prompt = Uint8Array.from(expected.get('generate.prompt')?.values ?? []);
+      const { bytes } = await model.generate(prompt, { temperature: 0, maxBytes: 64 });
+      t.deepEqual([...bytes], [...(expected.get('generate.continuation')?.values ?? [])]);
+    });
+  }
+
+  test.serial(`states after a prompt equal PyTorch · ${where}`, async (t) => {
+    using model = await load('byte-tiny', target);
+    const expected = readFixture('byte-tiny.expected.safetensors');
+    for (const label of ['state', 'state_short']) {
+      const prompt = expected.get(`${label}.prompt`)?.values ?? [];
+      const want = [0, 1].flatMap((l) =>
+        ['conv', 'ssm'].flatMap((s) => [...(expected.get(`${label}.${l}.${s}`)?.values ?? [])]),
+      );
+      await fresh(model, async (session) => {
+        const logits = await session.logits(prompt);
+        t.is(compare(session.readState(), want, LOGITS), undefined, label);
+        t.is(compare(logits.subarray(-256), expected.get(`${label}.logits`)?.values ?? [], LOGITS), undefined, label);
+      });
+    }
+  });
+
+  test.serial(`gradients equal PyTorch in float64 · ${where}`, async (t) => {
+    using model = await load('byte-tiny', target, { trainable: true });
+    const expected = readFixture('byte-tiny.expected.safetensors');
+    // With beta1 = 0 AdamW's first moment is the gradient itself.
+    const trainer = await createTrainer(model, { lr: 0, betas: [0, 0.95], clip: 0 });
+    const { loss } = await trainer.step({ bytes: Uint8Array.from(expected.get('bytes')?.values ?? []), batch: 2 });
+    const want = expected.get('loss64')?.values[0] ?? Number.NaN;
+    t.true(Math.abs(loss - want) < 1e-6 * want, `loss ${loss}, expected ${want}`);
+    const { m } = trainer.optimizerState();
+    t.is(m.size, model.weights.size);
+    for (const [name, gradient] of m) {
+      t.is(compare(gradient, expected.get(`grad.${name}`)?.values ?? [], GRADIENTS), undefined, name);
+    }
+  });
+
+  test.serial(`ten golden losses equal PyTorch · ${where}`, async (t) => {
+    const golden = readJson<{
+      lr: number;
+      betas: [number, number];
+      eps: number;
+      weightDecay: number;
+      clip: number;
+      decayed: string[];
+      loss64: number[];
+      gradNorm64: number[];
+      finalWeightNorm64: Record<string, number>;
+    }>('training.json');
+    const { lr, betas, eps, clip, weightDecay, decayed } = golden;
+    const bytes = Uint8Array.from(readFixture('training.safetensors').get('bytes')?.values ?? []);
+    using model = await load('byte-tiny', target, { trainable: true });
+    const decay = (name: string) => (decayed.includes(name) ? weightDecay : 0);
+    const trainer = await createTrainer(model, { lr, betas, eps, clip, weightDecay: decay });
+    for (let s = 0; s < 10; s++) {
+      const { loss, gradNorm } = await trainer.step({ bytes: bytes.subarray(s * 132, (s + 1) * 132), batch: 4 });
+      t.is(compare([loss], [golden.loss64[s] ?? 0], { rms: 1e-5, worst: 1e-5 }), undefined, `loss of step ${s + 1}`);
+      t.is(compare([gradNorm], [golden.gradNorm64[s] ?? 0], GRADIENTS), undefined, `gradient norm of step ${s + 1}`);
+    }
+    for (const [name, tensor] of model.weights) {
+      const norm = Math.hypot(...(model.runtime.read(tensor) as Float32Array));
+      t.is(compare([norm], [golden.finalWeightNorm64[name] ?? 0], { rms: 1e-5, worst: 1e-5 }), undefined, name);
+    }
+  });
+
+  for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+    test.serial(`step by step = prefill = chunked prefill · ${dtype} · ${where}`, async (t) => {
+      using model = await load('byte-tiny', target, dtype === 'f32' ? {} : { dtype });
+      const rounded = target[1] === 'avx512' && dtype !== 'f32';
+      await sameInPieces(t, model, rounded ? SAME_BF16 : SAME_F32);
+    });
+  }
+}
+
+/** Runs `fn` on a session that starts from zeros. */
+function fresh<T>(model: Model, fn: (session: Session) => Promise<T>): Promise<T> {
+  return model.withSession((session) => {
+    session.writeState(new Float32Array(session.stateFloats));
+    return fn(session);
+  });
+}
+
+/** One text in plans of 512, 64, 8 and 1 steps, and in pieces of 1, 8, 13 and 64. */
+async function sameInPieces(t: ExecutionContext, model: Model, close: Tolerance): Promise<void> {
+  const ids = Int32Array.from(new Random(3).integers(150, 0, 256));
+  const long = Int32Array.from({ length: 600 }, (_, i) => ids[i % 150] ?? 0);
+  for (const [text, sizes] of [
+    [ids, [1, 8, 13, 64]],
+    [long, [64]],
+  ] as const) {
+    const whole = await fresh(model, async (s) => ({ logits: await s.logits(text), state: s.readState() }));
+    for (const size of sizes) {
+      await fresh(model, async (session) => {
+        const logits = new Float32Array(whole.logits.length);
+        for (let at = 0; at < text.length; at += size) {
+          logits.set(await session.logits(text.subarray(at, at + size)), at * 256);
+        }
+        t.is(compare(logits, whole.logits, close), undefined, `logits in pieces of ${size}`);
+        t.is(compare(session.readState(), whole.state, close), undefined, `state in pieces of ${size}`);
+      });
+      await fresh(model, async (session) => {
+        for (let at = 0; at < text.length; at += size) await session.consume(text.subarray(at, at + size));
+        t.is(compare(session.readState(), whole.state, close), undefined, `consumed in pieces of ${size}`);
+      });
+    }
+  }
+}
+
+test.serial('score adds up what logits say', async (t) => {
+  using model = await load('byte-tiny', ['ref', undefined]);
+  const ids = Int32Array.from(new Random(4).integers(90, 0, 256));
+  const logits = await model.logits(ids);
+  const { nats, bytes, nll, bitsPerByte } = await model.score(Uint8Array.from(ids));
+  const want = Array.from({ length: 89 }, (_, i) => {
+    const row = logits.subarray(i * 256, (i + 1) * 256);
+    return Math.log(row.reduce((sum, x) => sum + Math.exp(x), 0)) - (row[ids[i + 1] ?? 0] ?? 0);
+  });
+  t.is(bytes, 89);
+  t.is(compare(nll, want, SAME_F32), undefined);
+  t.true(Math.abs(nats - want.reduce((a, b) => a + b)) < 1e-3);
+  t.true(Math.abs(bitsPerByte - nats / 89 / Math.LN2) < 1e-9);
+});
+
+test.serial('int8 costs less than 0.02 bits per byte on a trained text', async (t) => {
+  using model = await createModel({ layers: 2, dModel: 32 }, { seed: 1, threads: 2 });
+  const text = corpus(2048);
+  await overfit(model, text, 60);
+  const { mkdtempSync, rmSync } = await import('node:fs');
+  const dir = mkdtempSync(join((await import('node:os')).tmpdir(), 'mambabyte-'));
+  try {
+    await model.save(dir);
+    using exact = await loadModel(dir, { threads: 2 });
+    using small = await loadModel(dir, { dtype: 'int8', threads: 2 });
+    const [a, b] = [await exact.score(text), await small.score(text)];
+    t.log(`f32 ${a.bitsPerByte.toFixed(4)}, int8 ${b.bitsPerByte.toFixed(4)} bits per byte`);
+    t.true(Math.abs(b.bitsPerByte - a.bitsPerByte) < 0.02);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});
+
+test.serial('a small model overfits 4 KiB', async (t) => {
+  using model = await createModel({ layers: 2, dModel: 64 }, { seed: 2, threads: 2 });
+  const losses = await overfit(model, corpus(4096), 150);
+  t.log(`loss ${losses[0]?.toFixed(3)} → ${losses.at(-1)?.toFixed(3)} nats per byte`);
+  t.true((losses[0] ?? 0) > 5);
+  t.true((losses.at(-1) ?? 9) < 0.5, `${losses.at(-1)}`);
+});
+
+test.serial('training goes on bit for bit from saved moments', async (t) => {
+  const text = corpus(1024);
+  const options = { lr: 2e-3, clip: 1, weightDecay: 0.1 };
+  const batches = Array.from({ length: 6 }, (_, i) => ({ bytes: text.subarray(i * 100, i * 100 + 132), batch: 4 }));
+  const weightsOf = (model: Model) => new Map([...model.weights].map(([n, w]) => [n, model.runtime.read(w)]));
+
+  using whole = await createModel({ layers: 1, dModel: 16 }, { seed: 3, threads: 2 });
+  const trainer = await createTrainer(whole, options);
+  for (const batch of batches) await trainer.step(batch);
+
+  using first = await createModel({ layers: 1, dModel: 16 }, { seed: 3, threads: 1 });
+  const before = await createTrainer(first, options);
+  for (const batch of batches.slice(0, 3)) await before.step(batch);
+  using second = await createModel({ layers: 1, dModel: 16 }, { seed: 9, threads: 2 });
+  for (const [name, values] of weightsOf(first)) second.runtime.write(second.weights.get(name) as never, values);
+  const after = await createTrainer(second, options);
+  after.restore(before.optimizerState());
+  for (const batch of batches.slice(3)) await after.step(batch);
+
+  t.is(after.steps, trainer.steps);
+  t.deepEqual(weightsOf(second), weightsOf(whole));
+  t.deepEqual(after.optimizerState(), trainer.optimizerState());
+});
+
+test.serial('micro-batches give the gradient of the whole batch', async (t) => {
+  const text = corpus(1024);
+  const once = { lr: 0, betas: [0, 0.95], clip: 0 } as const;
+  using model = await createModel({ layers: 2, dModel: 16 }, { seed: 5, threads: 1 });
+  const together = await createTrainer(model, once);
+  await together.step({ bytes: text.subarray(0, 4 * 33), batch: 4 });
+  const apart = await createTrainer(model, once);
+  await apart.step([0, 1].map((i) => ({ bytes: text.subarray(i * 66, (i + 1) * 66), batch: 2 })));
+  // The summed gradient is scaled when AdamW reads it, so the moments compare.
+  const want = together.optimizerState().m;
+  for (const [name, got] of apart.optimizerState().m) {
+    t.is(compare(got, want.get(name) ?? [], { rms: 1e-5, worst: 1e-4 }), undefined, name);
+  }
+});
+
+/** Text with structure: words drawn from a short list. */
+function corpus(length: number): Uint8Array {
+  const words = 'the lamp on harbour wall burned since before town was built and nobody living could say who'.split(
+    ' ',
+  );
+  const random = new Random(11);
+  let text = '';
+  while (text.length < length) text += `${words[random.integers(1, 0, words.length)[0] ?? 0]} `;
+  return new TextEncoder().encode(text.slice(0, length));
+}
+
+/** Trains on windows of a text; returns the losses. */
+async function overfit(model: Model, text: Uint8Array, steps: number): Promise<number[]> {
+  const trainer = await createTrainer(model, { lr: 8e-3, schedule: 'cosine', warmup: 10, steps });
+  const random = new Random(12);
+  const [batch, row] = [8, 65];
+  const losses: number[] = [];
+  for (let s = 0; s < steps; s++) {
+    const bytes = new Uint8Array(batch * row);
+    for (const [b, at] of random.integers(batch, 0, text.length - row).entries())
+      bytes.set(text.subarray(at, at + row), b * row);
+    losses.push((await trainer.step({ bytes, batch })).loss);
+  }
+  return losses;
+}
