@@ -210,19 +210,22 @@ test.serial('int8 costs less than 0.02 bits per byte on a trained text', async (
     using exact = await loadModel(dir, { threads: 2 });
     using small = await loadModel(dir, { dtype: 'int8', threads: 2 });
     const [a, b] = [await exact.score(text), await small.score(text)];
-    t.log(`f32 ${a.bitsPerByte.toFixed(4)}, int8 ${b.bitsPerByte.toFixed(4)} bits per byte`);
+    t.is([...small.weights.values()].filter((w) => w.dtype === 'i8').length, 6);
+    t.log(`f32 ${a.bitsPerByte}, int8 ${b.bitsPerByte} bits per byte`);
+    t.not(a.bitsPerByte, b.bitsPerByte);
     t.true(Math.abs(b.bitsPerByte - a.bitsPerByte) < 0.02);
   } finally {
     rmSync(dir, { recursive: true });
   }
 });
 
-test.serial('a small model overfits 4 KiB', async (t) => {
-  using model = await createModel({ layers: 2, dModel: 64 }, { seed: 2, threads: 2 });
-  const losses = await overfit(model, corpus(4096), 150);
-  t.log(`loss ${losses[0]?.toFixed(3)} → ${losses.at(-1)?.toFixed(3)} nats per byte`);
-  t.true((losses[0] ?? 0) > 5);
-  t.true((losses.at(-1) ?? 9) < 0.5, `${losses.at(-1)}`);
+test.serial('a small model learns 4 KiB by heart', async (t) => {
+  using model = await createModel({ layers: 1, dModel: 64 }, { seed: 2, threads: 2 });
+  const losses = await overfit(model, corpus(4096), 300);
+  const last = losses.slice(-8).reduce((a, b) => a + b, 0) / 8;
+  t.log(`loss ${losses[0]?.toFixed(3)} → ${last.toFixed(3)} nats per byte`);
+  // The order of the words is random: 0.46 nats per byte that cannot be learned but by heart.
+  t.true(last < 0.3, `${last}`);
 });
 
 test.serial('training goes on bit for bit from saved moments', async (t) => {
@@ -277,7 +280,7 @@ function corpus(length: number): Uint8Array {
 
 /** Trains on windows of a text; returns the losses. */
 async function overfit(model: Model, text: Uint8Array, steps: number): Promise<number[]> {
-  const trainer = await createTrainer(model, { lr: 8e-3, schedule: 'cosine', warmup: 10, steps });
+  const trainer = await createTrainer(model, { lr: 1e-2, schedule: 'cosine', warmup: 10, steps });
   const random = new Random(12);
   const [batch, row] = [8, 65];
   const losses: number[] = [];

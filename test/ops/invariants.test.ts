@@ -1,0 +1,183 @@
+// What must hold of the kernels whatever their numbers are: a split scan is a whole scan, kept states are the states of
+// prefixes, sequences of a batch do not touch each other, and neither the run nor the number of threads changes a bit.
+import test, { type ExecutionContext } from 'ava';
+import type { Device } from '../../lib/device.ts';
+import { blank, given, type OpCase, type Outcome, runCase, sameBits, size } from '../support/cases.ts';
+import { compare, TOLERANCES } from '../support/close.ts';
+import { cpuTargets, withDevice } from '../support/devices.ts';
+import type { Operand } from '../support/poison.ts';
+import { Random } from '../support/random.ts';
+import { casesByOp } from './cases/index.ts';
+
+const { supported } = cpuTargets();
+const devices = [['ref', undefined] as const, ...supported.map((target) => ['cpu', target] as const)];
+
+/** Registers a test for ref and for every instruction set. */
+function everywhere(title: string, run: (t: ExecutionContext, device: Device) => Promise<void>): void {
+  for (const [backend, target] of devices) {
+    test.serial(`${title} · ${target ?? 'ref'}`, (t) =>
+      withDevice(backend, { threads: 2, ...(target ? { target } : {}) }, (device) => run(t, device)),
+    );
+  }
+}
+
+const SIZES = { B: 2, T: 131, E: 17, N: 16, K: 4 };
+const { B, T, E, N, K } = SIZES;
+
+type Sequence = Record<string, Operand>;
+
+/** Steps [from, to) of operands shaped (B, T, ...). */
+function steps(operands: Sequence, from: number, to: number): Sequence {
+  return Object.fromEntries(
+    Object.entries(operands).map(([name, o]) => {
+      const [batch = 0, length = 0, cols = 0] = o.shape;
+      const values = Array.from({ length: batch }, (_, b) =>
+        Array.from((o.values ?? []) as Float64Array).slice((b * length + from) * cols, (b * length + to) * cols),
+      ).flat();
+      return [name, given(o.dtype, [batch, to - from, cols], values)];
+    }),
+  );
+}
+
+function op(name: string, outs: OpCase['outs'], ins: OpCase['ins'], attrs: OpCase['attrs']): OpCase {
+  return { title: name, op: name, outs, ins, attrs, close: () => 'long' };
+}
+
+const values = (o: Outcome, name: string) => o.get(name)?.values ?? new Float64Array();
+
+/** Joins (B, T1, D) and (B, T2, D) along time. */
+function joinTime(parts: readonly Float64Array[], lengths: readonly number[], cols: number): number[] {
+  return Array.from({ length: B }, (_, b) =>
+    parts.flatMap((p, i) => [...p.subarray(b * (lengths[i] ?? 0) * cols, (b + 1) * (lengths[i] ?? 0) * cols)]),
+  ).flat();
+}
+
+function scanInputs(random: Random): { inTime: Sequence; fixed: Sequence; state: Operand } {
+  const draw = (...shape: number[]) => given('f32', shape, random.normal(size(...shape)));
+  return {
+    inTime: {
+      u: draw(B, T, E),
+      delta: given('f32', [B, T, E], random.uniform(B * T * E, -5, 1)),
+      B: draw(B, T, N),
+      C: draw(B, T, N),
+      z: draw(B, T, E),
+    },
+    fixed: { A: given('f32', [E, N], random.uniform(E * N, -3, -0.05)), D: draw(E), delta_bias: draw(E) },
+    state: draw(B, E, N),
+  };
+}
+
+everywhere('a split scan is a whole scan, and kept states are states of prefixes', async (t, device) => {
+  const { inTime, fixed, state } = scanInputs(new Random(21));
+  const scan = (from: number, to: number, start: Operand) =>
+    runCase(
+      device,
+      op(
+        'selective_scan',
+        { y: blank([B, to - from, E]), state_out: blank([B, E, N]), kept: blank([to - from, B, E * N]) },
+        { ...steps(inTime, from, to), ...fixed, state: start },
+        { softplus: 1, chunk: 64 },
+      ),
+    );
+  const whole = await scan(0, T, state);
+  const kept = values(whole, 'kept');
+  t.deepEqual(kept.slice(-B * E * N), values(whole, 'state_out'), 'the last kept state is the final state');
+  // One step alone may take another path through the kernel, so states agree closely, not bit for bit.
+  for (const cut of [1, 7, 63, 64, 65, 128]) {
+    const first = await scan(0, cut, state);
+    const prefix = kept.subarray((cut - 1) * B * E * N, cut * B * E * N);
+    t.is(compare(values(first, 'state_out'), prefix, TOLERANCES.f32), undefined, `state after ${cut}`);
+    const second = await scan(cut, T, given('f32', [B, E, N], values(first, 'state_out')));
+    const y = joinTime([values(first, 'y'), values(second, 'y')], [cut, T - cut], E);
+    t.is(compare(y, values(whole, 'y'), TOLERANCES.f32), undefined, `split at ${cut}`);
+    t.is(
+      compare(values(second, 'state_out'), values(whole, 'state_out'), TOLERANCES.f32),
+      undefined,
+      `split at ${cut}`,
+    );
+  }
+});
+
+everywhere('a split convolution is a whole one', async (t, device) => {
+  const random = new Random(22);
+  const draw = (...shape: number[]) => given('f32', shape, random.normal(size(...shape)));
+  const inTime = { x: draw(B, T, E) };
+  const fixed = { weight: draw(E, K), bias: draw(E) };
+  const conv = (from: number, to: number, state: Operand) =>
+    runCase(
+      device,
+      op(
+        'causal_conv1d',
+        { y: blank([B, to - from, E]), state_out: blank([B, K - 1, E]) },
+        { ...steps(inTime, from, to), ...fixed, state },
+        { silu: 1 },
+      ),
+    );
+  const state = draw(B, K - 1, E);
+  const whole = await conv(0, T, state);
+  for (const cut of [1, 2, 3, 64, 129, 130]) {
+    const first = await conv(0, cut, state);
+    const second = await conv(cut, T, given('f32', [B, K - 1, E], values(first, 'state_out')));
+    const y = joinTime([values(first, 'y'), values(second, 'y')], [cut, T - cut], E);
+    t.is(compare(y, values(whole, 'y'), TOLERANCES.f32), undefined, `split at ${cut}`);
+    t.deepEqual(values(second, 'state_out'), values(whole, 'state_out'), `split at ${cut}`);
+  }
+});
+
+everywhere('sequences of a batch do not touch each other', async (t, device) => {
+  const { inTime, fixed, state } = scanInputs(new Random(23));
+  const run = async (spoil: number) => {
+    const all = { ...inTime, state };
+    const changed = Object.fromEntries(
+      Object.entries(all).map(([name, o]) => {
+        const v = Float64Array.from(o.values ?? []);
+        const half = v.length / B;
+        for (let i = spoil * half; i < (spoil + 1) * half; i++) v[i] = -(v[i] ?? 0) + 0.1;
+        return [name, given(o.dtype, o.shape, v)];
+      }),
+    );
+    const outs = { y: blank([B, T, E]), state_out: blank([B, E, N]) };
+    return [
+      await runCase(device, op('selective_scan', outs, { ...all, ...fixed }, { softplus: 1, chunk: 64 })),
+      await runCase(device, op('selective_scan', outs, { ...changed, ...fixed }, { softplus: 1, chunk: 64 })),
+    ] as const;
+  };
+  for (const spoil of [0, 1]) {
+    const [before, after] = await run(spoil);
+    for (const name of ['y', 'state_out']) {
+      const half = values(before, name).length / B;
+      const other = (1 - spoil) * half;
+      t.deepEqual(
+        values(after, name).slice(other, other + half),
+        values(before, name).slice(other, other + half),
+        name,
+      );
+      t.notDeepEqual(
+        values(after, name).slice(spoil * half, (spoil + 1) * half),
+        values(before, name).slice(spoil * half, (spoil + 1) * half),
+      );
+    }
+  }
+});
+
+for (const target of supported) {
+  test.serial(`any number of threads and every run give the same bits · ${target}`, async (t) => {
+    const chosen = [...casesByOp].flatMap(([, list]) => list.filter((_, i) => i % 16 === 0 || i === list.length - 1));
+    const runs: Outcome[][] = [];
+    for (const threads of [1, 2, 3, 3]) {
+      runs.push(
+        await withDevice('cpu', { threads, target }, async (device) => {
+          const all: Outcome[] = [];
+          for (const c of chosen) all.push(await runCase(device, c));
+          return all;
+        }),
+      );
+    }
+    const [one = [], ...others] = runs;
+    chosen.forEach((c, i) => {
+      for (const [r, other] of others.entries()) {
+        t.true(sameBits(one[i] as Outcome, other[i] as Outcome), `${c.op} · ${c.title} · run ${r + 2}`);
+      }
+    });
+  });
+}
