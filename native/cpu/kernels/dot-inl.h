@@ -278,8 +278,8 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
 
 // sums[r][0 .. 16) for RR activation rows and 16 weight rows.
 template <class F, int MR, int RR, bool kFetch>
-MB_INLINE void dot_tile(const typename F::Elem* w, int64_t stride, const char* x, int64_t x_bytes, int64_t k,
-                        float (*sums)[kTileRows]) {
+__attribute__((noinline)) void dot_tile(const typename F::Elem* w, int64_t stride, const char* x, int64_t x_bytes,
+                                        int64_t k, float (*sums)[kTileRows]) {
   V parts[RR][kTileRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kTileRows; m += MR) {
