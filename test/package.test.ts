@@ -1,11 +1,21 @@
 // The package as npm delivers it: its contents, and an installation where no compiler is on the PATH.
 import { execFile } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readFileSync, realpathSync, symlinkSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { promisify } from 'node:util';
 import test from 'ava';
 import { createModel } from '../lib/model.ts';
 import { native, packageRoot } from '../lib/native.ts';
+import { shippedModels } from '../lib/shipped.ts';
 import { folder } from './support/folder.ts';
 
 const run = promisify(execFile);
@@ -86,4 +96,52 @@ test('runtime dependencies are pinned, and nothing runs or builds at installatio
   t.true(versions.every((version) => /^\d+\.\d+\.\d+$/.test(version)));
   t.false(manifest.files.includes('binding.gyp')); // npm would run node-gyp for whoever installs
   t.is(manifest.scripts.install, undefined);
+});
+
+/** A program that says `import ... from 'mambabyte'`, run against the built package in a folder of its own. */
+async function runProgram(source: string, name: string, args: string[] = []): Promise<string> {
+  const app = folder();
+  mkdirSync(join(app, 'node_modules'));
+  symlinkSync(packageRoot, join(app, 'node_modules', 'mambabyte'));
+  writeFileSync(join(app, 'package.json'), '{ "type": "module" }');
+  writeFileSync(join(app, name), source);
+  const tsx = import.meta.resolve('tsx');
+  const { stdout } = await run(process.execPath, [`--import=${tsx}`, name, ...args], { cwd: app });
+  return stdout;
+}
+
+/** Until models/books ships, its name stands for a model with random weights: what is tested here is the code. */
+async function withModel(source: string, log: (line: string) => void): Promise<string> {
+  if (shippedModels().includes('books')) return source;
+  log('no models/books here: the code runs on random weights');
+  const random = folder();
+  using tiny = await createModel({ layers: 2, dModel: 32 }, { seed: 1, threads: 1 });
+  await tiny.save(random);
+  return source.replaceAll("'books'", JSON.stringify(random));
+}
+
+test.serial('the twenty lines of the README work as they stand', async (t) => {
+  const blocks = [...readFileSync(join(packageRoot, 'README.md'), 'utf8').matchAll(/```ts\n(.*?)```/gs)];
+  t.is(blocks.length, 1);
+  const source = blocks[0]?.[1] ?? '';
+  t.true(source.split('\n').filter(Boolean).length <= 20);
+  const out = await runProgram(await withModel(source, t.log), 'readme.ts');
+  const losses = out.trim().split('\n').slice(-20).map(Number);
+  t.true((losses[19] ?? Number.NaN) < (losses[0] ?? Number.NaN) - 1, out);
+});
+
+for (const name of ['stream.ts', 'fork-state.ts', 'classify.ts']) {
+  test.serial(`the example works · ${name}`, async (t) => {
+    const source = readFileSync(join(packageRoot, 'examples', name), 'utf8');
+    t.true((await runProgram(await withModel(source, t.log), name)).length > 20);
+  });
+}
+
+test.serial('the example works · train.ts', async (t) => {
+  const source = readFileSync(join(packageRoot, 'examples', 'train.ts'), 'utf8').replace('2_000_000', '9000');
+  const text = join(folder(), 'text.txt');
+  writeFileSync(text, 'All happy families are alike. '.repeat(200));
+  const out = join(folder(), 'run');
+  t.regex(await runProgram(source, 'train.ts', [out, text, text]), /best: \d\.\d+ bits per byte/);
+  t.true(readdirSync(join(out, 'best')).includes('model.safetensors'));
 });
