@@ -10,7 +10,7 @@ import { writeFileAtomically } from '../weights/atomic-file.ts';
 import { readSafetensors, type TensorSource, writeSafetensors } from '../weights/safetensors.ts';
 import { readTensorBytes } from '../weights/stored-tensor.ts';
 import { isObject } from '../weights/strict-json.ts';
-import type { TrainSettings } from './options.ts';
+import type { TrainCadence, TrainSettings } from './options.ts';
 
 /** trainer.json: all that a run needs to go on bit for bit, beside the weights and the optimiser's moments. */
 export interface RunState {
@@ -21,6 +21,7 @@ export interface RunState {
   /** With the seed in `settings`, the state of every random stream. */
   position: DataPosition;
   settings: TrainSettings;
+  cadence: TrainCadence;
   config: MambaConfig;
   data: { paths: string[]; bytes: number; documents: number; fingerprint: string };
   valid: string[] | null;
@@ -35,18 +36,12 @@ function nameOf(step: number): string {
 }
 
 /**
- * Writes a checkpoint, points `latest` (and `best`) to it, and removes those that are neither among the `keep` newest
+ * Writes a checkpoint, points `latest` (and `best`) to it, and removes those that are neither among the newest
  * nor the best. At every moment `latest` points to a whole checkpoint.
  * @returns its folder
  * @throws CheckpointError when the file system refuses; the one before is intact
  */
-export async function writeCheckpoint(
-  out: string,
-  model: Model,
-  trainer: Trainer,
-  state: RunState,
-  keep: number,
-): Promise<string> {
+export async function writeCheckpoint(out: string, model: Model, trainer: Trainer, state: RunState): Promise<string> {
   const name = nameOf(state.step);
   const temporary = join(out, `.${name}.${process.pid}.tmp`);
   try {
@@ -63,7 +58,7 @@ export async function writeCheckpoint(
     await rm(temporary, { recursive: true, force: true }).catch(() => {}); // the first failure is the one to report
     throw cause instanceof CheckpointError ? cause : refused(out, cause);
   }
-  await prune(out, state, keep);
+  await prune(out, state);
   return join(out, name);
 }
 
@@ -120,9 +115,9 @@ async function syncFolder(folder: string): Promise<void> {
 }
 
 /** Removes old checkpoints; one that cannot be removed takes space, but is no reason to end a run. */
-async function prune(out: string, { step, best }: RunState, keep: number): Promise<void> {
+async function prune(out: string, { step, best, cadence }: RunState): Promise<void> {
   const steps = (await checkpointSteps(out)).filter((s) => s <= step);
-  for (const old of steps.slice(0, -keep)) {
+  for (const old of steps.slice(0, -cadence.keep)) {
     if (old === best?.step) continue;
     const doomed = join(out, `.${nameOf(old)}.${process.pid}-old.tmp`);
     await rename(join(out, nameOf(old)), doomed)

@@ -18,6 +18,7 @@ import {
 import { evaluate } from './evaluate.ts';
 import { RunLog } from './log.ts';
 import {
+  cadenceOf,
   checkTrainOptions,
   contradiction,
   datasetOptions,
@@ -138,6 +139,7 @@ async function openRun(
       step: trainer.steps,
       position: sampler.position,
       settings,
+      cadence: cadenceOf(options, settings.steps, from?.stored.cadence),
       config: model.config,
       data: { paths, bytes: data.bytes, documents: data.documents, fingerprint: data.fingerprint() },
       valid: validPaths,
@@ -170,9 +172,9 @@ function checkSameData({ data: then }: RunState, now: Dataset): void {
 
 async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResult> {
   const { model, trainer, sampler, valid, log, state } = run;
-  const { signal, saveEvery = 500, keep = 2 } = options;
+  const { signal } = options;
   const { steps, batch, accumulate, context } = state.settings;
-  const evalEvery = options.evalEvery ?? Math.min(1000, Math.ceil(steps / 10));
+  const { evalEvery, saveEvery } = state.cadence;
   const perStep = batch * accumulate * context;
   const speed = new Speed();
   let saved = run.checkpoint === undefined ? -1 : state.step;
@@ -180,7 +182,7 @@ async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResul
   const save = async () => {
     if (saved === state.step) return;
     log.sync();
-    run.checkpoint = await writeCheckpoint(options.out, model, trainer, state, keep);
+    run.checkpoint = await writeCheckpoint(options.out, model, trainer, state);
     saved = state.step;
   };
   // A folder that cannot be written is found out now, and a run that is killed early has something to resume from.
@@ -237,10 +239,11 @@ async function drawn({ sampler }: Run, accumulate: number, batch: number, save: 
 
 /** Bits per byte of the held-out data; undefined when the run is aborted meanwhile. */
 async function heldOut({ model, state }: Run, valid: Dataset, options: TrainOptions): Promise<number | undefined> {
-  const { signal, evalBytes = 1 << 18 } = options;
+  const { signal } = options;
   try {
     const { context } = state.settings;
-    const result = await evaluate(model, valid, { context, maxBytes: evalBytes, ...(signal && { signal }) });
+    const maxBytes = state.cadence.evalBytes;
+    const result = await evaluate(model, valid, { context, maxBytes, ...(signal && { signal }) });
     return result.bitsPerByte;
   } catch (error) {
     if (signal?.aborted) return undefined;

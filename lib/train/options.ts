@@ -49,7 +49,10 @@ export interface TrainOptions {
   valid?: string | readonly string[];
   /** Folder for checkpoints and log.jsonl; made if it is not there. */
   out: string;
-  /** Go on from `out/latest`: what is left out here is as it was; what is given must agree with it. */
+  /**
+   * Go on from `out/latest`: what is left out here is as it was; what is given must agree with it, but for how often to
+   * evaluate and save.
+   */
   resume?: boolean;
 
   /** Optimiser steps ... */
@@ -141,6 +144,9 @@ const KEYS = [
 /** What decides the weights of a run, beside data and shape: stored with every checkpoint. */
 export type TrainSettings = Required<Pick<TrainOptions, (typeof SETTINGS)[number]>>;
 
+/** How often a run stops to look at itself; stored with every checkpoint, and free to change on resume. */
+export type TrainCadence = Required<Pick<TrainOptions, 'evalEvery' | 'evalBytes' | 'saveEvery' | 'keep'>>;
+
 const WHERE = 'train';
 
 /** Checks everything about the options that does not need a file. @throws TypeError or RangeError naming the option */
@@ -196,6 +202,16 @@ export function newSettings(options: TrainOptions): TrainSettings {
     seed: checkInteger(WHERE, 'seed', options.seed ?? 0, { min: 0 }),
     sampling: checkChoice(WHERE, 'sampling', options.sampling ?? 'document', ['document', 'uniform']),
     separator: options.separator === undefined ? '\n\f\n' : options.separator,
+  };
+}
+
+/** As given, else as it was, else the defaults. */
+export function cadenceOf(options: TrainOptions, steps: number, stored: Partial<TrainCadence> = {}): TrainCadence {
+  return {
+    evalEvery: options.evalEvery ?? stored.evalEvery ?? Math.min(1000, Math.ceil(steps / 10)),
+    evalBytes: options.evalBytes ?? stored.evalBytes ?? 1 << 18,
+    saveEvery: options.saveEvery ?? stored.saveEvery ?? 500,
+    keep: options.keep ?? stored.keep ?? 2,
   };
 }
 
