@@ -6,6 +6,8 @@ interface Gradient {
   tensor: Tensor;
   /** Column ranges written so far, when the uses are column views of the root. */
   written: [start: number, end: number][];
+  /** The tensor is another value's gradient too, so it must not be added to in place. */
+  shared?: boolean;
 }
 
 /**
@@ -24,7 +26,9 @@ export function grad(
 ): void {
   const nodes = [...g.nodes];
   const needed = tensorsDependingOn(nodes, new Set(gradientOf.keys()));
-  const gradients = new Map<Tensor, Gradient>([[rootOf(loss), { tensor: dloss, written: [[0, loss.cols]] }]]);
+  const gradients = new Map<Tensor, Gradient>([
+    [rootOf(loss), { tensor: dloss, written: [[0, loss.cols]], shared: true }],
+  ]);
   const writtenParams = new Set<Tensor>();
 
   for (const node of nodes.reverse()) {
@@ -106,7 +110,7 @@ function backward(
     const whole = !gradientOf.has(root) && t.elems === root.elems;
     const have = gradients.get(root);
     if (whole && !have) {
-      gradients.set(root, { tensor: dt.reshape(...root.shape), written: [[0, root.cols]] });
+      gradients.set(root, { tensor: dt.reshape(...root.shape), written: [[0, root.cols]], shared: true });
     } else if (whole && have && have.written[0]?.[1] === root.cols) {
       const sum = g.value(root.shape, root.dtype);
       g.op('add', { y: sum }, { a: have.tensor, b: dt.reshape(...root.shape) });
@@ -137,18 +141,28 @@ function valueSink(g: Graph, t: Tensor, gradients: Map<Tensor, Gradient>, after:
     return place;
   }
   const part = g.value(t.shape, t.dtype);
-  // The sum is a new value, since earlier ops may still read the old one.
-  const before = have;
   after.push(() => {
+    // Read now: another operand of the same op may have added its part since.
+    const before = gradients.get(root) ?? have;
     if (t.elems !== root.elems) {
-      g.op('add', { y: place }, { a: place, b: part });
+      const own = before.shared ? ownCopy(g, root, before) : before;
+      gradients.set(root, own);
+      const at = likeView(root, t, own.tensor);
+      g.op('add', { y: at }, { a: at, b: part });
       return;
     }
+    // The sum is a new value, since earlier ops may still read the old one.
     const sum = g.value(root.shape, root.dtype);
     g.op('add', { y: sum }, { a: before.tensor, b: part.reshape(...root.shape) });
     gradients.set(root, { tensor: sum, written: [[0, root.cols]] });
   });
   return part;
+}
+
+function ownCopy(g: Graph, root: Tensor, gradient: Gradient): Gradient {
+  const tensor = g.value(root.shape, root.dtype);
+  g.op('copy', { y: tensor }, { x: gradient.tensor });
+  return { tensor, written: gradient.written };
 }
 
 /** The gradient of `out`, as the matching view of its root's gradient. */
@@ -182,7 +196,7 @@ function columnStart(root: Tensor, t: Tensor): number {
 function tensorsDependingOn(nodes: readonly GraphNode[], sources: ReadonlySet<Tensor>): Set<Tensor> {
   const found = new Set<Tensor>(sources);
   for (const node of nodes) {
-    if (!node.vjp || !node.ins.some((t) => t && found.has(rootOf(t)))) continue;
+    if (!node.ins.some((t) => t && found.has(rootOf(t)))) continue;
     for (const out of node.outs) if (out && isValue(out)) found.add(rootOf(out));
   }
   return found;
