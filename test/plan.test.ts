@@ -1,0 +1,188 @@
+// Plans: memory reuse changes no result, dead code is dropped, what depends on frozen tensors alone runs once.
+import test from 'ava';
+import { Device } from '../lib/device.ts';
+import { DisposedError, NativeError } from '../lib/errors.ts';
+import { grad } from '../lib/grad.ts';
+import { Graph } from '../lib/graph.ts';
+import { completeConfig } from '../lib/models/config.ts';
+import { mambaBackbone, mambaHead, mambaParams } from '../lib/models/mamba.ts';
+import { initialValues } from '../lib/models/params.ts';
+import { crossEntropy } from '../lib/ops/cross-entropy.ts';
+import { add, mul, scale, silu } from '../lib/ops/elementwise.ts';
+import { linear } from '../lib/ops/linear.ts';
+import { compile, evaluate } from '../lib/plan.ts';
+import { rootOf, type Tensor } from '../lib/tensor.ts';
+import { Random } from './support/random.ts';
+
+const open = (backend: 'ref' | 'cpu' = 'cpu') => Device.open(backend, { threads: 2 });
+
+/** A training step of a tiny model: every value's contents, by the order of the nodes that wrote them. */
+async function trainingStep(device: Device, keep: (g: Graph) => Tensor[]) {
+  const config = completeConfig({ layers: 2, dModel: 16, dState: 4 });
+  const weights = new Map<string, Tensor>();
+  const gradients = new Map<Tensor, Tensor>();
+  mambaParams(config).forEach((spec, i) => {
+    const t = device.tensorFrom(initialValues(spec, 1, i), spec.shape, 'f32', spec.name);
+    weights.set(spec.name, t);
+    gradients.set(t, device.tensor(spec.shape, 'f32', `d ${spec.name}`));
+  });
+  const random = new Random(6);
+  const ids = device.tensorFrom(Int32Array.from(random.integers(2 * 70, 0, 256)), [2, 70], 'i32', 'ids');
+  const targets = device.tensorFrom(Int32Array.from(random.integers(2 * 70, 0, 256)), [2, 70], 'i32', 'targets');
+  const dloss = device.tensorFrom(Float32Array.of(1), [1], 'f32', 'dloss');
+  const g = new Graph();
+  const logits = mambaHead(g, config, weights, mambaBackbone(g, config, weights, ids, { differentiable: true }));
+  const { loss } = crossEntropy(g, logits, targets);
+  grad(g, loss, dloss, gradients);
+  const plan = await compile(device, g, [loss, ...keep(g)]);
+  await plan.run();
+  const results = [plan.read(loss), ...[...gradients.values()].map((t) => device.read(t))];
+  return { results, arenaBytes: plan.arenaBytes };
+}
+
+test('memory reuse on = off', async (t) => {
+  using device = open();
+  const reused = await trainingStep(device, () => []);
+  // A value that is an output has memory of its own, so naming all of them turns reuse off.
+  const apart = await trainingStep(device, (g) => {
+    const written = new Set<Tensor>();
+    for (const node of g.nodes) for (const out of node.outs) if (out && !rootOf(out).storage) written.add(rootOf(out));
+    return [...written];
+  });
+  t.deepEqual(reused.results, apart.results);
+  t.is(apart.arenaBytes, 0);
+  t.true(reused.arenaBytes > 0);
+});
+
+test('values share memory when they do not live together', async (t) => {
+  using device = open();
+  const x = device.tensorFrom(Float32Array.from(new Random(1).normal(1024)), [1, 1024], 'f32', 'x');
+  const g = new Graph();
+  let y = silu(g, x);
+  for (let i = 0; i < 20; i++) y = silu(g, y);
+  using plan = await compile(device, g, [y]);
+  t.true(plan.arenaBytes <= 2 * 4096, `${plan.arenaBytes} bytes for a chain that needs two values at a time`);
+  await plan.run();
+  let want = device.read(x) as Float32Array;
+  for (let i = 0; i < 21; i++) want = want.map((v) => v / (1 + Math.exp(-v)));
+  const got = plan.read(y) as Float32Array;
+  t.true(got.every((v, i) => Math.abs(v - (want[i] ?? 0)) <= 1e-5 * Math.abs(want[i] ?? 0) + 1e-12));
+});
+
+test('what no output needs is dropped', async (t) => {
+  using device = open();
+  const x = device.tensorFrom(Float32Array.of(1, 2), [1, 2], 'f32', 'x');
+  const g = new Graph();
+  const wanted = scale(g, x, 3);
+  silu(g, mul(g, x, x));
+  using plan = await compile(device, g, [wanted]);
+  t.deepEqual(plan.scopes, ['scale']);
+  await plan.run();
+  t.deepEqual([...plan.read(wanted)], [3, 6]);
+});
+
+test('writing to stored tensors is never dropped', async (t) => {
+  using device = open();
+  const x = device.tensorFrom(Float32Array.of(1, 2), [1, 2], 'f32', 'x');
+  const out = device.tensor([1, 2], 'f32', 'out');
+  const g = new Graph();
+  g.op('copy', { y: out }, { x: scale(g, x, 2) });
+  using plan = await compile(device, g);
+  t.deepEqual(plan.scopes, ['scale', 'copy']);
+  await plan.run();
+  t.deepEqual([...device.read(out)], [2, 4]);
+});
+
+test('what depends on frozen tensors alone runs once', async (t) => {
+  using device = open();
+  const frozen = device.tensorFrom(Float32Array.of(2, 3), [1, 2], 'f32', 'frozen', true);
+  const live = device.tensorFrom(Float32Array.of(1, 1), [1, 2], 'f32', 'live');
+  const g = new Graph();
+  const squared = mul(g, frozen, frozen);
+  const y = add(g, scale(g, squared, 10), live);
+  using plan = await compile(device, g, [y]);
+  t.deepEqual(plan.scopes, ['add']);
+  await plan.run();
+  t.deepEqual([...plan.read(y)], [41, 91]);
+  device.write(live, Float32Array.of(2, 3));
+  await plan.run();
+  t.deepEqual([...plan.read(y)], [42, 93]);
+});
+
+test('a run repeats its steps and reports a watched tensor after each', async (t) => {
+  using device = open();
+  const rng = device.tensorFrom(Int32Array.of(7, 0, 0, 0), [1, 4], 'i32', 'rng');
+  const ids = device.tensor([1], 'i32', 'ids');
+  const logits = device.tensorFrom(new Float32Array(16), [1, 16], 'f32', 'logits');
+  const params = device.tensorFrom(Float32Array.of(1, 0, 1, 0, 1, 0, 0, 0), [1, 8], 'f32', 'params');
+  const g = new Graph();
+  g.op('sample', { ids, rng }, { logits, params });
+  using plan = await compile(device, g);
+  const { steps, watched, cancelled, stop } = await plan.run({ steps: 50, watch: ids });
+  t.deepEqual({ steps, cancelled, stop }, { steps: 50, cancelled: false, stop: -1 });
+  t.is(watched.length, 50);
+  t.true(new Set(watched).size > 8);
+  t.is(device.read(rng)[2], 50);
+  device.write(rng, Int32Array.of(7, 0, 0, 0));
+  const third = watched.slice(1, 4);
+  const again = await plan.run({ steps: 50, watch: ids, stops: [third], history: new Int32Array(0) });
+  t.is(again.stop, 0);
+  t.is(again.steps, 4);
+  device.write(rng, Int32Array.of(7, 0, 4, 0));
+  const across = await plan.run({ steps: 50, watch: ids, stops: [watched.slice(2, 6)], history: watched.slice(2, 4) });
+  t.deepEqual([across.stop, across.steps], [0, 2]);
+  await t.throwsAsync(plan.run({ watch: logits }), { message: /expected watch to name a contiguous int32 tensor/ });
+});
+
+test('a node that the device cannot run is refused with its scope and reason', async (t) => {
+  using device = open();
+  const x = device.tensorFrom(new Float64Array(4), [2, 2], 'f64', 'x');
+  const g = new Graph();
+  const y = g.scope('layers.3', () => g.scope('mixer', () => silu(g, x)));
+  const error = await t.throwsAsync(compile(device, g, [y]), { instanceOf: NativeError });
+  t.regex(error?.message ?? '', /plan: 1 node cannot run on cpu: layers\.3\.mixer\.silu: .*f32/);
+});
+
+test('reading what was not kept, and running what was disposed, are errors', async (t) => {
+  const device = open();
+  const x = device.tensorFrom(Float32Array.of(1, 2), [1, 2], 'f32', 'x');
+  const g = new Graph();
+  const middle = silu(g, x);
+  const y = silu(g, middle);
+  const plan = await compile(device, g, [y]);
+  t.throws(() => plan.read(middle), { instanceOf: TypeError, message: /stored, contiguous/ });
+  plan.dispose();
+  plan.dispose();
+  await t.throwsAsync(plan.run(), { instanceOf: DisposedError });
+  device.dispose();
+  device.dispose();
+  t.throws(() => device.read(x), { instanceOf: DisposedError });
+  t.throws(() => device.alloc(4), { instanceOf: DisposedError });
+  await t.throwsAsync(compile(device, g, [y]), { instanceOf: DisposedError });
+});
+
+test('profile gives seconds by node', async (t) => {
+  using device = open();
+  const x = device.tensorFrom(new Float32Array(256 * 256), [256, 256], 'f32', 'x');
+  const g = new Graph();
+  const y = silu(g, linear(g, x, x));
+  using plan = await compile(device, g, [y]);
+  plan.profile();
+  await plan.run({ steps: 3 });
+  const [product = 0, activation = 0] = plan.profile();
+  t.true(product > 0 && activation > 0);
+  t.deepEqual([...plan.profile()], [0, 0]);
+});
+
+test('evaluate runs once and reads', async (t) => {
+  using device = open('ref');
+  const x = device.tensorFrom(Float64Array.of(1, 2, 3), [1, 3], 'f64', 'x');
+  const g = new Graph();
+  t.deepEqual(await evaluate(device, g, [scale(g, x, 2)]), [Float64Array.of(2, 4, 6)]);
+});
+
+test('a plan of no nodes runs', async (t) => {
+  using device = open();
+  using plan = await compile(device, new Graph());
+  t.is((await plan.run({ steps: 2 })).steps, 2);
+});
