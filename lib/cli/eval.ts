@@ -27,7 +27,7 @@ export function evalCommand(): Command {
     )
     .option('--context <n>', 'bytes a window reads (default: 8192)', parsePositive)
     .option('--stride <n>', 'bytes from one window to the next (default: half a context)', parsePositive)
-    .option('--max-bytes <n>', 'score about this much: the beginning of every document', parsePositive)
+    .option('--max-bytes <n>', 'score about this much: the middle of every document', parsePositive)
     .addOption(separatorOption())
     .option('--json', 'print JSON');
   return withModelOptions(command).action((model: string, data: string[], flags: EvalFlags) =>

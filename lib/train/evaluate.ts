@@ -16,7 +16,7 @@ export interface EvaluateOptions {
   context?: number;
   /** Bytes from one window to the next; default half a context. */
   stride?: number;
-  /** Score about this many bytes: the beginning of every document, in proportion to its length; default: everything. */
+  /** Score about this many bytes: the middle of every document, in proportion to its length; default: everything. */
   maxBytes?: number;
   /** Between documents of one file, as for a data set; default "\n\f\n". */
   separator?: string | Uint8Array | null;
@@ -115,9 +115,10 @@ async function scoreAll(
   for (const [document, length] of plan.lengths.entries()) {
     if (length < 2) continue;
     documents++;
+    const middle = Math.floor((set.length(document) - length) / 2);
     const read = (start: number, end: number) => {
       const piece = new Uint8Array(end - start);
-      set.read(document, start, piece);
+      set.read(document, middle + start, piece);
       return piece;
     };
     counter.endDocument();
