@@ -21,12 +21,15 @@ struct ScanGrad {
   float *dB = nullptr, *dC = nullptr;                          // of this group of channels: (T,N) each
   // Scratch of the thread. For all channels of the group, in blocks of [n][W]: A in units of log 2, g, and dA.
   float *A = nullptr, *carried = nullptr, *sum_A = nullptr;
-  // For one chunk of one block: decays, and states from one step before, [step][n][W]; then [step][W] each.
+  // For one chunk of one block: decays, and states from one step before, [step][n][W].
   float *decay = nullptr, *states = nullptr;
-  float *dt = nullptr, *u = nullptr, *ds = nullptr, *delta_slope = nullptr, *gate_slope = nullptr;
+  // For one chunk of all blocks, [step][width]. The last three become du, ddelta and dz.
+  float *dt = nullptr, *ds = nullptr, *u = nullptr, *delta_slope = nullptr, *gate_slope = nullptr;
+  int64_t width = 0;
 
   // Lays the scratch out and returns its length in floats.
-  int64_t place(float* scratch, int64_t width, int64_t chunk, int64_t n) {
+  int64_t place(float* scratch, int64_t channels, int64_t chunk, int64_t n) {
+    width = channels;
     int64_t used = 0;
     const auto take = [&](float** to, int64_t floats) {
       if (scratch) *to = scratch + used;
@@ -35,29 +38,28 @@ struct ScanGrad {
     take(&A, width * n), take(&carried, width * n), take(&sum_A, width * n);
     take(&decay, chunk * n * W);
     take(&states, (chunk + 1) * n * W);
-    take(&dt, chunk * W), take(&u, chunk * W), take(&ds, chunk * W);
-    take(&delta_slope, chunk * W), take(&gate_slope, chunk * W);
+    take(&dt, chunk * width), take(&ds, chunk * width), take(&u, chunk * width);
+    take(&delta_slope, chunk * width), take(&gate_slope, chunk * width);
     return used;
   }
 };
 
-// What one step of one block needs besides the states. Taken from the operands once: their rows lie a page apart or
-// more.
+// What one step of one block needs besides the states, to place i of the staging rows.
 MB_INLINE void scan_grad_ahead(const ScanGrad& g, int64_t t, int64_t e, int lanes, int64_t i) {
   const Scan& s = g.forward;
   const V one = set1(1.0f);
   V w = load_part(s.delta + t * s.delta_stride + e, lanes);
   if (s.delta_bias) w = w + load_part(s.delta_bias + e, lanes);
-  store(g.dt + i * W, s.softplus ? softplus(w) : w);
-  store(g.delta_slope + i * W, s.softplus ? sigmoid(w) : one);
-  store(g.u + i * W, load_part(s.u + t * s.u_stride + e, lanes));
+  store(g.dt + i, s.softplus ? softplus(w) : w);
+  store(g.delta_slope + i, s.softplus ? sigmoid(w) : one);
+  store(g.u + i, load_part(s.u + t * s.u_stride + e, lanes));
   V ds = load_part(g.dy + t * g.dy_stride + e, lanes);
   if (s.z) {
     const V z = load_part(s.z + t * s.z_stride + e, lanes), gate = sigmoid(z);
-    store(g.gate_slope + i * W, ds * gate * fma(z, one - gate, one));
+    store(g.gate_slope + i, ds * gate * fma(z, one - gate, one));
     ds = ds * z * gate;
   }
-  store(g.ds + i * W, ds);
+  store(g.ds + i, ds);
 }
 
 // after <- decay before + input B for K states, keeping the decays.
@@ -77,13 +79,14 @@ MB_INLINE void scan_states_again(const float* a, const float* b, V dt, V input, 
 
 // Steps [t0, t1) of one block, forwards, from the chunk's first state. a: the block's part of A.
 template <int kN>
-MB_INLINE void scan_again(const ScanGrad& g, int64_t e, int lanes, int64_t t0, int64_t t1, const float* a) {
+MB_INLINE void scan_again(const ScanGrad& g, int64_t e, int lanes, int64_t t0, int64_t t1, int64_t column,
+                          const float* a) {
   const Scan& s = g.forward;
   const int64_t n = kN ? kN : s.states;
   to_lanes(g.states, s.chunks + t0 / s.chunk * s.chunks_stride + e * n, n, lanes, 1.0f);
-  for (int64_t t = t0; t < t1; t++) scan_grad_ahead(g, t, e, lanes, t - t0);
   for (int64_t t = t0; t < t1; t++) {
-    const V dt = load(g.dt + (t - t0) * W), input = dt * load(g.u + (t - t0) * W);
+    const int64_t at = (t - t0) * g.width + column;
+    const V dt = load(g.dt + at), input = dt * load(g.u + at);
     float *decay = g.decay + (t - t0) * n * W, *before = g.states + (t - t0) * n * W, *after = before + n * W;
     const float* b = s.B + t * s.B_stride;
     int64_t i = 0;
@@ -116,16 +119,17 @@ MB_INLINE void scan_grad_state(const float* a, const float* decay, const float* 
   store(g, grad * grow);
 }
 
-// Step t of one block, the i-th of its chunk. `at` is the block's place in A, g and dA. Adds to rows dB and dC, or
-// starts them where it is the group's first block.
+// Step t of the block at `column` of the group, the i-th of its chunk. Adds to rows dB and dC, or starts them where it
+// is the group's first block.
 template <int kN>
-MB_INLINE void scan_grad_step(const ScanGrad& g, int64_t t, int64_t i, int64_t e, int lanes, int64_t at, bool first,
-                              V skip, V* dD, V* dbias) {
+MB_INLINE void scan_grad_step(const ScanGrad& g, int64_t t, int64_t i, int64_t column, bool first, V skip, V* dD,
+                              V* dbias) {
   const Scan& s = g.forward;
   const int64_t n = kN ? kN : s.states;
   const float *b = s.B + t * s.B_stride, *c = s.C + t * s.C_stride;
   const float *decay = g.decay + i * n * W, *before = g.states + i * n * W, *after = before + n * W;
-  const V dt = load(g.dt + i * W), u = load(g.u + i * W), ds = load(g.ds + i * W), input = dt * u;
+  const int64_t place = i * g.width + column, at = column * n;
+  const V dt = load(g.dt + place), u = load(g.u + place), ds = load(g.ds + place), input = dt * u;
   ScanGradSums sums{skip * u, zero(), zero()};
   for (int64_t n0 = 0; n0 < n; n0 += W) {
     const int part = kN || n - n0 >= W ? W : static_cast<int>(n - n0);
@@ -151,15 +155,16 @@ MB_INLINE void scan_grad_step(const ScanGrad& g, int64_t t, int64_t i, int64_t e
     store_part(dC, sum_C, part);
   }
   // A is held in units of log 2, so that a = 2^(dt A).
-  const V ddelta = fma(sums.decay, set1(1.0f / kLog2e), u * sums.input) * load(g.delta_slope + i * W);
-  store_part(g.du + t * g.du_stride + e, fma(ds, skip, dt * sums.input), lanes);
-  store_part(g.ddelta + t * g.ddelta_stride + e, ddelta, lanes);
-  if (s.z && g.dz) store_part(g.dz + t * g.dz_stride + e, sums.out * load(g.gate_slope + i * W), lanes);
+  const V ddelta = fma(sums.decay, set1(1.0f / kLog2e), u * sums.input) * load(g.delta_slope + place);
+  store(g.u + place, fma(ds, skip, dt * sums.input));
+  store(g.delta_slope + place, ddelta);
+  if (s.z) store(g.gate_slope + place, sums.out * load(g.gate_slope + place));
   *dD = fma(ds, u, *dD);
   *dbias = *dbias + ddelta;
 }
 
-// Channels [e0, e1): a chunk of all blocks in turn, so that what lies in one row is used together.
+// Channels [e0, e1), chunk by chunk. Rows lie a page apart or more, so operands are read, and results written, a whole
+// row of the group at a time.
 template <int kN>
 static void scan_grad_group(const ScanGrad& g, int64_t e0, int64_t e1) {
   const Scan& s = g.forward;
@@ -181,16 +186,26 @@ static void scan_grad_group(const ScanGrad& g, int64_t e0, int64_t e1) {
   });
   for (int64_t t0 = (s.steps - 1) / s.chunk * s.chunk; t0 >= 0; t0 -= s.chunk) {
     const int64_t t1 = t0 + s.chunk < s.steps ? t0 + s.chunk : s.steps;
+    for (int64_t t = t0; t < t1; t++) {
+      each_block([&](int64_t e, int lanes, int64_t) { scan_grad_ahead(g, t, e, lanes, (t - t0) * g.width + e - e0); });
+    }
     each_block([&](int64_t e, int lanes, int64_t at) {
-      scan_again<kN>(g, e, lanes, t0, t1, g.A + at);
+      scan_again<kN>(g, e, lanes, t0, t1, e - e0, g.A + at);
       const V skip = s.D ? load_part(s.D + e, lanes) : zero();
       V dD = load_part(g.dD + e, lanes), dbias = load_part(g.ddelta_bias + e, lanes);
       for (int64_t t = t1 - 1; t >= t0; t--) {
-        scan_grad_step<kN>(g, t, t - t0, e, lanes, at, e == e0, skip, &dD, &dbias);
+        scan_grad_step<kN>(g, t, t - t0, e - e0, e == e0, skip, &dD, &dbias);
       }
       store_part(g.dD + e, dD, lanes);
       store_part(g.ddelta_bias + e, dbias, lanes);
     });
+    for (int64_t t = t0; t < t1; t++) {
+      const int64_t at = (t - t0) * g.width;
+      const size_t bytes = sizeof(float) * static_cast<size_t>(e1 - e0);
+      memcpy(g.du + t * g.du_stride + e0, g.u + at, bytes);
+      memcpy(g.ddelta + t * g.ddelta_stride + e0, g.delta_slope + at, bytes);
+      if (s.z && g.dz) memcpy(g.dz + t * g.dz_stride + e0, g.gate_slope + at, bytes);
+    }
   }
   each_block([&](int64_t e, int lanes, int64_t at) {
     from_lanes(g.dA + e * n, g.sum_A + at, n, lanes);
