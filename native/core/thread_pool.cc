@@ -17,11 +17,21 @@ inline void relax() {
 #endif
 }
 
-// A barrier inside a step takes well under a microsecond when every thread has a core; after this many polls one of
-// them has surely lost its core, and polling on would only delay it.
-constexpr int kBarrierSpins = 4000;
+// A barrier inside a step takes well under a microsecond when every thread has a core; after this many polls one of them
+// has surely lost its core. Then the others sleep: polling on would only keep it from getting one back.
+constexpr int kBarrierSpins = 2000;
 // Between steps of a decode loop the caller needs a few microseconds; workers stay awake that long before they park.
 constexpr int kIdleSpins = 4000;
+
+// Polls, then sleeps, while `value` is `old`.
+template <class T>
+void wait_while(const std::atomic<T>& value, T old) {
+  for (int spins = 0; spins < kBarrierSpins; spins++) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    relax();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
 
 }  // namespace
 
@@ -30,15 +40,10 @@ void Barrier::wait() {
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
+    phase_.notify_all();
     return;
   }
-  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
-    if (spins < kBarrierSpins) {
-      relax();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  wait_while(phase_, phase);
 }
 
 void Team::barrier() const {
@@ -83,12 +88,8 @@ void ThreadPool::run(void (*fn)(void*, int), void* context) {
     wake_.notify_all();
   }
   fn(context, 0);
-  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; spins++) {
-    if (spins < kBarrierSpins) {
-      relax();
-    } else {
-      std::this_thread::yield();
-    }
+  for (int left = running_.load(std::memory_order_acquire); left != 0; left = running_.load(std::memory_order_acquire)) {
+    wait_while(running_, left);
   }
 }
 
@@ -105,7 +106,7 @@ void ThreadPool::work(int index) {
     seen = epoch_.load(std::memory_order_acquire);
     if (stop_.load()) return;
     fn_(context_, index);
-    running_.fetch_sub(1, std::memory_order_acq_rel);
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
   }
 }
 
