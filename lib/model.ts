@@ -21,6 +21,7 @@ import { resolveModel } from './shipped.ts';
 import { State } from './state.ts';
 import type { Tensor } from './tensor.ts';
 import { openCheckpoint, saveCheckpoint } from './weights/checkpoint-files.ts';
+import { warnOfNonFinite } from './weights/finite.ts';
 import { loadWeights, type WeightDType } from './weights/load.ts';
 import type { TensorSource } from './weights/safetensors.ts';
 
@@ -75,7 +76,8 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
   try {
     const file = await openCheckpoint(resolveModel(path));
     const weights = await loadWeights(device, file.tensors, options);
-    return new Model(device, note, completeConfig(file.config), weights, options.trainable ?? false, file.warnings);
+    const warnings = [...file.warnings, ...(await warnOfNonFinite(device, weights))];
+    return new Model(device, note, completeConfig(file.config), weights, options.trainable ?? false, warnings);
   } catch (error) {
     device.dispose();
     throw error;
