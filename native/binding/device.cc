@@ -79,7 +79,7 @@ Device::Device(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   opened->backend = backend;
   check(info.Env(), backend->open(options, &opened->handle));
   state = std::move(opened);
-  executor = Executor::create(info.Env());
+  Executor::create(info.Env(), &executor);
 }
 
 Device::~Device() {
@@ -183,9 +183,10 @@ void Device::dispose(const Napi::CallbackInfo& info) {
   int64_t bytes = 0;
   for (const auto& [id, b] : state->buffers) bytes += b.mapping ? 0 : int64_t(b.bytes);
   Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -bytes);
-  executor->cancel();
-  executor->shutdown();
-  executor = nullptr;
+  if (executor) {
+    executor->cancel();
+    executor->shutdown();
+  }
   state.reset();  // a running job still holds it; memory goes back when the job ends
 }
 

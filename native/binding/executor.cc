@@ -2,13 +2,16 @@
 
 namespace mb::binding {
 
-Executor* Executor::create(Napi::Env env) {
+void Executor::create(Napi::Env env, Executor** slot) {
   auto* self = new Executor;
   self->env_ = env;
+  self->slot_ = slot;
+  *slot = self;
   self->done_ = Done::New(
       env, Napi::Function(), "mambabyte", 0, 1, self,
       [](Napi::Env, void*, Executor* e) {  // JS thread: after the thread's Release, or when the environment ends
-        e->shutdown();
+        if (e->slot_) *e->slot_ = nullptr;
+        e->stop();
         e->cancel();
         if (e->thread_.joinable()) e->thread_.join();
         delete e;
@@ -16,7 +19,6 @@ Executor* Executor::create(Napi::Env env) {
       static_cast<void*>(nullptr));
   self->done_.Unref(env);
   self->thread_ = std::thread([self] { self->work(); });
-  return self;
 }
 
 void Executor::submit(std::unique_ptr<Job> job) {
@@ -35,6 +37,12 @@ void Executor::cancel() {
 }
 
 void Executor::shutdown() {
+  if (slot_) *slot_ = nullptr;
+  slot_ = nullptr;
+  stop();
+}
+
+void Executor::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;

@@ -21,22 +21,27 @@ struct Job {
 
 class Executor {
  public:
-  // The executor lives until shutdown() and deletes itself on the JS thread when its thread has ended.
-  static Executor* create(Napi::Env env);
+  // The executor lives until shutdown() and deletes itself on the JS thread when its thread has ended, or when the
+  // environment ends, which may be before its owner does. `slot` is where the owner keeps it: set here, and cleared
+  // when the executor goes first.
+  static void create(Napi::Env env, Executor** slot);
   void submit(std::unique_ptr<Job> job);
   // Asks the running job and all queued ones to stop; they end with what they have.
   void cancel();
+  // The owner lets go; its slot is cleared.
   void shutdown();
 
  private:
   Executor() = default;
   void work();
+  void stop();
   static void call_js(Napi::Env env, Napi::Function, Executor* self, Job* job);
 
   using Done = Napi::TypedThreadSafeFunction<Executor, Job, call_js>;
   Done done_;
   Napi::Env env_{nullptr};
-  int pending_ = 0;  // JS thread only: jobs not yet finished keep the process alive
+  Executor** slot_ = nullptr;  // JS thread only
+  int pending_ = 0;            // JS thread only: jobs not yet finished keep the process alive
   std::thread thread_;
   std::mutex mutex_;
   std::condition_variable wake_;
