@@ -13,7 +13,7 @@ constexpr uint32_t kBackendAbi = 1;
 
 struct DeviceOptions {
   int32_t index = 0;
-  int32_t threads = 0;         // 0: as many as the machine has cores
+  int32_t threads = 0;           // 0: as many as the machine has cores
   const char* target = nullptr;  // cpu: force an instruction set; null: the best one found
 };
 

@@ -27,7 +27,7 @@ __attribute__((format(printf, 2, 3))) inline Status fail(Code code, const char* 
 
 }  // namespace mb
 
-#define MB_TRY(expr)                               \
-  do {                                             \
+#define MB_TRY(expr)                                   \
+  do {                                                 \
     if (::mb::Status s_ = (expr); !s_.ok()) return s_; \
   } while (0)
