@@ -275,16 +275,19 @@ test('an abort returns what there is when asked to', async (t) => {
   t.deepEqual(await bytesOf({ maxBytes: bytes.length, seed: 4 }, 'abort'), [...bytes]);
 });
 
-test('a signal that was aborted before rejects at once, in prefill too', async (t) => {
-  await t.throwsAsync(async () => model.generate('x', { signal: AbortSignal.abort(new Error('early')) }), {
-    message: 'early',
-  });
+test('a signal that was aborted before rejects at once', async (t) => {
+  const signal = AbortSignal.abort(new Error('early'));
+  await t.throwsAsync(async () => model.generate('x', { signal }), { message: 'early' });
+});
+
+test.serial('an abort ends the reading of a long prompt', async (t) => {
   const controller = new AbortController();
   const run = model.generate('x'.repeat(200000), { signal: controller.signal, maxBytes: 1 });
+  await new Promise((resolve) => setTimeout(resolve, 50));
   const start = performance.now();
-  setTimeout(() => controller.abort(new Error('while reading')), 20);
+  controller.abort(new Error('while reading'));
   await t.throwsAsync(async () => run, { message: 'while reading' });
-  t.true(performance.now() - start < 2000);
+  t.true(performance.now() - start < 1000, `${performance.now() - start} ms`);
 });
 
 test('leaving the loop ends the run', async (t) => {
