@@ -195,7 +195,7 @@ test('words are counted as wc -w counts them, whatever the pieces', (t) => {
   }
 });
 
-test('a large file is indexed without being held in memory', async (t) => {
+test.serial('a large file is indexed without being held in memory', async (t) => {
   const size = 64 << 20;
   const bytes = Buffer.alloc(size, 'word ');
   for (let at = 1 << 20; at < size; at += 1 << 20) bytes.write('\n\f\n', at);
