@@ -202,7 +202,8 @@ export class Trainer {
 
   /** @internal AdamW's moments as they lie on the device, `m.<parameter>` and `v.<parameter>`. */
   moments(): Map<string, Tensor> {
-    const named = (kind: string, of: Map<string, Tensor>) => [...of].map(([name, t]) => [`${kind}.${name}`, t] as const);
+    const named = (kind: string, of: Map<string, Tensor>) =>
+      [...of].map(([name, t]) => [`${kind}.${name}`, t] as const);
     return new Map([...named('m', this.#m), ...named('v', this.#v)]);
   }
   /** @internal Counts on from `step`, once the moments are written. */
