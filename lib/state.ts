@@ -71,7 +71,7 @@ export class State {
     const pending = view.getInt32(24, true);
     if (pending >= config.vocab)
       throw new ModelFormatError(expected(where, 'the pending byte', 'be a class', `${pending}`));
-    const data = new Float32Array(bytes.slice(HEADER_BYTES).buffer);
+    const data = new Float32Array(new Uint8Array(bytes.subarray(HEADER_BYTES)).buffer); // Buffer.slice would not copy
     return new State(config, data, view.getUint32(28, true), pending < 0 ? undefined : pending);
   }
 
