@@ -8,7 +8,7 @@ import { withDevice } from '../support/devices.ts';
 import { Fenced } from '../support/poison.ts';
 import { casesByOp } from './cases/index.ts';
 
-const TARGETS = ['scalar', 'avx2', 'avx512', 'neon'];
+const TARGETS = ['scalar', 'avx2', 'avx512', 'amx', 'neon'];
 
 /** A copy of an outcome in which `change` was applied to one output. */
 function tampered(outcome: Outcome, name: string, change: Change): Outcome {

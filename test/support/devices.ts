@@ -1,6 +1,6 @@
 import { Device, type DeviceOptions } from '../../lib/device.ts';
 
-const TARGETS = ['scalar', 'avx2', 'avx512', 'neon'] as const;
+const TARGETS = ['scalar', 'avx2', 'avx512', 'amx', 'neon'] as const;
 
 /** The instruction sets this processor runs, and why it does not run the others. */
 export function cpuTargets(): { supported: string[]; reasons: string[] } {

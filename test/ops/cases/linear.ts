@@ -34,7 +34,7 @@ const MANY_ROWS = 17;
  */
 export function closeTo(dtype: WeightDType, plain: ToleranceName = 'f32', rows = 1): (target: string) => ToleranceName {
   const fast = dtype === 'i8' && rows >= MANY_ROWS ? 'bf16' : dtype;
-  return (target) => (target === 'avx512' && fast !== 'f32' ? fast : plain);
+  return (target) => ((target === 'avx512' || target === 'amx') && fast !== 'f32' ? fast : plain);
 }
 
 const rows = pairs({

@@ -82,6 +82,7 @@ export const mambaBlock: OpCase[] = cases('mamba_block', [...rows, ...whole], (r
       ssm_state: given('f32', [B, E, N], random.normal(size(B, E, N))),
     },
     attrs: { eps: 1e-5 },
-    close: (target) => (target === 'avx512' && weight === 'i8' ? 'i8Block' : closeTo(weight)(target)),
+    close: (target) =>
+      (target === 'avx512' || target === 'amx') && weight === 'i8' ? 'i8Block' : closeTo(weight)(target),
   };
 });
