@@ -9,7 +9,7 @@ export type BackendName = 'ref' | 'cpu';
 export interface DeviceOptions {
   /** Threads that run plans, the caller's worker included; default: one per core. */
   threads?: number;
-  /** Instruction set of the cpu backend: scalar, avx2, avx512, neon; default: MAMBABYTE_CPU, else the best one found. */
+  /** Instruction set of the cpu backend: scalar, avx2, avx512, amx, neon; default: MAMBABYTE_CPU, else the best one found. */
   target?: string;
 }
 

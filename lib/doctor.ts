@@ -43,7 +43,7 @@ export interface DoctorReport {
 
 const CUDA: BackendReport = { name: 'cuda', available: false, detail: 'this version has no CUDA backend' };
 
-const TARGETS = ['scalar', 'avx2', 'avx512', 'neon'];
+const TARGETS = ['scalar', 'avx2', 'avx512', 'amx', 'neon'];
 const EXTENSIONS = ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512_vnni', 'avx512_bf16', 'amx_bf16', 'amx_int8'];
 
 /** Looks at the machine and the installation; never throws. */

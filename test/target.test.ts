@@ -54,7 +54,7 @@ test.serial('an unknown name is refused and the known ones are named', (t) => {
 
 test.serial('a set that this processor lacks is refused', (t) => {
   for (const reason of reasons) t.log(reason);
-  t.is(supported.length + reasons.length, 4);
+  t.is(supported.length + reasons.length, 5);
   for (const reason of reasons) t.regex(reason, /expected target to be one of/);
 });
 

@@ -4,9 +4,6 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include <cstdlib>
-#include <cstring>
 #endif
 
 namespace mb::cpu {
@@ -21,8 +18,6 @@ bool permitted() {
 }
 
 bool detect() {
-  const char* wish = std::getenv("MB_AMX");
-  if (wish && std::strcmp(wish, "0") == 0) return false;
   unsigned a, b, c, d;
   constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kOsXsave = 1u << 27;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
@@ -39,9 +34,9 @@ bool detect() { return false; }
 
 }  // namespace
 
-bool amx_enabled() {
-  static const bool enabled = detect();
-  return enabled;
+bool amx_usable() {
+  static const bool usable = detect();
+  return usable;
 }
 
 }  // namespace mb::cpu

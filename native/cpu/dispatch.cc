@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "amx.h"
+
 namespace mb::cpu {
 
 #define MB_DECLARE(target)      \
@@ -13,6 +15,7 @@ MB_DECLARE(scalar)
 #if defined(__x86_64__) || defined(_M_X64)
 MB_DECLARE(avx2)
 MB_DECLARE(avx512)
+MB_DECLARE(amx)
 #elif defined(__aarch64__)
 MB_DECLARE(neon)
 #endif
@@ -38,8 +41,12 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
-constexpr Target kTargets[] = {
-    {"scalar", always, scalar::kernels}, {"avx2", has_avx2, avx2::kernels}, {"avx512", has_avx512, avx512::kernels}};
+bool has_amx() { return has_avx512() && amx_usable(); }
+// From the slowest to the fastest.
+constexpr Target kTargets[] = {{"scalar", always, scalar::kernels},
+                               {"avx2", has_avx2, avx2::kernels},
+                               {"avx512", has_avx512, avx512::kernels},
+                               {"amx", has_amx, amx::kernels}};
 #elif defined(__aarch64__)
 constexpr Target kTargets[] = {{"scalar", always, scalar::kernels}, {"neon", always, neon::kernels}};
 #else

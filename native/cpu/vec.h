@@ -9,6 +9,7 @@
 #define MB_LEVEL_avx2 1
 #define MB_LEVEL_avx512 2
 #define MB_LEVEL_neon 3
+#define MB_LEVEL_amx 2  // the vectors of avx512, and MB_TILES
 #define MB_JOIN_(a, b) a##b
 #define MB_JOIN(a, b) MB_JOIN_(a, b)
 #define MB_LEVEL MB_JOIN(MB_LEVEL_, MB_TARGET)

@@ -2,10 +2,9 @@
 // in memory, so nothing is packed but the activations: their tiles hold one 32-bit group of k (two bf16 or four bytes)
 // a row and one activation row a column. i8 weights take two columns an activation row, hi and lo of DotI8.
 #pragma once
-#include "cpu/amx.h"
 #include "dot-inl.h"
 
-#if MB_LEVEL == MB_LEVEL_avx512
+#ifdef MB_TILES
 namespace mb::cpu::MB_TARGET {
 
 constexpr int64_t kAmxTile = 1024;  // bytes of a full tile
@@ -49,8 +48,7 @@ constexpr int64_t kAmxLeastRows = 3;
 // Products fit when whole tiles of weight rows do and the columns fill at most four tiles.
 static bool amx_few(const Tensor& weight, int64_t rows) {
   const bool i8 = weight.dtype == DType::i8;
-  return (i8 || weight.dtype == DType::bf16) && weight.rows() >= kTileRows && rows >= kAmxLeastRows && rows <= 32 &&
-         amx_enabled();
+  return (i8 || weight.dtype == DType::bf16) && weight.rows() >= kTileRows && rows >= kAmxLeastRows && rows <= 32;
 }
 
 // [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.

@@ -8,15 +8,17 @@ namespace mb::cpu::MB_TARGET {
 
 // Scratch for prepared activations, enough for every format.
 static int64_t dot_input_bytes(DType weight, int64_t rows, int64_t k) {
-#if MB_LEVEL == MB_LEVEL_avx512
-  if (weight == DType::bf16 || weight == DType::i8) return round_up(amx_few_bytes(weight, rows, k), 64);
+  if (weight != DType::bf16 && weight != DType::i8) return rows * DotF32::row_bytes(k);
+#ifdef MB_TILES
+  return round_up(amx_few_bytes(weight, rows, k), 64);
+#else
+  return round_up(rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : DotI8::row_bytes(k)), 64);
 #endif
-  return 0;
 }
 
 static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride, int64_t rows, char* to) {
   const int64_t k = weight.cols();
-#if MB_LEVEL == MB_LEVEL_avx512
+#ifdef MB_TILES
   if (amx_few(weight, rows)) return amx_prepare(weight.dtype, x, stride, rows, k, to);
 #endif
   if (weight.dtype == DType::bf16) return DotBf16::prepare(x, stride, rows, k, to);
@@ -26,7 +28,7 @@ static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride
 
 static void dot_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   if (begin >= end) return;
-#if MB_LEVEL == MB_LEVEL_avx512
+#ifdef MB_TILES
   if (x.tiles && weight.dtype == DType::bf16) return amx_few_run<false>(weight, x, begin, end, out);
   if (x.tiles) return amx_few_run<true>(weight, x, begin, end, out);
 #endif

@@ -7,7 +7,7 @@
 #include "dot_amx-inl.h"
 #include "gemm-inl.h"
 
-#if MB_LEVEL == MB_LEVEL_avx512
+#ifdef MB_TILES
 namespace mb::cpu::MB_TARGET {
 
 constexpr int64_t kAmxSide = 32;                  // rows and columns of one task's sums: 2 x 2 tiles

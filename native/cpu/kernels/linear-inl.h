@@ -8,8 +8,8 @@
 namespace mb::cpu::MB_TARGET {
 
 // Up to this many rows reading the weights costs more than multiplying by them, so they are not packed first.
-static bool linear_is_few(const Tensor& weight, int64_t rows) {
-#if MB_LEVEL == MB_LEVEL_avx512
+static bool linear_is_few([[maybe_unused]] const Tensor& weight, int64_t rows) {
+#ifdef MB_TILES
   if (amx_few(weight, rows)) return true;
 #endif
   return rows <= 16;
@@ -32,8 +32,8 @@ static int64_t s_linear(const Node& node, int threads) {
   const Tensor &x = node.in(at::linear::in::x), &weight = node.in(at::linear::in::weight);
   const int64_t rows = x.rows(), k = x.cols();
   if (linear_is_few(weight, rows)) return threads * dot_input_bytes(weight.dtype, rows, k);
-#if MB_LEVEL == MB_LEVEL_avx512
-  if (weight.dtype != DType::f32 && amx_enabled()) return amx_scratch(rows, k, threads);
+#ifdef MB_TILES
+  if (weight.dtype != DType::f32) return amx_scratch(rows, k, threads);
 #endif
   // The packed bf16 product has half as many steps, but f32 is the size that always suffices.
   return gemm_scratch(rows, weight.rows(), k);
@@ -77,11 +77,12 @@ template <class ReadW>
 __attribute__((noinline)) void linear_bf16(const Node& node, const Team& team, const ReadW& read_w) {
   const Tensor& x = node.in(at::linear::in::x);
   const ReadPairsF32 read_x{x.ptr<float>(), x.row_stride, x.cols()};
-  if (amx_enabled()) {
-    const int64_t cols = node.in(at::linear::in::weight).rows();
-    return amx_linear(team, x.rows(), cols, x.cols(), read_x, read_w, linear_output(node));
-  }
+#ifdef MB_TILES
+  const int64_t cols = node.in(at::linear::in::weight).rows();
+  amx_linear(team, x.rows(), cols, x.cols(), read_x, read_w, linear_output(node));
+#else
   linear_many<MacBf16>(node, team, (x.cols() + 1) / 2, read_x, read_w);
+#endif
 }
 #endif
 

@@ -24,13 +24,14 @@ struct F16 {
 MB_INLINE double wide(float x) { return static_cast<double>(x); }
 MB_INLINE double wide(double x) { return x; }
 MB_INLINE double wide(Bf16 x) { return static_cast<double>(float_from_bf16(x.bits)); }
-// binary16: the exponent is moved by a multiplication, which also normalises denormal numbers.
+// binary16: denormal numbers are counted out, since their f32 bits would be denormal too and count as zero here.
 MB_INLINE double wide(F16 x) {
-  const bool special = (x.bits & 0x7c00u) == 0x7c00u;
-  const uint32_t bits = (x.bits & 0x7fffu) << 13 | (special ? 0x7f800000u : 0u);
+  const uint32_t exponent = x.bits & 0x7c00u, fraction = x.bits & 0x3ffu;
+  const uint32_t bits = (x.bits & 0x7fffu) << 13 | (exponent == 0x7c00u ? 0x7f800000u : 0u);
   float value;
   memcpy(&value, &bits, 4);
-  const double scaled = special ? static_cast<double>(value) : static_cast<double>(value) * 0x1p112;
+  double scaled = exponent == 0x7c00u ? static_cast<double>(value) : static_cast<double>(value) * 0x1p112;
+  if (exponent == 0) scaled = fraction * 0x1p-24;
   return x.bits & 0x8000u ? -scaled : scaled;
 }
 MB_INLINE void narrow(float* to, double x) { *to = static_cast<float>(x); }

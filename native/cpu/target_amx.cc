@@ -1,0 +1,5 @@
+// The CPU kernels for one instruction set. AVX-512 as in target_avx512.cc, and Intel's matrix tiles (AMX) for products
+// of several rows with bf16 or i8 weights.
+#define MB_TARGET amx
+#define MB_TILES
+#include "kernels-inl.h"
