@@ -1,5 +1,6 @@
 export { type ConvertOptions, convertModel } from './convert.ts';
 export { Dataset, type DatasetOptions, type DocumentSpan, openDataset } from './data/dataset.ts';
+export type { DataFile } from './data/files.ts';
 export { type DataPosition, type Sampling, type Window, type WindowOptions, WindowSampler } from './data/windows.ts';
 export { type BackendReport, type DoctorReport, doctor } from './doctor.ts';
 export * from './errors.ts';
@@ -21,9 +22,10 @@ export {
   type PresetName,
   presetConfig,
 } from './models/config.ts';
-export { type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
+export { type Inputs, type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
 export { shippedModels } from './shipped.ts';
 export { State } from './state.ts';
+export type { TypedArray } from './tensor.ts';
 export { type EvaluateOptions, type EvaluateProgress, type EvaluateResult, evaluate } from './train/evaluate.ts';
 export { train } from './train/loop.ts';
 export type { TrainOptions, TrainProgress, TrainResult } from './train/options.ts';

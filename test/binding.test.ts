@@ -110,7 +110,7 @@ test.serial('native calls with wrong arguments throw', (t) => {
     t.throws(() => new Raw(...args), { any: true }, JSON.stringify(args));
   }
   const device = new Raw('cpu', 0, 1);
-  const id = device['alloc']?.(64);
+  const id = device.alloc?.(64);
   const wrong: [string, unknown[]][] = [
     ['alloc', []],
     ['alloc', [-1]],
@@ -143,9 +143,9 @@ test.serial('native calls with wrong arguments throw', (t) => {
   }
   const detached = new Uint8Array(8);
   structuredClone(detached.buffer, { transfer: [detached.buffer] });
-  t.notThrows(() => device['write']?.(id, 0, detached), 'a detached view has no bytes');
-  device['dispose']?.();
-  device['dispose']?.();
+  t.notThrows(() => device.write?.(id, 0, detached), 'a detached view has no bytes');
+  device.dispose?.();
+  device.dispose?.();
   for (const method of ['alloc', 'info', 'compile']) t.throws(() => device[method]?.(1, 2, 3), { any: true }, method);
 });
 

@@ -7,14 +7,14 @@ import { cpuTargets } from './support/devices.ts';
 const { supported, reasons } = cpuTargets();
 
 function withTarget<T>(value: string | undefined, fn: () => T): T {
-  const before = process.env['MAMBABYTE_CPU'];
-  if (value === undefined) delete process.env['MAMBABYTE_CPU'];
-  else process.env['MAMBABYTE_CPU'] = value;
+  const before = process.env.MAMBABYTE_CPU;
+  if (value === undefined) delete process.env.MAMBABYTE_CPU;
+  else process.env.MAMBABYTE_CPU = value;
   try {
     return fn();
   } finally {
-    if (before === undefined) delete process.env['MAMBABYTE_CPU'];
-    else process.env['MAMBABYTE_CPU'] = before;
+    if (before === undefined) delete process.env.MAMBABYTE_CPU;
+    else process.env.MAMBABYTE_CPU = before;
   }
 }
 
@@ -66,19 +66,19 @@ test.serial('ref is scalar whatever is asked of the cpu', (t) => {
 });
 
 test.serial('threads: as asked, by MAMBABYTE_THREADS, else one per core', (t) => {
-  const before = process.env['MAMBABYTE_THREADS'];
+  const before = process.env.MAMBABYTE_THREADS;
   try {
-    process.env['MAMBABYTE_THREADS'] = '3';
+    process.env.MAMBABYTE_THREADS = '3';
     using by = Device.open('cpu');
     t.is(by.info.threads, 3);
     using asked = Device.open('cpu', { threads: 2 });
     t.is(asked.info.threads, 2);
     for (const bad of ['0', '-1', 'two', '1.5']) {
-      process.env['MAMBABYTE_THREADS'] = bad;
+      process.env.MAMBABYTE_THREADS = bad;
       t.throws(() => Device.open('cpu'), { instanceOf: RangeError, message: /MAMBABYTE_THREADS/ });
     }
   } finally {
-    if (before === undefined) delete process.env['MAMBABYTE_THREADS'];
-    else process.env['MAMBABYTE_THREADS'] = before;
+    if (before === undefined) delete process.env.MAMBABYTE_THREADS;
+    else process.env.MAMBABYTE_THREADS = before;
   }
 });

@@ -53,6 +53,7 @@ export class Generation implements AsyncIterable<GenerateChunk>, PromiseLike<Gen
   #wake: (() => void) | undefined;
   #done = false;
 
+  /** @internal use model.generate */
   constructor(model: Model, prompt: Uint8Array, options: ResolvedOptions) {
     this.#result = this.#run(model, prompt, options);
     // A reader of pieces learns of a failure from the loop; without this Node would call it unhandled.

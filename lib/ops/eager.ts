@@ -37,7 +37,8 @@ export interface OpResult {
   grads?: Record<string, NDArray>;
 }
 
-type Inputs = { readonly [name: string]: NDArray | undefined };
+/** Arrays by operand name. */
+export type Inputs = { readonly [name: string]: NDArray | undefined };
 type Recipe = (
   g: Graph,
   t: Record<string, Tensor>,

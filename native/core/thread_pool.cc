@@ -17,8 +17,8 @@ inline void relax() {
 #endif
 }
 
-// A barrier inside a step takes well under a microsecond when every thread has a core; after this many polls one of them
-// has surely lost its core. Then the others sleep: polling on would only keep it from getting one back.
+// A barrier inside a step takes well under a microsecond when every thread has a core; after this many polls one of
+// them has surely lost its core. Then the others sleep: polling on would only keep it from getting one back.
 constexpr int kBarrierSpins = 2000;
 // Between steps of a decode loop the caller needs a few microseconds; workers stay awake that long before they park.
 constexpr int kIdleSpins = 4000;
@@ -88,7 +88,8 @@ void ThreadPool::run(void (*fn)(void*, int), void* context) {
     wake_.notify_all();
   }
   fn(context, 0);
-  for (int left = running_.load(std::memory_order_acquire); left != 0; left = running_.load(std::memory_order_acquire)) {
+  for (int left = running_.load(std::memory_order_acquire); left != 0;
+       left = running_.load(std::memory_order_acquire)) {
     wait_while(running_, left);
   }
 }

@@ -28,14 +28,14 @@ async function load(
   target: (typeof targets)[number],
   options: { dtype?: 'bf16' | 'int8'; trainable?: boolean } = {},
 ) {
-  const before = process.env['MAMBABYTE_CPU'];
-  process.env['MAMBABYTE_CPU'] = target[1] ?? '';
+  const before = process.env.MAMBABYTE_CPU;
+  process.env.MAMBABYTE_CPU = target[1] ?? '';
   try {
     const model = await loadModel(folder(name), { device: target[0], threads: 2, ...options });
     return model;
   } finally {
-    if (before === undefined) delete process.env['MAMBABYTE_CPU'];
-    else process.env['MAMBABYTE_CPU'] = before;
+    if (before === undefined) delete process.env.MAMBABYTE_CPU;
+    else process.env.MAMBABYTE_CPU = before;
   }
 }
 
