@@ -17,7 +17,11 @@ export interface Ceiling {
   cacheBytes: { l1: number; l2: number; l3: number };
   l1ReadGBs: Pair;
   l2ReadGBs: Pair;
-  l3ReadGBs?: Pair;
+  /** Each thread streams a region of its own of this size again and again. */
+  read3MBGBs: Pair;
+  read6MBGBs: Pair;
+  read12MBGBs: Pair;
+  read24MBGBs: Pair;
   dramReadGBs: Pair;
   fp32FmaGflops: Pair;
   bf16DotGflops: Pair;
@@ -51,10 +55,16 @@ export function bounds(
   c: Ceiling,
 ): { decode: number; prefill: number; train: number } {
   const pick = (p: Pair) => (threads === 1 ? p.one : p.two);
-  // Weights stream from the nearest cache that holds them all; each thread reads its half of them.
-  const perThread = model.bytes / threads;
-  const level = perThread < c.cacheBytes.l2 ? c.l2ReadGBs : model.bytes < c.cacheBytes.l3 ? c.l3ReadGBs : undefined;
-  const read = pick(level ?? c.dramReadGBs) * 1e9;
+  // Each thread streams its share of the weights, over and over: its limit is what a stream of that size reaches.
+  const share = model.bytes / threads / 2 ** 20;
+  const levels: [number, Pair][] = [
+    [c.cacheBytes.l2 / 2 ** 20, c.l2ReadGBs],
+    [3, c.read3MBGBs],
+    [6, c.read6MBGBs],
+    [12, c.read12MBGBs],
+    [24, c.read24MBGBs],
+  ];
+  const read = pick(levels.find(([megabytes]) => share <= megabytes)?.[1] ?? c.dramReadGBs) * 1e9;
   const flops = 2 * model.parameters;
   const matrix = dtype === 'f32' ? c.fp32FmaGflops : (c.bf16AmxGflops ?? c.bf16DotGflops);
   return {

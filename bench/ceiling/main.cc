@@ -341,7 +341,10 @@ int main() {
     int64_t bytes;
   };
   const Level levels[] = {
-      {"l1ReadGBs", (l1 / 2) & ~int64_t{1023}}, {"l2ReadGBs", (l2 / 2) & ~int64_t{1023}}, {"dramReadGBs", dram}};
+      {"l1ReadGBs", (l1 / 2) & ~int64_t{1023}}, {"l2ReadGBs", (l2 / 2) & ~int64_t{1023}},
+      // Streams of these sizes a thread: on a shared machine no one figure describes the third-level cache.
+      {"read3MBGBs", 3 << 20}, {"read6MBGBs", 6 << 20}, {"read12MBGBs", 12 << 20}, {"read24MBGBs", 24 << 20},
+      {"dramReadGBs", dram}};
 
   const auto begin = Clock::now();
   std::vector<Figure> figures;
