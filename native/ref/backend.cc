@@ -1,4 +1,4 @@
-// The reference backend: plain loops on one thread, in float or double. Slow, obvious, and what every other is held to.
+// The reference backend: plain loops on one thread, in double. Slow, obvious, and what every other is held to.
 #include "backend.h"
 
 #include "host/host.h"
