@@ -38,7 +38,8 @@ let table: Map<string, OpSignature> | undefined;
 
 /** The op table of the loaded addon (native/ops.def), by name. */
 export function opTable(): Map<string, OpSignature> {
-  const names = (list: string) => list.split(',').map((s) => s.trim());
+  // A trailing `?` marks an operand that may be absent; native code checks the others.
+  const names = (list: string) => list.split(',').map((s) => s.replace('?', '').trim());
   table ??= new Map(
     native()
       .binding.opTable()

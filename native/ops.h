@@ -2,6 +2,7 @@
 #pragma once
 
 #define MB_LIST(...) __VA_ARGS__
+#define MB_OPT(name) name
 
 namespace mb::op {
 enum : int {
@@ -26,3 +27,4 @@ enum : int {
   }
 #include "ops.def"
 #undef MB_OP
+#undef MB_OPT

@@ -4,6 +4,7 @@ import { monitorEventLoopDelay, performance } from 'node:perf_hooks';
 import { Worker } from 'node:worker_threads';
 import test from 'ava';
 import { Device } from '../lib/device.ts';
+import { opTable } from '../lib/graph.ts';
 import { createModel, DisposedError, type Model, NativeError, OutOfMemoryError } from '../lib/index.ts';
 import { native, packageRoot } from '../lib/native.ts';
 import { Session } from '../lib/session.ts';
@@ -147,6 +148,14 @@ test.serial('native calls with wrong arguments throw', (t) => {
   device.dispose?.();
   device.dispose?.();
   for (const method of ['alloc', 'info', 'compile']) t.throws(() => device[method]?.(1, 2, 3), { any: true }, method);
+});
+
+test.serial('a node without a required operand is refused by name', (t) => {
+  using device = Device.open('cpu', { threads: 1 });
+  const op = opTable().get('silu')?.index ?? -1;
+  const none = new Float64Array(0);
+  const compile = () => device.compile(none, Int32Array.of(op, 0, 0, 0, 0), none, ['x']);
+  t.throws(compile, { message: /plan: x: expected output y to be given/ });
 });
 
 test.serial('random plans are refused or run, and crash nothing', (t) => {

@@ -3,25 +3,21 @@
 #include <napi.h>
 
 #include "../ops.h"
+#include "decode.h"
 #include "device.h"
 
 namespace mb::binding {
 namespace {
 
-// [[name, outputs, inputs, attributes], ...] in op order; lists are comma-separated names.
+// [[name, outputs, inputs, attributes], ...] in op order; lists are comma-separated names, `?` on optional ones.
 Napi::Value op_table(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  static constexpr const char* kOps[][4] = {
-#define MB_TEXT(...) #__VA_ARGS__
-#define MB_OP(name, outs, ins, attrs) {#name, MB_TEXT(outs), MB_TEXT(ins), MB_TEXT(attrs)},
-#include "../ops.def"
-#undef MB_OP
-#undef MB_TEXT
-  };
   auto out = Napi::Array::New(env, op::count);
   for (uint32_t i = 0; i < op::count; i++) {
     auto row = Napi::Array::New(env, 4);
-    for (uint32_t j = 0; j < 4; j++) row.Set(j, Napi::String::New(env, kOps[i][j]));
+    const OpText& text = kOpTexts[i];
+    uint32_t j = 0;
+    for (const char* part : {text.name, text.outs, text.ins, text.attrs}) row.Set(j++, Napi::String::New(env, part));
     out.Set(i, row);
   }
   return out;

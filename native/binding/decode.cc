@@ -1,11 +1,47 @@
 #include "decode.h"
 
+#include <cstring>
 #include <span>
 
 #include "../ops.h"
 
 namespace mb::binding {
+
+const OpText kOpTexts[] = {
+#define MB_OPT(name) name ?
+#define MB_TEXT(...) #__VA_ARGS__
+#define MB_OP(name, outs, ins, attrs) {#name, MB_TEXT(outs), MB_TEXT(ins), MB_TEXT(attrs)},
+#include "../ops.def"
+#undef MB_OP
+#undef MB_TEXT
+#undef MB_OPT
+};
+
 namespace {
+
+// Checks that every required operand of a list is there. A list of one name ending in `_` takes any number.
+Status check_operands(const Node& node, const char* names, const Tensor* operands, int given, const char* kind) {
+  const size_t length = std::strlen(names);
+  if (length && names[length - 1] == '_') {
+    for (int i = 0; i < given; i++) {
+      if (!operands[i]) return fail(Code::bad_plan, "plan: %s: expected %s %d to be given", node.scope, kind, i);
+    }
+    return {};
+  }
+  int i = 0;
+  for (const char* at = names; *at; i++) {
+    const char* end = std::strchr(at, ',');
+    if (!end) end = names + length;
+    const bool optional = end[-1] == '?';
+    if (!optional && (i >= given || !operands[i])) {
+      return fail(Code::bad_plan, "plan: %s: expected %s %.*s to be given", node.scope, kind, int(end - at), at);
+    }
+    at = *end ? end + 1 : end;
+    while (*at == ' ') at++;
+  }
+  if (given > i) return fail(Code::bad_plan, "plan: %s: expected %d %ss, got %d", node.scope, i, kind, given);
+  return {};
+}
 
 constexpr int kTensorFields = 9;
 
@@ -77,6 +113,8 @@ Status decode(const Napi::CallbackInfo& info, DeviceState& device, PlanState* pl
     n.attrs = plan->attrs.data() + attr;
     n.scope = plan->scopes[size_t(scope)].c_str();
     attr += size_t(n.n_attr);
+    MB_TRY(check_operands(n, kOpTexts[n.op].outs, n.outs, n.n_out, "output"));
+    MB_TRY(check_operands(n, kOpTexts[n.op].ins, n.ins, n.n_in, "input"));
     plan->nodes.push_back(n);
   }
   return {};
