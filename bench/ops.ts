@@ -46,6 +46,18 @@ function cases(): Case[] {
     flops: 2 * R * K * M,
     record: (g, make) => linear(g, make([R, K]), make([M, K], dtype)),
   });
+  /** The two products of linear's gradient. */
+  const gradient = (kind: 'input' | 'weight', R: number, K: number, M: number): Case => ({
+    name: `linear_grad_${kind} f32 R${R} K${K} M${M}`,
+    flops: 2 * R * K * M,
+    record: (g, make) => {
+      const dy = make([R, M]);
+      const out = g.value(kind === 'input' ? [R, K] : [M, K]);
+      if (kind === 'input') g.op('linear_grad_input', { dx: out }, { dy, weight: make([M, K]) });
+      else g.op('linear_grad_weight', { dweight: out }, { dy, x: make([R, K]) });
+      return out;
+    },
+  });
   return [
     matmul(1, 1024, 4096, 'bf16'),
     matmul(1, 1024, 4096, 'f32'),
@@ -53,6 +65,10 @@ function cases(): Case[] {
     matmul(512, 1024, 4096, 'bf16'),
     matmul(512, 512, 2048, 'f32'),
     matmul(2048, 1024, 4096, 'f32'),
+    // in_proj of the 20.5M model in a training step of 2048 bytes
+    matmul(2048, 512, 2048, 'f32'),
+    gradient('input', 2048, 512, 2048),
+    gradient('weight', 2048, 512, 2048),
     scan(1, 1, 1024),
     scan(1, 512, 1024),
     scan(1, 512, 2048),
