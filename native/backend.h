@@ -1,5 +1,6 @@
 // Seam two: what a backend offers. `ref` and `cpu` are linked in; others are shared libraries that export one symbol.
-// Everything that crosses is plain data, so a backend may be built by another compiler.
+// Everything that crosses is plain data, so a backend may be built by another compiler. A library exports
+// `const mb::Backend* mb_backend(uint32_t abi)`, null where it was built for another ABI.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +10,7 @@
 
 namespace mb {
 
-constexpr uint32_t kBackendAbi = 1;
+constexpr uint32_t kBackendAbi = 2;
 
 struct DeviceOptions {
   int32_t index = 0;
@@ -17,9 +18,31 @@ struct DeviceOptions {
   const char* target = nullptr;  // cpu: force an instruction set; null: the best one found
 };
 
+// How often to run a plan in a row, and what to watch: the whole decode loop of one native call. Backends may work
+// ahead of the host, but nothing that follows the last counted step may have any effect.
+struct Run {
+  int64_t steps = 1;
+  const Tensor* watch = nullptr;  // contiguous i32; copied to `watched` after every step
+  int32_t* watched = nullptr;     // room for steps * watch->elems(); `history` ids lie before it
+  int64_t history = 0;            // ids that lie in front of `watched`, made before this run
+  // Sequences of ids that end the run once the watched ids (of one sequence only) end in one of them:
+  // stop i is stops[stop_ends[i - 1] .. stop_ends[i]).
+  const int32_t* stops = nullptr;
+  const int32_t* stop_ends = nullptr;
+  int32_t n_stops = 0;
+  // Asked between steps, by a backend that works ahead at least once a millisecond; false ends the run after the step
+  // in hand.
+  bool (*go_on)(void* context) = nullptr;
+  void* context = nullptr;
+
+  int64_t done = 0;         // result: steps that ran
+  int32_t stopped_by = -1;  // result: the stop that ended the run
+};
+
 struct Backend {
   uint32_t abi;
   const char* name;
+  bool host_memory;  // `data` of alloc may be read and written by the host, so files can be mapped
   // life
   Status (*open)(const DeviceOptions& options, void** device);
   void (*close)(void* device);
@@ -34,7 +57,7 @@ struct Backend {
   const char* (*why_not)(void* device, const Node& node);
   // work: the nodes stay alive and unchanged until drop
   Status (*compile)(void* device, const Node* nodes, size_t n, void** plan);
-  Status (*run)(void* device, void* plan);
+  Status (*run)(void* device, void* plan, Run& run);
   // Seconds spent in each node, summed over the runs since the last call (nodes[i] -> seconds[i]); used by benches.
   Status (*profile)(void* device, void* plan, double* seconds);
   void (*drop)(void* device, void* plan);

@@ -9,17 +9,11 @@
 #include <cstring>
 
 #include "args.h"
+#include "backends.h"
 #include "decode.h"
 
 namespace mb::binding {
 namespace {
-
-const Backend* find(const std::string& name) {
-  for (const Backend* b : {ref_backend(), cpu_backend()}) {
-    if (name == b->name) return b;
-  }
-  return nullptr;
-}
 
 // Maps a byte range of a file read-only. The mapping starts at the page below `offset`.
 Status map_file(const std::string& path, int64_t offset, int64_t bytes, Buffer* out) {
@@ -40,6 +34,20 @@ Status map_file(const std::string& path, int64_t offset, int64_t bytes, Buffer* 
   madvise(p, length, MADV_WILLNEED);
   *out = {static_cast<char*>(p) + (offset - start), size_t(bytes), p, length};
   return {};
+}
+
+// Copies what is mapped into memory of a device that cannot read the host's, and lets go of the file.
+Status to_device(const DeviceState& device, Buffer* b) {
+  Buffer copy;
+  copy.bytes = b->bytes;
+  Status status = device.backend->alloc(device.handle, copy.bytes, &copy.data);
+  if (status.ok()) {
+    status = device.backend->write(device.handle, copy.data, b->data, b->bytes);
+    if (!status.ok()) device.backend->free(device.handle, copy.data, copy.bytes);
+  }
+  munmap(b->mapping, b->mapping_bytes);
+  if (status.ok()) *b = copy;
+  return status;
 }
 
 }  // namespace
@@ -68,8 +76,8 @@ Napi::Function Device::define(Napi::Env env) {
 // new Device(backend, index, threads, target)
 Device::Device(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   const std::string name = info[0].As<Napi::String>();
-  const Backend* backend = find(name);
-  if (!backend) throw Napi::Error::New(info.Env(), "native: no backend named " + name);
+  const Backend* backend = nullptr;
+  check(info.Env(), find_backend(name, &backend));
   DeviceOptions options;
   options.index = int32_t(integer(info, 1, "index"));
   options.threads = int32_t(integer(info, 2, "threads"));
@@ -98,11 +106,14 @@ Buffer& Device::buffer(const Napi::CallbackInfo& info, int64_t id) {
   return it->second;
 }
 
+// Whether a buffer is memory that V8 should know of.
+bool Device::on_heap(const Buffer& b) const { return !b.mapping && state->backend->host_memory; }
+
 int64_t Device::adopt(Napi::Env env, Buffer b) {
   const int64_t id = state->next_id++;
   state->buffers.emplace(id, b);
-  // Mapped files are the page cache's memory, not this process's.
-  if (!b.mapping) state->external_bytes = Napi::MemoryManagement::AdjustExternalMemory(env, int64_t(b.bytes));
+  // Mapped files are the page cache's memory, not this process's; nor is a GPU's.
+  if (on_heap(b)) state->external_bytes = Napi::MemoryManagement::AdjustExternalMemory(env, int64_t(b.bytes));
   return id;
 }
 
@@ -118,13 +129,14 @@ Napi::Value Device::map(const Napi::CallbackInfo& info) {
   open(info.Env());
   Buffer b;
   check(info.Env(), map_file(info[0].As<Napi::String>(), integer(info, 1, "offset"), integer(info, 2, "bytes"), &b));
+  if (!state->backend->host_memory) check(info.Env(), to_device(*state, &b));
   return Napi::Number::New(info.Env(), double(adopt(info.Env(), b)));
 }
 
 void Device::free(const Napi::CallbackInfo& info) {
   const int64_t id = integer(info, 0, "buffer id");
   Buffer& b = buffer(info, id);
-  if (!b.mapping) Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -int64_t(b.bytes));
+  if (on_heap(b)) Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -int64_t(b.bytes));
   state->release(b);
   state->buffers.erase(id);
 }
@@ -181,7 +193,7 @@ Napi::Value Device::info(const Napi::CallbackInfo& info) {
 void Device::dispose(const Napi::CallbackInfo& info) {
   if (!state) return;
   int64_t bytes = 0;
-  for (const auto& [id, b] : state->buffers) bytes += b.mapping ? 0 : int64_t(b.bytes);
+  for (const auto& [id, b] : state->buffers) bytes += on_heap(b) ? int64_t(b.bytes) : 0;
   Napi::MemoryManagement::AdjustExternalMemory(info.Env(), -bytes);
   if (executor) {
     executor->cancel();

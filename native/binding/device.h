@@ -23,7 +23,6 @@ struct Buffer {
 struct DeviceState {
   const Backend* backend = nullptr;
   void* handle = nullptr;
-  bool host_memory = true;
   std::unordered_map<int64_t, Buffer> buffers;
   int64_t next_id = 1;
   int64_t external_bytes = 0;  // reported to V8
@@ -44,6 +43,7 @@ class Device : public Napi::ObjectWrap<Device> {
  private:
   DeviceState& open(Napi::Env env);
   Buffer& buffer(const Napi::CallbackInfo& info, int64_t id);
+  bool on_heap(const Buffer& b) const;
   int64_t adopt(Napi::Env env, Buffer b);
 
   Napi::Value alloc(const Napi::CallbackInfo& info);    // (bytes) -> id

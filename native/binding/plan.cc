@@ -18,59 +18,53 @@ struct RunJob : Job {
   int64_t steps = 1;
   double max_ms = 0;
   const Tensor* watch = nullptr;
-  std::vector<std::vector<int32_t>> stops;
-  std::vector<int32_t> history;  // what came before this call, for stops that began there
+  std::vector<int32_t> stops, stop_ends;  // as in Run
+  std::vector<int32_t> history;           // what came before this call, for stops that began there
   size_t skip = 0;
+  std::chrono::steady_clock::time_point start;
 
   Status status;
-  int64_t done = 0;
-  int stopped_by = -1;
+  Run run;
 
-  void execute() override {
-    const auto start = std::chrono::steady_clock::now();
-    const Backend& backend = *plan->device->backend;
-    const size_t rows = watch ? size_t(watch->elems()) : 0;
-    skip = history.size();
-    history.reserve(skip + size_t(steps) * rows);
-    while (done < steps) {
-      if (cancelled.load(std::memory_order_relaxed) || plan->cancelled.load(std::memory_order_relaxed)) {
-        status = fail(Code::cancelled, "run: cancelled");
-        return;
-      }
-      status = backend.run(plan->device->handle, plan->handle);
-      if (!status.ok()) return;
-      done++;
-      if (watch) {
-        const size_t at = history.size();
-        history.resize(at + rows);
-        status = backend.read(plan->device->handle, watch->data, history.data() + at, rows * 4);
-        if (!status.ok() || (stopped_by = find_stop()) >= 0) return;
-      }
-      if (max_ms > 0 &&
-          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count() > max_ms)
-        return;
-    }
+  bool stopping() const {
+    return cancelled.load(std::memory_order_relaxed) || plan->cancelled.load(std::memory_order_relaxed);
   }
 
-  int find_stop() const {
-    for (size_t i = 0; i < stops.size(); i++) {
-      const auto& s = stops[i];
-      if (history.size() >= s.size() && std::equal(s.begin(), s.end(), history.end() - int64_t(s.size())))
-        return int(i);
-    }
-    return -1;
+  static bool go_on(void* context) {
+    const auto& job = *static_cast<RunJob*>(context);
+    const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - job.start;
+    return !job.stopping() && !(job.max_ms > 0 && spent.count() > job.max_ms);
+  }
+
+  void execute() override {
+    skip = history.size();
+    if (stopping()) return;
+    start = std::chrono::steady_clock::now();
+    const size_t ids = watch ? size_t(watch->elems()) : 0;
+    history.resize(skip + size_t(steps) * ids);
+    run.steps = steps;
+    run.watch = watch;
+    run.watched = history.data() + skip;
+    run.history = int64_t(skip);
+    run.stops = stops.data();
+    run.stop_ends = stop_ends.data();
+    run.n_stops = ids == 1 ? int32_t(stop_ends.size()) : 0;
+    run.go_on = go_on;
+    run.context = this;
+    status = plan->device->backend->run(plan->device->handle, plan->handle, run);
+    history.resize(skip + size_t(run.done) * ids);
   }
 
   void finish(Napi::Env env) override {
     Napi::HandleScope scope(env);
-    if (!status.ok() && status.code != Code::cancelled) {
+    if (!status.ok()) {
       deferred.Reject(to_error(env, status).Value());
       return;
     }
     Napi::Object result = Napi::Object::New(env);
-    result["steps"] = Napi::Number::New(env, double(done));
-    result["cancelled"] = Napi::Boolean::New(env, status.code == Code::cancelled);
-    result["stop"] = Napi::Number::New(env, stopped_by);
+    result["steps"] = Napi::Number::New(env, double(run.done));
+    result["cancelled"] = Napi::Boolean::New(env, run.stopped_by < 0 && run.done < steps && stopping());
+    result["stop"] = Napi::Number::New(env, run.stopped_by);
     Napi::Int32Array out = Napi::Int32Array::New(env, history.size() - skip);
     if (history.size() > skip) std::memcpy(out.Data(), history.data() + skip, (history.size() - skip) * 4);
     result["watched"] = out;
@@ -117,7 +111,11 @@ Napi::Value Plan::run(const Napi::CallbackInfo& info) {
     if (o.Get("history").IsTypedArray()) job->history = to_vector(o.Get("history").As<Napi::Int32Array>());
     if (o.Get("stops").IsArray()) {
       const auto list = o.Get("stops").As<Napi::Array>();
-      for (uint32_t i = 0; i < list.Length(); i++) job->stops.push_back(to_vector(list.Get(i).As<Napi::Int32Array>()));
+      for (uint32_t i = 0; i < list.Length(); i++) {
+        const auto stop = to_vector(list.Get(i).As<Napi::Int32Array>());
+        job->stops.insert(job->stops.end(), stop.begin(), stop.end());
+        job->stop_ends.push_back(int32_t(job->stops.size()));
+      }
     }
   }
   state->cancelled.store(false);

@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "../core/run_steps.h"
 #include "../core/thread_pool.h"
 #include "../ops.h"
 
@@ -175,11 +176,18 @@ Status compile(void* device, const Node* nodes, size_t n, void** out) {
   return {};
 }
 
-Status run(void*, void* p) {
+Status run(void*, void* p, Run& run) {
   Plan& plan = *static_cast<Plan*>(p);
-  plan.device->pool->run(run_all, &plan);
-  if (!plan.failed.exchange(false)) return {};
-  return plan.failure;
+  const auto step = [&]() -> Status {
+    plan.device->pool->run(run_all, &plan);
+    if (!plan.failed.exchange(false)) return {};
+    return plan.failure;
+  };
+  const auto read = [&](int32_t* to) -> Status {
+    std::memcpy(to, run.watch->data, size_t(run.watch->elems()) * sizeof(int32_t));
+    return {};
+  };
+  return run_steps(run, step, read);
 }
 
 Status profile(void*, void* p, double* seconds) {

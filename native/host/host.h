@@ -18,7 +18,7 @@ Status write(void* device, void* data, const void* from, size_t bytes);
 Status read(void* device, const void* data, void* to, size_t bytes);
 const char* why_not(void* device, const Node& node);
 Status compile(void* device, const Node* nodes, size_t n, void** plan);
-Status run(void* device, void* plan);
+Status run(void* device, void* plan, Run& run);
 Status profile(void* device, void* plan, double* seconds);
 void drop(void* device, void* plan);
 

@@ -12,6 +12,7 @@ const Backend* ref_backend() {
   static const Backend backend{
       kBackendAbi,
       "ref",
+      true,
       [](const DeviceOptions&, void** device) { return host::open(ref::kernels(), "ref", "scalar", 1, device); },
       host::close,
       host::info,

@@ -85,7 +85,9 @@ std::vector<float> run(const mb::Backend& backend, const char* target, int threa
   const mb::Node node = c.node();
   EXPECT(backend.why_not(device, node) == nullptr);
   EXPECT(backend.compile(device, &node, 1, &plan).ok());
-  for (int i = 0; i < 3; i++) EXPECT(backend.run(device, plan).ok());
+  mb::Run run;
+  run.steps = 3;
+  EXPECT(backend.run(device, plan, run).ok());
   backend.drop(device, plan);
   backend.close(device);
   std::vector<float> all;
