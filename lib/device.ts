@@ -1,12 +1,21 @@
 import { availableParallelism } from 'node:os';
-import { DeviceUnavailableError, DisposedError, MambaByteError, NativeError, OutOfMemoryError } from './errors.ts';
+import {
+  type DeviceReason,
+  DeviceUnavailableError,
+  DisposedError,
+  MambaByteError,
+  NativeError,
+  OutOfMemoryError,
+} from './errors.ts';
 import { type NativeDevice, type NativePlan, native } from './native.ts';
 import { type DType, dtypeBytes, newArray, rootOf, Tensor, type TypedArray } from './tensor.ts';
 
 /** Names of the backends a device can be opened on. */
-export type BackendName = 'ref' | 'cpu';
+export type BackendName = 'ref' | 'cpu' | 'cuda';
 
 export interface DeviceOptions {
+  /** Which of several GPUs, as CUDA_VISIBLE_DEVICES numbers them; default 0. */
+  index?: number;
   /** Threads that run plans, the caller's worker included; default: one per core. */
   threads?: number;
   /** Instruction set of the cpu backend: scalar, avx2, avx512, amx, neon; default: MAMBABYTE_CPU, else the best one found. */
@@ -16,9 +25,35 @@ export interface DeviceOptions {
 /** What a device says of itself. */
 export interface DeviceInfo {
   readonly backend: BackendName;
-  /** The instruction set in use. */
+  /** The instruction set in use; of a GPU its architecture: sm_90. */
   readonly target: string;
+  /** Threads of the CPU that compute. */
   readonly threads: number;
+  /** False where the device's memory is its own: files are then copied, not mapped. */
+  readonly hostMemory?: boolean;
+}
+
+/** What the cuda backend says of its GPU. */
+export interface CudaInfo extends DeviceInfo {
+  readonly backend: 'cuda';
+  /** "NVIDIA H100 80GB HBM3" */
+  readonly name: string;
+  readonly index: number;
+  readonly multiprocessors: number;
+  readonly memoryBytes: number;
+  readonly freeBytes: number;
+  /** Of the memory interface, by its clock and width: what no program reaches entirely. */
+  readonly memoryBytesPerSecond: number;
+  /** Newest CUDA version that the driver runs: "13.0". */
+  readonly driver: string;
+  /** CUDA version that the backend was built with. */
+  readonly runtime: string;
+  /** What computes large matrix products: "cublasLt" or "own". */
+  readonly gemm: string;
+}
+
+export function isCuda(info: DeviceInfo): info is CudaInfo {
+  return info.backend === 'cuda';
 }
 
 /** An open backend: memory, and plans that run on it one after another, off the JS thread. */
@@ -32,16 +67,29 @@ export class Device {
     this.info = JSON.parse(device.info()) as DeviceInfo;
   }
 
-  /** @throws DeviceUnavailableError when the backend or the instruction set cannot be had on this machine. */
+  /** @throws DeviceUnavailableError when the backend, the GPU or the instruction set cannot be had on this machine. */
   static open(backend: BackendName, options: DeviceOptions = {}): Device {
     const { binding } = native();
     const threads = options.threads ?? defaultThreads();
     const target = options.target ?? (backend === 'cpu' ? process.env.MAMBABYTE_CPU : undefined);
     try {
-      return new Device(new binding.Device(backend, 0, threads, target || undefined));
+      return new Device(new binding.Device(backend, options.index ?? 0, threads, target || undefined));
     } catch (cause) {
-      throw new DeviceUnavailableError(`device: ${cause instanceof Error ? cause.message : cause}`, { cause });
+      const message = cause instanceof Error ? cause.message : String(cause);
+      const hint = HINTS[reasonOf(cause, message)];
+      throw new DeviceUnavailableError(
+        `device: ${message}${hint ? `${/[.!?]$/.test(message) ? '' : '.'} ${hint}` : ''}`,
+        {
+          cause,
+          reason: reasonOf(cause, message),
+        },
+      );
     }
+  }
+
+  /** What the device says of itself now: free memory changes. */
+  describe(): DeviceInfo {
+    return JSON.parse(this.call(() => this.#native.info())) as DeviceInfo;
   }
 
   /** Reserves zero-filled memory. @throws OutOfMemoryError */
@@ -119,6 +167,27 @@ export class Device {
       throw typedError(cause);
     }
   }
+}
+
+/** Phrases of the native messages that tell why a GPU cannot be used. */
+const REASONS: readonly [RegExp, DeviceReason][] = [
+  [/library cannot be loaded|built for another version/, 'no-library'],
+  [/no NVIDIA driver/, 'no-driver'],
+  [/driver is too old/, 'driver-too-old'],
+  [/finds no GPU|device number/, 'no-device'],
+  [/compute capability|expected target/, 'unsupported-device'],
+  [/out of memory/i, 'out-of-memory'],
+];
+
+/** What to do, where the native message does not say it. */
+const HINTS: Partial<Record<DeviceReason, string>> = {
+  'no-library': "Build it in a clone with CUDA 13's nvcc (npm run build:native), or use device 'cpu'.",
+  'out-of-memory': "Free some GPU memory (nvidia-smi names who holds it), or use device 'cpu'.",
+};
+
+function reasonOf(cause: unknown, message: string): DeviceReason {
+  if ((cause as { code?: string }).code === 'MB_OUT_OF_MEMORY') return 'out-of-memory';
+  return REASONS.find(([phrase]) => phrase.test(message))?.[1] ?? 'other';
 }
 
 function defaultThreads(): number {

@@ -24,10 +24,27 @@ export class ModelFormatError extends MambaByteError {
   }
 }
 
-/** The device that was asked for cannot be opened here. */
+/**
+ * Why a device cannot be opened: the backend's library is missing or of another version; there is no NVIDIA driver, or
+ * one too old for the CUDA version of the backend; there is no GPU of that number; the GPU or processor is one that the
+ * kernels do not run on; its memory is full; or what the message says.
+ */
+export type DeviceReason =
+  | 'no-library'
+  | 'no-driver'
+  | 'driver-too-old'
+  | 'no-device'
+  | 'unsupported-device'
+  | 'out-of-memory'
+  | 'other';
+
+/** The device that was asked for cannot be opened here; `reason` says why, the message also what to do. */
 export class DeviceUnavailableError extends MambaByteError {
-  constructor(message: string, options?: ErrorOptions) {
+  readonly reason: DeviceReason;
+
+  constructor(message: string, options: ErrorOptions & { reason?: DeviceReason } = {}) {
     super('ERR_DEVICE_UNAVAILABLE', message, options);
+    this.reason = options.reason ?? 'other';
   }
 }
 

@@ -4,18 +4,22 @@ import test, { type ExecutionContext } from 'ava';
 import type { Device } from '../../lib/device.ts';
 import { blank, given, type OpCase, type Outcome, runCase, sameBits, size } from '../support/cases.ts';
 import { compare, TOLERANCES } from '../support/close.ts';
-import { cpuTargets, withDevice } from '../support/devices.ts';
+import { cpuTargets, cuda, withDevice } from '../support/devices.ts';
 import type { Operand } from '../support/poison.ts';
 import { Random } from '../support/random.ts';
 import { casesByOp } from './cases/index.ts';
 
 const { supported } = cpuTargets();
-const devices = [['ref', undefined] as const, ...supported.map((target) => ['cpu', target] as const)];
+const devices = [
+  ['ref', undefined] as const,
+  ...supported.map((target) => ['cpu', target] as const),
+  ...(cuda().info ? [['cuda', undefined] as const] : []),
+];
 
-/** Registers a test for ref and for every instruction set. */
+/** Registers a test for ref, for every instruction set, and for a GPU where there is one. */
 function everywhere(title: string, run: (t: ExecutionContext, device: Device) => Promise<void>): void {
   for (const [backend, target] of devices) {
-    test.serial(`${title} · ${target ?? 'ref'}`, (t) =>
+    test.serial(`${title} · ${target ?? backend}`, (t) =>
       withDevice(backend, { threads: 2, ...(target ? { target } : {}) }, (device) => run(t, device)),
     );
   }

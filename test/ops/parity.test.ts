@@ -1,9 +1,11 @@
-// Every op, forward and backward, on every instruction set this processor has and with 1 and 2 threads, equals the
-// reference: outputs poisoned before the run, guards around every operand, rows with gaps, operands off alignment.
+// Every op, forward and backward, on every instruction set this processor has and with 1 and 2 threads, and on a GPU where
+// there is one, equals the reference: outputs poisoned before the run, guards around every operand, rows with gaps,
+// operands off alignment.
 import test from 'ava';
 import { opTable } from '../../lib/graph.ts';
-import { differences, type OpCase, type Outcome, runCase, sameBits } from '../support/cases.ts';
-import { cpuTargets, withDevice } from '../support/devices.ts';
+import { withBf16 } from '../support/bf16.ts';
+import { differences, type OpCase, type Outcome, runCase, sameBits, thinned } from '../support/cases.ts';
+import { cpuTargets, cuda, withDevice } from '../support/devices.ts';
 import { casesByOp } from './cases/index.ts';
 
 const { supported, reasons } = cpuTargets();
@@ -37,7 +39,14 @@ test('instruction sets', (t) => {
   t.true(supported.includes('scalar'));
 });
 
-for (const [op, list] of casesByOp) {
+test('GPU', (t) => {
+  const { info, reason } = cuda();
+  t.log(info ? `tested: ${info.name}, ${info.target}, driver ${info.driver}, products by ${info.gemm}` : reason);
+  t.pass();
+});
+
+for (const [op, all] of casesByOp) {
+  const list = thinned(all);
   test.serial(`${op} on cpu equals ref · ${list.length} cases`, async (t) => {
     const want = await outcomes(list, 'ref', undefined, 1);
     const found: string[] = [];
@@ -56,4 +65,44 @@ for (const [op, list] of casesByOp) {
     }
     t.is(found.length, 0, report(found));
   });
+}
+
+/** A fault that the process does not recover from: what follows it says nothing. */
+const FATAL = /illegal|misaligned|unspecified launch|hardware|assert/i;
+
+/** What is wrong with an op on the GPU: against the reference, and from one run to the next. */
+async function faultsOnCuda(list: readonly OpCase[]): Promise<string[]> {
+  const want = await outcomes(list, 'ref', undefined, 1);
+  return withDevice('cuda', { threads: 1 }, async (device) => {
+    const found: string[] = [];
+    for (const [i, c] of list.entries()) {
+      try {
+        const [first, second] = [await runCase(device, c, i % 2), await runCase(device, c, i % 2)];
+        found.push(...differences(c, 'cuda', first, want[i] as Outcome));
+        if (!sameBits(first, second)) found.push(`${c.op} · ${c.title} · the second run gives other bits`);
+      } catch (error) {
+        const message = error instanceof Error ? error.message : String(error);
+        found.push(`${c.op} · ${c.title} · ${message}`);
+        if (FATAL.test(message))
+          return [`${found.pop()} (the ${list.length - i - 1} cases after it did not run)`, ...found];
+      }
+    }
+    return found;
+  });
+}
+
+if (cuda().info) {
+  for (const [op, all] of casesByOp) {
+    const list = thinned(all);
+    test.serial(`${op} on cuda equals ref · ${list.length} cases`, async (t) => {
+      const found = await faultsOnCuda(list);
+      t.is(found.length, 0, report(found));
+    });
+    const half = withBf16(op, list);
+    if (half.length === 0) continue;
+    test.serial(`${op} with bf16 activations on cuda equals ref · ${half.length} cases`, async (t) => {
+      const found = await faultsOnCuda(half);
+      t.is(found.length, 0, report(found));
+    });
+  }
 }

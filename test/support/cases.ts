@@ -102,6 +102,15 @@ export function blank(shape: readonly number[], pad = 0, dtype: DType = 'f32'): 
   return { dtype, shape, pad };
 }
 
+/**
+ * The cases that a slow run takes, as under a sanitizer: with MAMBABYTE_TEST_EVERY=8 every eighth and the last, which is
+ * often the largest.
+ */
+export function thinned(list: readonly OpCase[]): readonly OpCase[] {
+  const every = Number(process.env.MAMBABYTE_TEST_EVERY || 1);
+  return list.filter((_, i) => i % every === 0 || i === list.length - 1);
+}
+
 export function size(...shape: number[]): number {
   return shape.reduce((a, b) => a * b, 1);
 }

@@ -1,4 +1,4 @@
-import { Device, type DeviceOptions } from '../../lib/device.ts';
+import { type BackendName, type CudaInfo, Device, type DeviceOptions, isCuda } from '../../lib/device.ts';
 
 const TARGETS = ['scalar', 'avx2', 'avx512', 'amx', 'neon'] as const;
 
@@ -17,9 +17,24 @@ export function cpuTargets(): { supported: string[]; reasons: string[] } {
   return { supported, reasons };
 }
 
+let gpu: { info: CudaInfo | undefined; reason: string } | undefined;
+
+/** The GPU that tests use, or why there is none. */
+export function cuda(): { info: CudaInfo | undefined; reason: string } {
+  if (!gpu) {
+    try {
+      using device = Device.open('cuda', { threads: 1 });
+      gpu = { info: isCuda(device.info) ? device.info : undefined, reason: '' };
+    } catch (error) {
+      gpu = { info: undefined, reason: `cuda is not tested here: ${error instanceof Error ? error.message : error}` };
+    }
+  }
+  return gpu;
+}
+
 /** Opens a device for the length of `fn`. */
 export async function withDevice<T>(
-  backend: 'ref' | 'cpu',
+  backend: BackendName,
   options: DeviceOptions,
   fn: (device: Device) => Promise<T> | T,
 ): Promise<T> {

@@ -30,11 +30,15 @@ const MANY_ROWS = 17;
 
 /**
  * AVX-512 multiplies bf16 weights with activations rounded to bf16, and int8 weights with 16-bit integer ones as long as
- * the rows are few; elsewhere the products are f32.
+ * the rows are few; tensor cores round activations to bf16 for either; elsewhere the products are f32.
  */
 export function closeTo(dtype: WeightDType, plain: ToleranceName = 'f32', rows = 1): (target: string) => ToleranceName {
   const fast = dtype === 'i8' && rows >= MANY_ROWS ? 'bf16' : dtype;
-  return (target) => ((target === 'avx512' || target === 'amx') && fast !== 'f32' ? fast : plain);
+  return (target) => {
+    if (dtype === 'f32') return plain;
+    if (target === 'cuda') return 'bf16';
+    return target === 'avx512' || target === 'amx' ? fast : plain;
+  };
 }
 
 const rows = pairs({
