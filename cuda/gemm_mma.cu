@@ -1,0 +1,189 @@
+// bf16 products with mma.sync m16n8k16, for every tensor core from Ampere on: tiles of 128 x 128 or 64 x 64, 32 deep,
+// brought in by cp.async four stages ahead. Rows of a tile are padded by 16 bytes, which keeps ldmatrix free of bank
+// conflicts. A factor that lies across is staged as it lies and turned by ldmatrix.trans.
+#include "check.h"
+#include "gemm_epilogue.cuh"
+#include "gemm_kernels.h"
+
+namespace mb::cuda {
+namespace {
+
+constexpr int kDeep = 32;
+constexpr int kStages = 4;
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// 16 bytes to shared memory, of which the first `bytes` come from memory and the rest are 0.
+__device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(p)));
+}
+
+__device__ __forceinline__ void load_matrices_turned(uint32_t (&r)[4], const bf16* p) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(p)));
+}
+
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// `Wide` elements of i by kDeep of k of one factor in shared memory.
+template <int Wide, bool Across, int Threads>
+struct Tile {
+  static constexpr int kRow = (Across ? Wide : kDeep) + 8;
+  static constexpr int kElems = (Across ? kDeep : Wide) * kRow;
+
+  // Elements outside of [0, n) x [0, k_end) are 0.
+  static __device__ void fetch(bf16* tile, const Factor& f, int64_t i0, int64_t n, int64_t k0, int64_t k_end) {
+    constexpr int kAcrossRow = (Across ? Wide : kDeep) / 8;  // copies a row
+    constexpr int kCopies = Wide * kDeep / 8;
+    static_assert(kCopies % Threads == 0);
+    const int64_t outer0 = Across ? k0 : i0, outer_end = Across ? k_end : n;
+    const int64_t inner0 = Across ? i0 : k0, inner_end = Across ? n : k_end;
+#pragma unroll
+    for (int c = 0; c < kCopies / Threads; c++) {
+      const int at = c * Threads + int(threadIdx.x);
+      const int row = at / kAcrossRow, col = at % kAcrossRow * 8;
+      const int64_t outer = outer0 + row, inner = inner0 + col;
+      int64_t left = outer < outer_end ? inner_end - inner : 0;
+      left = left < 0 ? 0 : left > 8 ? 8 : left;
+      const bf16* from = static_cast<const bf16*>(f.data) + (left > 0 ? outer * f.stride + inner : 0);
+      copy16(tile + row * kRow + col, from, int(left) * 2);
+    }
+  }
+
+  // Four 8 x 8 matrices: i and i + 8 (order_i first) by k and k + 8.
+  static __device__ __forceinline__ void load(uint32_t (&r)[4], const bf16* tile, int i, int k, bool i_first) {
+    const int lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
+    const int di = (i_first ? matrix % 2 : matrix / 2) * 8, dk = (i_first ? matrix / 2 : matrix % 2) * 8;
+    if constexpr (Across) {
+      load_matrices_turned(r, tile + (k + dk + row) * kRow + i + di);
+    } else {
+      load_matrices(r, tile + (i + di + row) * kRow + k + dk);
+    }
+  }
+};
+
+// A block of WarpsM x WarpsN warps, each 16 * FragM by 8 * FragN.
+template <int WarpsM, int WarpsN, int FragM, int FragN, bool AcrossA, bool AcrossB>
+__global__ void __launch_bounds__(WarpsM* WarpsN * 32)
+    mma_kernel(const Product p, int64_t slice, float* partials, bool paired) {
+  constexpr int kThreads = WarpsM * WarpsN * 32, kM = WarpsM * FragM * 16, kN = WarpsN * FragN * 8;
+  using TileA = Tile<kM, AcrossA, kThreads>;
+  using TileB = Tile<kN, AcrossB, kThreads>;
+  constexpr int kStage = TileA::kElems + TileB::kElems;
+  extern __shared__ __align__(16) bf16 shared[];
+  const int64_t i0 = int64_t(blockIdx.x) * kM, j0 = int64_t(blockIdx.y) * kN;
+  const int64_t k_begin = slice * blockIdx.z, k_end = min(p.depth, k_begin + slice);
+  const int steps = int((k_end - k_begin + kDeep - 1) / kDeep);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_i = warp % WarpsM * FragM * 16, warp_j = warp / WarpsM * FragN * 8;
+
+  float acc[FragM][FragN][4] = {};
+  const auto fetch = [&](int step) {
+    if (step < steps) {
+      bf16* stage = shared + step % kStages * kStage;
+      const int64_t k = k_begin + int64_t(step) * kDeep;
+      TileA::fetch(stage, p.a, i0, p.rows, k, k_end);
+      TileB::fetch(stage + TileA::kElems, p.b, j0, p.cols, k, k_end);
+    }
+    asm volatile("cp.async.commit_group;");
+  };
+#pragma unroll
+  for (int s = 0; s < kStages - 1; s++) fetch(s);
+  for (int step = 0; step < steps; step++) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2));
+    __syncthreads();
+    fetch(step + kStages - 1);
+    const bf16* stage = shared + step % kStages * kStage;
+#pragma unroll
+    for (int k = 0; k < kDeep; k += 16) {
+      uint32_t a[FragM][4], b[FragN / 2][4];
+#pragma unroll
+      for (int m = 0; m < FragM; m++) TileA::load(a[m], stage, warp_i + m * 16, k, true);
+#pragma unroll
+      for (int n = 0; n < FragN / 2; n++) TileB::load(b[n], stage + TileA::kElems, warp_j + n * 16, k, false);
+#pragma unroll
+      for (int m = 0; m < FragM; m++) {
+#pragma unroll
+        for (int n = 0; n < FragN; n++) mma(acc[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+      }
+    }
+  }
+
+  Epilogue e = p.epilogue;
+  if (partials) {
+    e = {};
+    e.c = partials + int64_t(blockIdx.z) * p.rows * p.cols;
+    e.stride = p.cols;
+  }
+#pragma unroll
+  for (int m = 0; m < FragM; m++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int64_t i = i0 + warp_i + m * 16 + half * 8 + lane / 4;
+      if (i >= p.rows) continue;
+#pragma unroll
+      for (int n = 0; n < FragN; n++) {
+        const int64_t j = j0 + warp_j + n * 8 + lane % 4 * 2;
+        const float s0 = acc[m][n][half * 2], s1 = acc[m][n][half * 2 + 1];
+        if (j + 1 < p.cols) {
+          epilogue_store2(e, paired, i, j, s0, s1);
+        } else if (j < p.cols) {
+          epilogue_store(e, i, j, s0);
+        }
+      }
+    }
+  }
+}
+
+template <int WarpsM, int WarpsN, int FragM, int FragN, bool AcrossA, bool AcrossB>
+Status run(const Product& p, int splits, float* partials, cudaStream_t stream) {
+  constexpr int kThreads = WarpsM * WarpsN * 32, kM = WarpsM * FragM * 16, kN = WarpsN * FragN * 8;
+  constexpr int kBytes = kStages * 2 * (Tile<kM, AcrossA, kThreads>::kElems + Tile<kN, AcrossB, kThreads>::kElems);
+  const auto kernel = mma_kernel<WarpsM, WarpsN, FragM, FragN, AcrossA, AcrossB>;
+  MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const int64_t steps = (p.depth + kDeep - 1) / kDeep;
+  const int64_t slice = (steps + splits - 1) / splits * kDeep;
+  const dim3 grid(unsigned((p.rows + kM - 1) / kM), unsigned((p.cols + kN - 1) / kN), unsigned(splits));
+  const bool paired = splits > 1 ? p.cols % 2 == 0 : takes_pairs(p.epilogue);
+  kernel<<<grid, kThreads, kBytes, stream>>>(p, slice, splits > 1 ? partials : nullptr, paired);
+  MB_CUDA_LAUNCHED("multiply_mma");
+  return {};
+}
+
+template <int WarpsM, int WarpsN, int FragM, int FragN>
+Status run_laid(const Product& p, int splits, float* partials, cudaStream_t stream) {
+  if (!p.a.across && !p.b.across) return run<WarpsM, WarpsN, FragM, FragN, false, false>(p, splits, partials, stream);
+  if (!p.a.across) return run<WarpsM, WarpsN, FragM, FragN, false, true>(p, splits, partials, stream);
+  if (p.b.across) return run<WarpsM, WarpsN, FragM, FragN, true, true>(p, splits, partials, stream);
+  return fail(Code::unsupported, "multiply_mma: expected the second factor to lie across where the first does");
+}
+
+int64_t tiles(const Product& p, int64_t side) { return ((p.rows + side - 1) / side) * ((p.cols + side - 1) / side); }
+
+// Large tiles where there are enough of them to keep every multiprocessor busy.
+bool large(const Product& p, const Props& props) { return tiles(p, 128) >= props.sm_count; }
+
+}  // namespace
+
+int64_t mma_tiles(const Product& p, const Props& props) { return tiles(p, large(p, props) ? 128 : 64); }
+
+Status multiply_mma(const Product& p, int splits, float* partials, const Props& props, cudaStream_t stream) {
+  if (large(p, props)) return run_laid<2, 4, 4, 4>(p, splits, partials, stream);
+  return run_laid<2, 2, 2, 4>(p, splits, partials, stream);
+}
+
+}  // namespace mb::cuda
