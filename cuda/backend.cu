@@ -14,6 +14,7 @@
 #include "check.h"
 #include "decode/decode.h"
 #include "gemm.h"
+#include "group.h"
 #include "kernel.h"
 
 namespace mb::cuda {
@@ -31,7 +32,6 @@ const char* const kOpNames[op::count] = {
 #undef MB_OP
 };
 
-constexpr size_t kAlign = 256;
 constexpr size_t kStageBytes = 8 << 20;
 
 struct Device {
@@ -40,11 +40,13 @@ struct Device {
   int driver = 0;
   cudaStream_t stream = nullptr;    // where everything runs
   cudaStream_t recorder = nullptr;  // where plans are captured, since another thread may be running one
+  Group* group = nullptr;
   // Page-locked memory through which the host's bytes travel: two halves, filled and sent in turn.
   char* stage = nullptr;
   cudaEvent_t stage_sent[2] = {};
 
   ~Device() {
+    if (group) leave_group(group);
     if (props.gemm) close_gemm(props.gemm);
     for (cudaEvent_t e : stage_sent) {
       if (e) cudaEventDestroy(e);
@@ -235,6 +237,7 @@ Launch launch_of(const Plan& plan, cudaStream_t stream) {
   Launch launch;
   launch.stream = stream;
   launch.props = &plan.device->props;
+  launch.group = plan.device->group;
   launch.scratch = plan.scratch;
   launch.scratch_bytes = plan.scratch_bytes;
   return launch;
@@ -254,6 +257,7 @@ Status capture(Plan& plan) {
   MB_CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   Status status;
   for (size_t i = 0; i < plan.n && status.ok();) status = launch_from(plan, stream, i, &i);
+  if (status.ok() && plan.device->group) status = join_stream(plan.device->group, stream);
   cudaGraph_t graph = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
   if (status.ok()) status = to_status(ended, "cudaStreamEndCapture");
@@ -303,6 +307,7 @@ Status run_measured(Plan& plan) {
     MB_CUDA(cudaEventRecord(plan.events[starts.size()], stream));
     starts.push_back(i);
     MB_TRY(launch_from(plan, stream, i, &i));
+    if (plan.device->group) MB_TRY(join_stream(plan.device->group, stream));
   }
   MB_CUDA(cudaEventRecord(plan.events[starts.size()], stream));
   MB_CUDA(cudaStreamSynchronize(stream));
@@ -359,8 +364,17 @@ void drop(void* d, void* p) {
   delete static_cast<Plan*>(p);
 }
 
+Status new_id(void*, char* id) { return new_group_id(id); }
+
+Status join(void* d, const char* id, int32_t rank, int32_t world) {
+  auto& device = *static_cast<Device*>(d);
+  if (device.group) return fail(Code::device, "cuda: expected the device to be in no group, it has joined one");
+  return join_group(device.props.index, id, rank, world, &device.group);
+}
+
 const Backend kBackend{
-    kBackendAbi, "cuda", false, open, close, info, alloc, free, write, read, why_not, compile, run, profile, drop,
+    kBackendAbi, "cuda",  false,   open, close,   info, alloc,  free, write,
+    read,        why_not, compile, run,  profile, drop, new_id, join,
 };
 
 }  // namespace

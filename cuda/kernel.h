@@ -11,7 +11,8 @@
 
 namespace mb::cuda {
 
-class Gemm;  // gemm.h
+class Gemm;   // gemm.h
+class Group;  // group.h
 
 // What a device can do; fixed when it is opened.
 struct Props {
@@ -27,6 +28,7 @@ struct Props {
 struct Launch {
   cudaStream_t stream = nullptr;
   const Props* props = nullptr;
+  Group* group = nullptr;  // whom this device trains with, or null
   char* scratch =
       nullptr;  // 256-byte aligned; what the node's `scratch` asked for; another node's once this one is done
   int64_t scratch_bytes = 0;

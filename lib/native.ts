@@ -36,6 +36,10 @@ export interface NativeDevice {
   write(buffer: number, offset: number, view: ArrayBufferView): void;
   read(buffer: number, offset: number, view: ArrayBufferView): void;
   compile(tensors: Float64Array, nodes: Int32Array, attrs: Float64Array, scopes: string[]): NativePlan;
+  /** What every rank of a group of devices hands to joinGroup. */
+  newGroupId(): Uint8Array;
+  /** Waits until all `world` ranks have joined. */
+  joinGroup(id: Uint8Array, rank: number, world: number): void;
   info(): string;
   dispose(): void;
 }

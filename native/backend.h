@@ -12,6 +12,8 @@ namespace mb {
 
 constexpr uint32_t kBackendAbi = 2;
 
+constexpr size_t kGroupIdBytes = 128;
+
 struct DeviceOptions {
   int32_t index = 0;
   int32_t threads = 0;           // 0: as many as the machine has cores
@@ -61,6 +63,10 @@ struct Backend {
   // Seconds spent in each node, summed over the runs since the last call (nodes[i] -> seconds[i]); used by benches.
   Status (*profile)(void* device, void* plan, double* seconds);
   void (*drop)(void* device, void* plan);
+  // Several devices that train together, one a process; null: this backend cannot. new_group_id writes kGroupIdBytes,
+  // which every rank hands to join_group; that waits for all of them. Plans compiled afterwards sum over the ranks.
+  Status (*new_group_id)(void* device, char* id);
+  Status (*join_group)(void* device, const char* id, int32_t rank, int32_t world);
 };
 
 const Backend* ref_backend();

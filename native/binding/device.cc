@@ -50,6 +50,10 @@ Status to_device(const DeviceState& device, Buffer* b) {
   return status;
 }
 
+Status no_groups(const DeviceState& d) {
+  return fail(Code::unsupported, "device: expected a backend that trains on several devices, got %s", d.backend->name);
+}
+
 }  // namespace
 
 DeviceState::~DeviceState() {
@@ -66,11 +70,13 @@ void DeviceState::release(Buffer& b) {
 }
 
 Napi::Function Device::define(Napi::Env env) {
-  return DefineClass(env, "Device",
-                     {InstanceMethod<&Device::alloc>("alloc"), InstanceMethod<&Device::map>("map"),
-                      InstanceMethod<&Device::free>("free"), InstanceMethod<&Device::write>("write"),
-                      InstanceMethod<&Device::read>("read"), InstanceMethod<&Device::compile>("compile"),
-                      InstanceMethod<&Device::info>("info"), InstanceMethod<&Device::dispose>("dispose")});
+  return DefineClass(
+      env, "Device",
+      {InstanceMethod<&Device::alloc>("alloc"), InstanceMethod<&Device::map>("map"),
+       InstanceMethod<&Device::free>("free"), InstanceMethod<&Device::write>("write"),
+       InstanceMethod<&Device::read>("read"), InstanceMethod<&Device::compile>("compile"),
+       InstanceMethod<&Device::new_group_id>("newGroupId"), InstanceMethod<&Device::join_group>("joinGroup"),
+       InstanceMethod<&Device::info>("info"), InstanceMethod<&Device::dispose>("dispose")});
 }
 
 // new Device(backend, index, threads, target)
@@ -188,6 +194,26 @@ Napi::Value Device::info(const Napi::CallbackInfo& info) {
   std::string text(4096, '\0');
   text.resize(std::min(text.size(), d.backend->info(d.handle, text.data(), text.size())));
   return Napi::String::New(info.Env(), text);
+}
+
+Napi::Value Device::new_group_id(const Napi::CallbackInfo& info) {
+  DeviceState& d = open(info.Env());
+  if (!d.backend->new_group_id) check(info.Env(), no_groups(d));
+  auto id = Napi::Uint8Array::New(info.Env(), kGroupIdBytes);
+  check(info.Env(), d.backend->new_group_id(d.handle, reinterpret_cast<char*>(id.Data())));
+  return id;
+}
+
+void Device::join_group(const Napi::CallbackInfo& info) {
+  DeviceState& d = open(info.Env());
+  if (!d.backend->join_group) check(info.Env(), no_groups(d));
+  const auto id = bytes(info, 0, "group id");
+  const int64_t rank = integer(info, 1, "rank"), world = integer(info, 2, "world");
+  if (id.size() != kGroupIdBytes || rank < 0 || rank >= world) {
+    throw Napi::RangeError::New(info.Env(), "native: expected a group id and a rank below world");
+  }
+  check(info.Env(),
+        d.backend->join_group(d.handle, reinterpret_cast<const char*>(id.data()), int32_t(rank), int32_t(world)));
 }
 
 void Device::dispose(const Napi::CallbackInfo& info) {

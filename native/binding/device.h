@@ -46,13 +46,15 @@ class Device : public Napi::ObjectWrap<Device> {
   bool on_heap(const Buffer& b) const;
   int64_t adopt(Napi::Env env, Buffer b);
 
-  Napi::Value alloc(const Napi::CallbackInfo& info);    // (bytes) -> id
-  Napi::Value map(const Napi::CallbackInfo& info);      // (path, offset, bytes) -> id
-  void free(const Napi::CallbackInfo& info);            // (id)
-  void write(const Napi::CallbackInfo& info);           // (id, offset, view)
-  void read(const Napi::CallbackInfo& info);            // (id, offset, view)
-  Napi::Value compile(const Napi::CallbackInfo& info);  // (tensors, nodes, attrs, scopes) -> Plan
-  Napi::Value info(const Napi::CallbackInfo& info);     // () -> JSON text
+  Napi::Value alloc(const Napi::CallbackInfo& info);         // (bytes) -> id
+  Napi::Value map(const Napi::CallbackInfo& info);           // (path, offset, bytes) -> id
+  void free(const Napi::CallbackInfo& info);                 // (id)
+  void write(const Napi::CallbackInfo& info);                // (id, offset, view)
+  void read(const Napi::CallbackInfo& info);                 // (id, offset, view)
+  Napi::Value compile(const Napi::CallbackInfo& info);       // (tensors, nodes, attrs, scopes) -> Plan
+  Napi::Value info(const Napi::CallbackInfo& info);          // () -> JSON text
+  Napi::Value new_group_id(const Napi::CallbackInfo& info);  // () -> Uint8Array
+  void join_group(const Napi::CallbackInfo& info);           // (id, rank, world)
   void dispose(const Napi::CallbackInfo& info);
 };
 

@@ -19,8 +19,9 @@ Status open(const DeviceOptions& options, void** device) {
 
 const Backend* cpu_backend() {
   static const Backend backend{
-      kBackendAbi, "cpu",      true,          open,          host::close, host::info,    host::alloc, host::free,
-      host::write, host::read, host::why_not, host::compile, host::run,   host::profile, host::drop,
+      kBackendAbi, "cpu",         true,        open,       host::close,   host::info,
+      host::alloc, host::free,    host::write, host::read, host::why_not, host::compile,
+      host::run,   host::profile, host::drop,  nullptr,    nullptr,
   };
   return &backend;
 }

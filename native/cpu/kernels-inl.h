@@ -53,6 +53,7 @@ const KernelEntry* kernels() {
     t.at[op::softplus_grad] = {k_softplus_grad, nullptr, w_all_f32};
     t.at[op::neg_exp] = {k_neg_exp, nullptr, w_all_f32};
     t.at[op::copy] = {k_copy, nullptr, w_copy};
+    t.at[op::all_reduce] = {k_copy, nullptr, w_copy};  // the same operands; here a device trains alone
     t.at[op::concat] = {k_concat, nullptr, w_concat};
     t.at[op::causal_conv1d] = {k_causal_conv1d, nullptr, w_causal_conv1d};
     t.at[op::causal_conv1d_grad] = {k_causal_conv1d_grad, nullptr, w_causal_conv1d_grad};

@@ -25,6 +25,8 @@ const Backend* ref_backend() {
       host::run,
       host::profile,
       host::drop,
+      nullptr,
+      nullptr,
   };
   return &backend;
 }

@@ -1,5 +1,6 @@
 // Data movement.
 //
+//   all_reduce: y <- x
 //   copy:   y <- x, between f32, f64 and bf16 (rounded to nearest even)
 //   concat: y(R, sum of d_i) <- parts (R, d_i), joined along the last axis
 #pragma once
@@ -8,6 +9,11 @@
 namespace mb::ref {
 
 inline void copy(const Node& node) { store(node.out(at::copy::out::y), load(node.in(at::copy::in::x))); }
+
+// A world of one.
+inline void all_reduce(const Node& node) {
+  store(node.out(at::all_reduce::out::y), load(node.in(at::all_reduce::in::x)));
+}
 
 inline void concat(const Node& node) {
   const Tensor& y = node.out(at::concat::out::y);

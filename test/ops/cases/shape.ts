@@ -26,6 +26,11 @@ export const shape: OpCase[] = [
     const values = from === 'f16' ? bits : random.normal(n).map((v, i) => (i % 5 ? v : 1 + (2 * i + 1) / 256));
     return { outs: { y: blank([R, D], padOut, to) }, ins: { x: given(from, [R, D], values, pad) }, close: 'exact' };
   }),
+  ...cases('all_reduce', pairs({ n: [1, 7, 64, 1025], place: ['apart', 'in place'] }), ({ n, place }, random) => ({
+    outs: { y: { ...blank([n]), ...(place === 'in place' && { same: 'x' }) } },
+    ins: { x: given('f32', [n], random.normal(n)) },
+    close: 'exact',
+  })),
   ...cases('concat', joinRows, ({ R, D, D2, D3, pad, padOut }, random) => {
     const parts = [D, D2, D3]
       .filter((d) => d > 0)
