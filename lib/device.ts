@@ -56,6 +56,20 @@ export function isCuda(info: DeviceInfo): info is CudaInfo {
   return info.backend === 'cuda';
 }
 
+/** A device in a few words: "cpu (avx512, 2 threads)". */
+export function deviceLabel(info: DeviceInfo): string {
+  if (isCuda(info)) return `cuda:${info.index} (${info.name}, ${info.target})`;
+  const { backend, target, threads } = info;
+  return `${backend} (${target}, ${threads} thread${threads > 1 ? 's' : ''})`;
+}
+
+/** The first sentence of why a device cannot be had, to end a note with. */
+export function whyUnavailable(error: DeviceUnavailableError): string {
+  if (/libmambabyte_cuda\.so: cannot open/.test(error.message)) return 'this installation has no CUDA backend';
+  const text = error.message.replace(/^(device: |cuda: )+/, '');
+  return /^.*?(?=\.\s|\.$|$)/s.exec(text)?.[0] ?? text;
+}
+
 /** An open backend: memory, and plans that run on it one after another, off the JS thread. */
 export class Device {
   readonly info: DeviceInfo;
@@ -75,15 +89,7 @@ export class Device {
     try {
       return new Device(new binding.Device(backend, options.index ?? 0, threads, target || undefined));
     } catch (cause) {
-      const message = cause instanceof Error ? cause.message : String(cause);
-      const hint = HINTS[reasonOf(cause, message)];
-      throw new DeviceUnavailableError(
-        `device: ${message}${hint ? `${/[.!?]$/.test(message) ? '' : '.'} ${hint}` : ''}`,
-        {
-          cause,
-          reason: reasonOf(cause, message),
-        },
-      );
+      throw unavailable(cause);
     }
   }
 
@@ -179,11 +185,20 @@ const REASONS: readonly [RegExp, DeviceReason][] = [
   [/out of memory/i, 'out-of-memory'],
 ];
 
-/** What to do, where the native message does not say it. */
+/** What to do, where the native message of the cuda backend does not say it. */
 const HINTS: Partial<Record<DeviceReason, string>> = {
   'no-library': "Build it in a clone with CUDA 13's nvcc (npm run build:native), or use device 'cpu'.",
   'out-of-memory': "Free some GPU memory (nvidia-smi names who holds it), or use device 'cpu'.",
 };
+
+/** The typed error for a device that native code could not open. */
+export function unavailable(cause: unknown): DeviceUnavailableError {
+  const message = cause instanceof Error ? cause.message : String(cause);
+  const reason = reasonOf(cause, message);
+  const said = !message.startsWith('cuda:') || message.includes("device 'cpu'");
+  const hint = said ? '' : `${message.endsWith('.') ? '' : '.'} ${HINTS[reason] ?? "Use device 'cpu'."}`;
+  return new DeviceUnavailableError(`device: ${message}${hint}`, { cause, reason });
+}
 
 function reasonOf(cause: unknown, message: string): DeviceReason {
   if ((cause as { code?: string }).code === 'MB_OUT_OF_MEMORY') return 'out-of-memory';

@@ -1,7 +1,9 @@
 // What this installation can do on this machine, for bug reports and for people whose addon does not load.
 import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism, cpus, totalmem } from 'node:os';
-import { Device } from './device.ts';
+import { dirname, join } from 'node:path';
+import { type CudaInfo, Device, isCuda, whyUnavailable } from './device.ts';
+import { type DeviceReason, DeviceUnavailableError } from './errors.ts';
 import { native } from './native.ts';
 import { shippedModels } from './shipped.ts';
 import { version } from './version.ts';
@@ -9,8 +11,10 @@ import { version } from './version.ts';
 export interface BackendReport {
   name: string;
   available: boolean;
-  /** The instruction set in use, or why the backend is not available. */
+  /** The instruction set in use or the GPUs, or why the backend is not available and what to do. */
   detail: string;
+  /** Why the backend is not available, in one word. */
+  reason?: DeviceReason;
 }
 
 export interface DoctorReport {
@@ -35,13 +39,17 @@ export interface DoctorReport {
   /** Why the addon did not load. */
   addonError: string | undefined;
   backends: BackendReport[];
+  /** GPUs that the cuda backend runs on. */
+  gpus: CudaInfo[];
+  /** The file of the cuda backend, or undefined where there is none. */
+  cudaLibrary: string | undefined;
+  /** What device 'auto' chooses and why: "cpu: no NVIDIA driver is installed". */
+  auto: string | undefined;
   /** Models that ship with the package. */
   models: string[];
   /** Variables of this package that are set. */
   environment: Record<string, string>;
 }
-
-const CUDA: BackendReport = { name: 'cuda', available: false, detail: 'this version has no CUDA backend' };
 
 const TARGETS = ['scalar', 'avx2', 'avx512', 'amx', 'neon'];
 const EXTENSIONS = ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512_vnni', 'avx512_bf16', 'amx_bf16', 'amx_int8'];
@@ -49,6 +57,7 @@ const EXTENSIONS = ['avx2', 'fma', 'f16c', 'avx512f', 'avx512bw', 'avx512_vnni',
 /** Looks at the machine and the installation; never throws. */
 export function doctor(): DoctorReport {
   const addon = addonReport();
+  const cuda = addon.file === undefined ? undefined : cudaReport();
   return {
     mambabyte: version,
     node: process.version,
@@ -62,7 +71,10 @@ export function doctor(): DoctorReport {
     memoryBytes: totalmem(),
     addon: addon.file,
     addonError: addon.error,
-    backends: addon.file === undefined ? [] : [openReport('cpu'), openReport('ref'), CUDA],
+    backends: cuda ? [openReport('cpu'), openReport('ref'), cuda.backend] : [],
+    gpus: cuda?.gpus ?? [],
+    cudaLibrary: cudaLibrary(addon.file),
+    auto: cuda?.auto,
     models: shippedModels(),
     environment: environment(),
   };
@@ -84,6 +96,30 @@ function openReport(name: 'cpu' | 'ref'): BackendReport {
   } catch (error) {
     return { name, available: false, detail: message(error) };
   }
+}
+
+/** Opens every GPU there is, one after another. */
+function cudaReport(): { backend: BackendReport; gpus: CudaInfo[]; auto: string } {
+  const gpus: CudaInfo[] = [];
+  for (;;) {
+    try {
+      using device = Device.open('cuda', { threads: 1, index: gpus.length });
+      if (isCuda(device.info)) gpus.push(device.info);
+    } catch (error) {
+      if (gpus.length > 0) break;
+      const reason = error instanceof DeviceUnavailableError ? error.reason : 'other';
+      const auto = `cpu: ${error instanceof DeviceUnavailableError ? whyUnavailable(error) : message(error)}`;
+      return { backend: { name: 'cuda', available: false, detail: message(error), reason }, gpus, auto };
+    }
+  }
+  const detail = `${gpus.length} GPU${gpus.length > 1 ? 's' : ''}`;
+  return { backend: { name: 'cuda', available: true, detail }, gpus, auto: 'cuda: a GPU that can be used' };
+}
+
+/** Where native code looks for the library of the cuda backend, if there is a file. */
+function cudaLibrary(addon: string | undefined): string | undefined {
+  const file = process.env.MAMBABYTE_CUDA_LIB || join(dirname(addon ?? '.'), 'libmambabyte_cuda.so');
+  return existsSync(file) ? file : undefined;
 }
 
 function opens(target: string): boolean {

@@ -1,4 +1,4 @@
-import { Device } from './device.ts';
+import { Device, type DeviceOptions, deviceLabel, whyUnavailable } from './device.ts';
 import {
   checkChoice,
   checkFunction,
@@ -26,7 +26,10 @@ import { loadWeights, type WeightDType } from './weights/load.ts';
 import type { TensorSource } from './weights/safetensors.ts';
 
 export interface LoadModelOptions {
-  /** 'auto' (default), 'cpu', or 'ref' (the slow reference). */
+  /**
+   * 'auto' (default: a GPU if one can be used, else the CPU; `model.deviceNote` says why), 'cuda', 'cuda:1' for the second
+   * GPU, 'cpu', or 'ref' (the slow reference). Left out: what MAMBABYTE_DEVICE says.
+   */
   device?: string;
   /** Storage of the large matrices; left out: as in the file. */
   dtype?: WeightDType;
@@ -42,6 +45,7 @@ export interface LoadModelOptions {
 export interface CreateModelOptions {
   /** Seed of the initial weights; default 0. */
   seed?: number;
+  /** As of loadModel. */
   device?: string;
   threads?: number;
 }
@@ -106,9 +110,9 @@ export async function createModel(config: PartialMambaConfig, options: CreateMod
 /** A Mamba language model on a device. */
 export class Model {
   readonly config: MambaConfig;
-  /** What the weights are computed with: "cpu (avx512, 2 threads)". */
+  /** What computes: "cpu (avx512, 2 threads)" or "cuda:0 (NVIDIA H100 80GB HBM3, sm_90)". */
   readonly device: string;
-  /** Why 'auto' chose this device. */
+  /** Which device was chosen and why: "cpu: no NVIDIA driver is installed". */
   readonly deviceNote: string;
   readonly trainable: boolean;
   /** What was odd about the file, one sentence each. */
@@ -129,9 +133,8 @@ export class Model {
     trainable: boolean,
     warnings: readonly string[],
   ) {
-    const { backend, target, threads } = device.info;
     this.runtime = device;
-    this.device = `${backend} (${target}, ${threads} thread${threads > 1 ? 's' : ''})`;
+    this.device = deviceLabel(device.info);
     this.deviceNote = note;
     this.config = config;
     this.weights = weights;
@@ -333,17 +336,26 @@ export class Model {
   }
 }
 
+/** A device by its public name, and why it is this one. 'auto' takes the first GPU that can be used, else the CPU. */
 function openDevice(where: string, name: string | undefined, threads?: number): { device: Device; note: string } {
-  const wanted = name ?? process.env.MAMBABYTE_DEVICE ?? 'auto';
+  const fromEnvironment = name === undefined && process.env.MAMBABYTE_DEVICE;
+  const wanted = name ?? (process.env.MAMBABYTE_DEVICE || 'auto');
   if (threads !== undefined) checkInteger(where, 'threads', threads, { min: 1, max: 1024 });
   const options = threads === undefined ? {} : { threads };
-  if (wanted === 'auto') return { device: Device.open('cpu', options), note: 'cpu: this version has no GPU backend' };
-  if (wanted === 'cpu' || wanted === 'ref')
-    return { device: Device.open(wanted, options), note: `${wanted}: as asked` };
-  if (/^cuda(:\d+)?$/.test(wanted)) {
-    throw new DeviceUnavailableError(
-      `${where}: ${wanted} is not available: this version has no CUDA backend. Use 'cpu'.`,
-    );
+  if (wanted === 'auto') return openBest(options);
+  const note = `${wanted}: as ${fromEnvironment ? 'MAMBABYTE_DEVICE asks' : 'asked'}`;
+  if (wanted === 'cpu' || wanted === 'ref') return { device: Device.open(wanted, options), note };
+  const gpu = typeof wanted === 'string' ? /^cuda(?::(\d{1,4}))?$/.exec(wanted) : null;
+  if (gpu) return { device: Device.open('cuda', { ...options, index: Number(gpu[1] ?? 0) }), note };
+  const what = fromEnvironment ? 'MAMBABYTE_DEVICE' : 'device';
+  throw new TypeError(expected(where, what, "be 'auto', 'cuda', 'cuda:1', 'cpu' or 'ref'", describe(wanted)));
+}
+
+function openBest(options: DeviceOptions): { device: Device; note: string } {
+  try {
+    return { device: Device.open('cuda', options), note: 'cuda: a GPU that can be used' };
+  } catch (error) {
+    if (!(error instanceof DeviceUnavailableError)) throw error;
+    return { device: Device.open('cpu', options), note: `cpu: ${whyUnavailable(error)}` };
   }
-  throw new TypeError(expected(where, 'device', "be 'auto', 'cpu' or 'ref'", describe(wanted)));
 }

@@ -182,7 +182,7 @@ const FAILING: [title: string, args: string[], message: RegExp][] = [
     /expected the folder to hold one file of weights, got none/,
   ],
   ['a damaged file', ['inspect', fileOf('model.safetensors', 'nonsense')], /the header length/],
-  ['a GPU that this version cannot use', generate('a', '--device', 'cuda'), /cuda is not available/],
+  ['a GPU that is not there', generate('a', '--device', 'cuda:999'), /^mambabyte: device: cuda: /],
   ['data that is not there', ['eval', tiny, '/nonexistent.txt'], /expected the data to be readable, got ENOENT/],
   ['a model that hf cannot express', ['convert', tiny, folder(), '--to', 'hf'], /expected the model to have RMSNorm/],
 ];
@@ -270,6 +270,10 @@ test.serial('doctor says what it found', async (t) => {
   t.true(existsSync(report.addon));
   t.true(report.backends.find((b: { name: string }) => b.name === 'cpu').available);
   t.true(report.targets.includes('scalar'));
+  const cuda = report.backends.find((b: { name: string }) => b.name === 'cuda');
+  t.is(cuda.available, report.gpus.length > 0);
+  t.regex(cuda.available ? cuda.detail : cuda.reason, /^(\d+ GPUs?|no-(library|driver|device)|driver-too-old)$/);
+  t.regex(report.auto, cuda.available ? /^cuda: / : /^cpu: \S/);
   const forced = JSON.parse((await run(['doctor', '--json'], '', { MAMBABYTE_CPU: 'scalar' })).text);
   t.regex(forced.backends[0].detail, /^scalar, 1 thread$/);
 });
@@ -280,7 +284,7 @@ test.serial('bench measures a model and says on what', async (t) => {
   const { prefill, decode, device } = JSON.parse(text);
   t.is(prefill.runs.length, 2);
   t.true(decode.median > 0 && decode.best >= decode.median);
-  t.regex(device, /^cpu \(/);
+  t.regex(device, /^(cpu|cuda:0) \(/);
 });
 
 const corpus = () => fileOf('text.txt', Array.from({ length: 400 }, (_, i) => `line ${i * i} of the text\n`).join(''));

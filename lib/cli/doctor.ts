@@ -1,4 +1,5 @@
 import { Command } from 'commander';
+import type { CudaInfo } from '../device.ts';
 import { type DoctorReport, doctor } from '../doctor.ts';
 import { print, printJson, sized, table } from './output.ts';
 
@@ -27,7 +28,20 @@ function rendered(r: DoctorReport): string {
     ['instruction sets', r.targets.join(' ') || 'none'],
     ['addon', r.addon ?? `not loaded: ${r.addonError}`],
     ...backends,
+    ['cuda library', r.cudaLibrary ?? 'none'],
+    ...r.gpus.map((gpu) => [`cuda:${gpu.index}`, described(gpu)]),
+    ['device auto', r.auto ?? 'none: the addon is not loaded'],
     ['models', r.models.join(' ') || 'none shipped'],
     ...Object.entries(r.environment).map(([key, value]) => [key, value]),
   ]);
+}
+
+function described(gpu: CudaInfo): string {
+  return [
+    `${gpu.name} (${gpu.target}, ${gpu.multiprocessors} multiprocessors)`,
+    `${sized(gpu.freeBytes)} of ${sized(gpu.memoryBytes)} free`,
+    `${(gpu.memoryBytesPerSecond / 1e12).toFixed(2)} TB/s`,
+    `driver for CUDA ${gpu.driver}, built with ${gpu.runtime}`,
+    `matrix products by ${gpu.gemm}`,
+  ].join(', ');
 }

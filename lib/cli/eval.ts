@@ -45,7 +45,7 @@ async function run(name: string, data: string[], flags: EvalFlags, signal: Abort
     onProgress: ({ bytes, total }) => progress.update(bytes / total),
   };
   const result = await evaluate(model, data, options).finally(progress.stop);
-  const report = { model: name, data, device: model.device, ...result };
+  const report = { model: name, data, device: model.device, deviceNote: model.deviceNote, ...result };
   if (flags.json) return printJson(report);
   const { bitsPerByte, wordPerplexity, words, bytes, documents, seconds } = result;
   await print(

@@ -111,6 +111,7 @@ async function asJson(model: Model, prompt: string | Uint8Array, options: Genera
     base64: Buffer.from(bytes).toString('base64'),
     stopReason,
     stats,
+    deviceNote: model.deviceNote,
     ...(logprobs && { logprobs: [...logprobs] }),
   });
   return result;

@@ -21,7 +21,7 @@ export const dtypeOption = () =>
 
 export function withModelOptions(command: Command): Command {
   return command
-    .option('--device <name>', 'auto, cpu, or ref (slow, obviously right)')
+    .option('--device <name>', 'auto (a GPU if there is one), cuda, cuda:1, cpu, or ref (slow, obviously right)')
     .addOption(dtypeOption())
     .option('--threads <n>', 'threads (default: one per core)', parsePositive);
 }
