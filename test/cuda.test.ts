@@ -1,0 +1,261 @@
+// Whole models on a GPU beside the same models on the CPU: logits, texts, states, training, checkpoints; then what only a
+// GPU can do wrong: cancelling work that runs ahead, and memory of its own that ends.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { Device } from '../lib/device.ts';
+import { OutOfMemoryError } from '../lib/errors.ts';
+import { createModel, loadModel, type Model } from '../lib/model.ts';
+import { train } from '../lib/train/loop.ts';
+import { createTrainer } from '../lib/trainer.ts';
+import type { WeightDType } from '../lib/weights/load.ts';
+import { compare, type Tolerance } from './support/close.ts';
+import { cuda } from './support/devices.ts';
+import { fileOf, folder } from './support/folder.ts';
+import { prose } from './support/prose.ts';
+
+const { info, reason } = cuda();
+
+/** f32 weights are computed in f32 on both sides; the depth of the model multiplies what one op may differ by. */
+const SAME_F32: Tolerance = { rms: 1e-4, worst: 1e-3 };
+/** Both sides round activations to bf16 or 16-bit integers, at different places. */
+const SAME_ROUNDED: Tolerance = { rms: 1e-2, worst: 5e-2 };
+
+const text = prose(6000, 3);
+
+test('GPU', (t) => {
+  t.log(info ? `${info.name}, ${info.target}, driver for CUDA ${info.driver}` : reason);
+  t.pass();
+});
+
+function onGpu(title: string, run: (t: ExecutionContext) => Promise<void>): void {
+  if (info) test.serial(title, run);
+}
+
+/** A model trained a little, so that its texts are not flat, as a folder to load from. */
+let trained: Promise<string> | undefined;
+function trainedModel(): Promise<string> {
+  trained ??= (async () => {
+    using model = await createModel({ layers: 3, dModel: 64 }, { seed: 5, device: 'cpu' });
+    const trainer = await createTrainer(model, { lr: 3e-3 });
+    for (let i = 0; i < 60; i++) await trainer.step(batchOf(i, 4, 64));
+    const out = folder();
+    await model.save(out);
+    return out;
+  })();
+  return trained;
+}
+
+function batchOf(i: number, batch: number, context: number): { bytes: Uint8Array; batch: number } {
+  const at = (i * 331) % (text.length - batch * (context + 1));
+  return { bytes: text.subarray(at, at + batch * (context + 1)), batch };
+}
+
+async function both(dtype: WeightDType, fn: (gpu: Model, cpu: Model) => Promise<void>): Promise<void> {
+  const path = await trainedModel();
+  using gpu = await loadModel(path, { device: 'cuda', dtype });
+  using cpu = await loadModel(path, { device: 'cpu', dtype });
+  await fn(gpu, cpu);
+}
+
+for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+  onGpu(`logits are those of the CPU · ${dtype}`, (t) =>
+    both(dtype, async (gpu, cpu) => {
+      const close = dtype === 'f32' ? SAME_F32 : SAME_ROUNDED;
+      for (const length of [1, 2, 7, 8, 63, 200, 1100]) {
+        const input = text.subarray(length, 2 * length);
+        const [got, want] = [await gpu.logits(input), await cpu.logits(input)];
+        t.is(compare(got, want, close), undefined, `${length} bytes`);
+      }
+      const [a, b] = [await gpu.score(text), await cpu.score(text)];
+      t.log(`bits per byte: GPU ${a.bitsPerByte.toFixed(6)}, CPU ${b.bitsPerByte.toFixed(6)}`);
+      t.true(Math.abs(a.bitsPerByte - b.bitsPerByte) < (dtype === 'f32' ? 1e-4 : 1e-2));
+    }),
+  );
+}
+
+onGpu('the shipped model says on the GPU what it says on the CPU', async (t) => {
+  using gpu = await loadModel('books', { device: 'cuda' });
+  using cpu = await loadModel('books', { device: 'cpu' });
+  const sample = 'It was the best of times, it was the worst of times, it was the age of wisdom.';
+  const [a, b] = [await gpu.score(sample), await cpu.score(sample)];
+  t.true(Math.abs(a.bitsPerByte - b.bitsPerByte) < 0.01, `${a.bitsPerByte} and ${b.bitsPerByte}`);
+});
+
+onGpu('greedy texts of f32 weights are those of the CPU', (t) =>
+  both('f32', async (gpu, cpu) => {
+    for (const prompt of ['The', 'old man ', text.subarray(0, 700)]) {
+      const options = { maxBytes: 300, temperature: 0 };
+      t.is((await gpu.generate(prompt, options)).text, (await cpu.generate(prompt, options)).text);
+    }
+  }),
+);
+
+onGpu('the same seed draws the same text as on the CPU, but for ties of rounding', (t) =>
+  both('f32', async (gpu, cpu) => {
+    let same = 0;
+    for (let seed = 0; seed < 20; seed++) {
+      const options = { maxBytes: 100, seed, temperature: 0.9, topP: 0.95, topK: 50, repetitionPenalty: 1.1 };
+      const [a, b] = [await gpu.generate('The ', options), await cpu.generate('The ', options)];
+      same += Number(a.text === b.text);
+    }
+    t.log(`${same} of 20 texts are equal`);
+    t.true(same >= 19);
+  }),
+);
+
+onGpu('the same seed gives the same text on every run, alone and in a batch', (t) =>
+  both('bf16', async (gpu) => {
+    const options = { maxBytes: 200, seed: 11 };
+    const first = (await gpu.generate('The ', options)).text;
+    for (let i = 0; i < 5; i++) t.is((await gpu.generate('The ', options)).text, first);
+    const prompts = ['The ', 'A long prompt of many bytes, to be read in chunks of several sizes', 'x'];
+    const once = await gpu.generateBatch(prompts, options);
+    const again = await gpu.generateBatch(prompts, options);
+    t.deepEqual(
+      again.map((r) => r.text),
+      once.map((r) => r.text),
+    );
+  }),
+);
+
+onGpu('a state goes from the GPU to the CPU and back', (t) =>
+  both('f32', async (gpu, cpu) => {
+    const whole = await cpu.generate('The ', { maxBytes: 90, temperature: 0 });
+    let state = gpu.createState();
+    const parts: string[] = [];
+    for (const [i, model] of [gpu, cpu, gpu].entries()) {
+      state = model.stateFromBytes(state.toBytes());
+      parts.push((await model.generate(i === 0 ? 'The ' : '', { maxBytes: 30, temperature: 0, state })).text);
+    }
+    t.is(parts.join(''), whole.text);
+  }),
+);
+
+/** Losses of some steps from the same start. */
+async function losses(device: string, steps: number, options: Parameters<typeof createTrainer>[1] = {}) {
+  using model = await createModel({ layers: 2, dModel: 64 }, { seed: 1, device });
+  const trainer = await createTrainer(model, { lr: 2e-3, weightDecay: 0.1, ...options });
+  const found: { loss: number; gradNorm: number }[] = [];
+  for (let i = 0; i < steps; i++) found.push(await trainer.step(batchOf(i, 4, 96)));
+  return found;
+}
+
+onGpu('twenty steps of training lose as on the CPU, and the same every time', async (t) => {
+  const want = await losses('cpu', 20);
+  const got = await losses('cuda', 20);
+  for (const [i, w] of want.entries()) {
+    const g = got[i];
+    t.true(Math.abs((g?.loss ?? 0) / w.loss - 1) < 5e-3, `step ${i + 1}: loss ${g?.loss}, on the CPU ${w.loss}`);
+    t.true(Math.abs((g?.gradNorm ?? 0) / w.gradNorm - 1) < 5e-2, `step ${i + 1}: norm ${g?.gradNorm}, ${w.gradNorm}`);
+  }
+  t.log(`last loss: GPU ${got.at(-1)?.loss.toFixed(5)}, CPU ${want.at(-1)?.loss.toFixed(5)}`);
+  t.deepEqual(await losses('cuda', 20), got);
+});
+
+onGpu('a run goes from the GPU to the CPU and back through its checkpoints', async (t) => {
+  const data = fileOf('corpus.txt', text);
+  const given = {
+    data,
+    sampling: 'uniform' as const,
+    config: { layers: 2, dModel: 32 },
+    batch: 2,
+    context: 64,
+    seed: 2,
+  };
+  const straight = await train({ ...given, out: join(folder(), 'run'), steps: 9, device: 'cpu' });
+  const out = join(folder(), 'run');
+  const until = (step: number, device: string, more: object) => {
+    const controller = new AbortController();
+    const onProgress = (p: { step: number }) => p.step >= step && controller.abort();
+    return train({ out, device, onProgress, signal: controller.signal, ...more });
+  };
+  t.is((await until(3, 'cuda', { ...given, steps: 9 })).step, 3);
+  t.is((await until(6, 'cpu', { resume: true })).step, 6);
+  const last = await until(9, 'cuda', { resume: true });
+  t.is(last.step, 9);
+  t.true(Math.abs(last.loss / straight.loss - 1) < 1e-2, `${last.loss}, on the CPU alone ${straight.loss}`);
+  using model = await loadModel(join(out, 'latest'), { device: 'cpu' });
+  t.true(Number.isFinite((await model.score(text)).bitsPerByte));
+  t.true(readFileSync(join(out, 'latest', 'optimizer.safetensors')).length > 0);
+});
+
+onGpu('an abort ends a run within 10 ms', async (t) => {
+  using model = await createModel({ layers: 8, dModel: 256 }, { seed: 1, device: 'cuda' });
+  await model.generate('x', { maxBytes: 64 });
+  const times: number[] = [];
+  for (let i = 0; i < 9; i++) {
+    const controller = new AbortController();
+    const run = model.generate('x', { maxBytes: 1e7, signal: controller.signal, onAbort: 'return' });
+    await new Promise((resolve) => setTimeout(resolve, 40));
+    const at = performance.now();
+    controller.abort();
+    await run;
+    times.push(performance.now() - at);
+  }
+  times.sort((a, b) => a - b);
+  t.log(`median ${times[4]?.toFixed(2)} ms, longest ${times[8]?.toFixed(2)} ms`);
+  t.true((times[4] ?? 99) < 10, `${times}`);
+});
+
+onGpu('memory that ends is an error that names the bytes, and work goes on', async (t) => {
+  using model = await loadModel(await trainedModel(), { device: 'cuda' });
+  const before = (await model.generate('The ', { maxBytes: 20, temperature: 0 })).text;
+  using device = Device.open('cuda');
+  t.throws(() => device.alloc(2 ** 45), {
+    instanceOf: OutOfMemoryError,
+    message: /35184372088832 bytes of GPU memory/,
+  });
+  const held: number[] = [];
+  for (const size of [2 ** 30, 2 ** 27, 2 ** 22]) {
+    try {
+      for (;;) held.push(device.alloc(size));
+    } catch (error) {
+      t.true(error instanceof OutOfMemoryError, String(error));
+    }
+  }
+  await t.throwsAsync(createModel({ layers: 4, dModel: 1024 }, { device: 'cuda' }), {
+    message: /bytes of GPU memory|out of memory/,
+  });
+  for (const buffer of held) device.free(buffer);
+  t.is((await model.generate('The ', { maxBytes: 20, temperature: 0 })).text, before);
+  using again = await createModel({ layers: 4, dModel: 1024 }, { device: 'cuda' });
+  t.is((await again.generate('The ', { maxBytes: 4 })).bytes.length, 4);
+});
+
+onGpu('memory that ends while loading is an OutOfMemoryError', async (t) => {
+  using device = Device.open('cuda');
+  const path = folder();
+  {
+    using model = await createModel({ layers: 8, dModel: 1024 }, { device: 'cpu' });
+    await model.save(path);
+  }
+  using _first = await loadModel(path, { device: 'cuda' });
+  const held: number[] = [];
+  try {
+    for (;;) held.push(device.alloc(2 ** 26));
+  } catch {
+    // 64 MiB are not left
+  }
+  await t.throwsAsync(loadModel(path, { device: 'cuda' }), {
+    instanceOf: OutOfMemoryError,
+    message: /expected \d+ bytes of GPU memory/,
+  });
+  for (const buffer of held) device.free(buffer);
+  using second = await loadModel(path, { device: 'cuda' });
+  t.is((await second.generate('x', { maxBytes: 3 })).bytes.length, 3);
+});
+
+onGpu('models of one GPU work side by side, and one may go while another works', (t) =>
+  both('bf16', async (gpu) => {
+    const options = { maxBytes: 400, seed: 3 };
+    const alone = (await gpu.generate('The ', options)).text;
+    using other = await createModel({ layers: 2, dModel: 96 }, { seed: 2, device: 'cuda' });
+    const disturbing = other.generate('x', { maxBytes: 1e7, onAbort: 'return' });
+    const together = gpu.generate('The ', options);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    other.dispose();
+    await t.throwsAsync(async () => disturbing);
+    t.is((await together).text, alone);
+  }),
+);
