@@ -16,6 +16,7 @@
 #include "gemm.h"
 #include "group.h"
 #include "kernel.h"
+#include "optimizer.h"
 
 namespace mb::cuda {
 namespace {
@@ -243,11 +244,29 @@ Launch launch_of(const Plan& plan, cudaStream_t stream) {
   return launch;
 }
 
-// Enqueues node i and what can run with it; returns in *next the first node that is left.
+// AdamW over nodes [begin, end), which do not depend on each other: hundreds of small tensors in a few launches.
+Status launch_adamw(const Plan& plan, const Launch& launch, size_t begin, size_t end) {
+  std::vector<const Node*> left, group, others;
+  for (size_t i = begin; i < end; i++) left.push_back(&plan.nodes[i]);
+  while (!left.empty()) {
+    group.clear();
+    others.clear();
+    for (const Node* node : left) (same_adamw_group(*left[0], *node) ? group : others).push_back(node);
+    MB_TRY(launch_adamw_group(group.data(), int(group.size()), launch));
+    left.swap(others);
+  }
+  return {};
+}
+
+// Enqueues node i, and with an AdamW update all that directly follow it. *next is the first node that is left.
 Status launch_from(const Plan& plan, cudaStream_t stream, size_t i, size_t* next) {
   const Node& node = plan.nodes[i];
-  *next = i + 1;
-  const Status status = kKernels[node.op]->launch(node, launch_of(plan, stream));
+  const Launch launch = launch_of(plan, stream);
+  size_t end = i + 1;
+  while (node.op == op::adamw && end < plan.n && plan.nodes[end].op == op::adamw) end++;
+  *next = end;
+  const Status status =
+      node.op == op::adamw ? launch_adamw(plan, launch, i, end) : kKernels[node.op]->launch(node, launch);
   if (status.ok()) return status;
   return fail(status.code, "%s (%s): %s", node.scope, kOpNames[node.op], status.message);
 }
