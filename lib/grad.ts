@@ -181,7 +181,7 @@ function gradientView(node: GraphNode, out: Tensor, have: Gradient): Tensor {
 function likeView(root: Tensor, t: Tensor, other: Tensor): Tensor {
   if (t === root) return other;
   if (t.elems === root.elems) return other.reshape(...t.shape);
-  return new Tensor(t.shape, t.dtype, t.name, {
+  return new Tensor(t.shape, other.dtype, t.name, {
     base: rootOf(other),
     baseOffset: other.baseOffset + t.baseOffset,
     rowStride: t.rowStride,

@@ -24,6 +24,8 @@ export interface GraphNode {
   readonly ins: (Tensor | undefined)[];
   readonly attrs: number[];
   readonly vjp: Vjp | undefined;
+  /** Run again where a gradient needs its outputs, instead of keeping them (see recompute.ts). */
+  readonly recomputed: boolean;
 }
 
 export interface OpSignature {
@@ -32,6 +34,8 @@ export interface OpSignature {
   readonly outs: readonly string[];
   readonly ins: readonly string[];
   readonly attrs: readonly string[];
+  /** Outputs that may be left out. */
+  readonly optionalOuts: ReadonlySet<string>;
 }
 
 let table: Map<string, OpSignature> | undefined;
@@ -40,12 +44,26 @@ let table: Map<string, OpSignature> | undefined;
 export function opTable(): Map<string, OpSignature> {
   // A trailing `?` marks an operand that may be absent; native code checks the others.
   const names = (list: string) => list.split(',').map((s) => s.replace('?', '').trim());
+  const optional = (list: string) =>
+    names(
+      list
+        .split(',')
+        .filter((s) => s.includes('?'))
+        .join(),
+    );
   table ??= new Map(
     native()
       .binding.opTable()
       .map(([name, outs, ins, attrs], index) => [
         name,
-        { index, name, outs: names(outs), ins: names(ins), attrs: names(attrs).filter(Boolean) },
+        {
+          index,
+          name,
+          outs: names(outs),
+          ins: names(ins),
+          attrs: names(attrs).filter(Boolean),
+          optionalOuts: new Set(optional(outs)),
+        },
       ]),
   );
   return table;
@@ -55,6 +73,7 @@ export function opTable(): Map<string, OpSignature> {
 export class Graph {
   readonly nodes: GraphNode[] = [];
   #scopes: string[] = [];
+  #recomputed = false;
   #values = 0;
 
   /** Names everything recorded inside `fn`, for messages and profiles: "layers.3.mixer". */
@@ -64,6 +83,16 @@ export class Graph {
       return fn();
     } finally {
       this.#scopes.pop();
+    }
+  }
+  /** Marks everything recorded inside `fn` to be run again in the backward pass rather than kept for it. */
+  recomputed<T>(fn: () => T): T {
+    const before = this.#recomputed;
+    this.#recomputed = true;
+    try {
+      return fn();
+    } finally {
+      this.#recomputed = before;
     }
   }
   get scopeName(): string {
@@ -94,6 +123,7 @@ export class Graph {
       ins: arrange(name, op.ins, ins),
       attrs: arrangeAttrs(name, op.attrs, attrs),
       vjp,
+      recomputed: this.#recomputed,
     });
   }
 }

@@ -23,6 +23,7 @@ export {
   type PresetName,
   presetConfig,
 } from './models/config.ts';
+export type { Recompute } from './models/mamba.ts';
 export { type Inputs, type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
 export { shippedModels } from './shipped.ts';
 export { State } from './state.ts';
@@ -35,6 +36,7 @@ export {
   type Batch,
   createTrainer,
   type OptimizerState,
+  type Precision,
   type StepResult,
   Trainer,
   type TrainerOptions,

@@ -3,7 +3,7 @@ import { type Graph, type GraphNode, isValue } from './graph.ts';
 import type { NativePlan, RunOptions, RunResult } from './native.ts';
 import { DTYPES, dtypeBytes, rootOf, type Storage, type Tensor, type TypedArray } from './tensor.ts';
 
-const ALIGN = 64;
+const ALIGN = 256; // what a GPU's widest loads and copies like
 
 /** Where every value of a plan lives while it runs. */
 interface Layout {
@@ -11,16 +11,51 @@ interface Layout {
   readonly bytes: number;
 }
 
+/**
+ * Memory that several plans of one device use in turn for their values: plans run one after another, and values do not
+ * outlive a run. Grows to what the largest plan needs.
+ */
+export class Arena {
+  readonly #device: Device;
+  readonly #blocks: { buffer: number; bytes: number }[] = []; // plans compiled before still use the smaller ones
+
+  constructor(device: Device) {
+    this.#device = device;
+  }
+
+  /** Bytes held. */
+  get bytes(): number {
+    return this.#blocks.reduce((sum, block) => sum + block.bytes, 0);
+  }
+
+  /** A buffer of at least `bytes`. */
+  buffer(bytes: number): number {
+    const found = this.#blocks.find((block) => block.bytes >= bytes);
+    if (found) return found.buffer;
+    const buffer = this.#device.alloc(bytes);
+    this.#blocks.push({ buffer, bytes });
+    return buffer;
+  }
+
+  /** Gives the memory back; plans that use it must not run again. */
+  dispose(): void {
+    for (const { buffer } of this.#blocks.splice(0)) this.#device.free(buffer);
+  }
+}
+
 /** A graph made ready to run on a device: memory laid out, one native call per run. */
 export class Plan {
   readonly device: Device;
   readonly scopes: readonly string[];
+  /** What it runs, in order. */
+  readonly nodes: readonly GraphNode[];
   /** Bytes of memory that the plan's values share. */
   readonly arenaBytes: number;
   readonly #native: NativePlan;
   readonly #buffers: number[];
   readonly #places: ReadonlyMap<Tensor, Storage>;
   readonly #indices: ReadonlyMap<Tensor, number>;
+  #steps = 0;
   #disposed = false;
 
   constructor(
@@ -28,6 +63,7 @@ export class Plan {
     nativePlan: NativePlan,
     parts: {
       scopes: string[];
+      nodes: readonly GraphNode[];
       arenaBytes: number;
       buffers: number[];
       places: Map<Tensor, Storage>;
@@ -36,6 +72,7 @@ export class Plan {
   ) {
     this.device = device;
     this.scopes = parts.scopes;
+    this.nodes = parts.nodes;
     this.arenaBytes = parts.arenaBytes;
     this.#native = nativePlan;
     this.#buffers = parts.buffers;
@@ -52,10 +89,17 @@ export class Plan {
     try {
       const index = watch ? this.#indices.get(watch) : undefined;
       if (watch && index === undefined) throw new Error(`plan: ${watch.name} is not part of it.`);
-      return await this.#native.run(index === undefined ? rest : { ...rest, watch: index });
+      const result = await this.#native.run(index === undefined ? rest : { ...rest, watch: index });
+      this.#steps += result.steps;
+      return result;
     } catch (cause) {
       throw typedError(cause);
     }
+  }
+
+  /** Steps that all runs so far have done. */
+  get steps(): number {
+    return this.#steps;
   }
 
   /** Ends the current run between two steps; it resolves with what was done. */
@@ -74,6 +118,9 @@ export class Plan {
     return this.#native.profile();
   }
 
+  get disposed(): boolean {
+    return this.#disposed;
+  }
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
@@ -90,28 +137,26 @@ export class Plan {
  * not live at the same time the same memory, and encodes the rest into one native plan.
  *
  * @param outputs values to keep readable after a run; tensors with their own storage always are
+ * @param arena memory for all other values; default: the plan's own
  * @throws NativeError listing every node that the device cannot run
  */
-export async function compile(device: Device, graph: Graph, outputs: readonly Tensor[] = []): Promise<Plan> {
-  const kept = new Set(outputs.map(rootOf));
-  const { setup, nodes } = splitFrozen(liveNodes(graph.nodes, kept));
+export async function compile(
+  device: Device,
+  graph: Graph,
+  outputs: readonly Tensor[] = [],
+  arena?: Arena,
+): Promise<Plan> {
+  const { setup, nodes, apart } = prepare(graph, outputs);
   const places = new Map<Tensor, Storage>();
   const buffers: number[] = [];
   try {
-    for (const node of setup) {
-      for (const out of node.outs) {
-        if (out) buffers.push(place(device, rootOf(out), places));
-      }
-    }
+    for (const root of apart) buffers.push(place(device, root, places));
     if (setup.length > 0) {
       const once = encode(device, setup, places, { offsets: new Map(), bytes: 0 });
       await once.run();
       once.dispose();
     }
-    for (const root of kept) {
-      if (isValue(root) && !places.has(root)) buffers.push(place(device, root, places));
-    }
-    return encode(device, nodes, places, layOut(nodes, places), buffers);
+    return encode(device, nodes, places, layOut(nodes, apart), buffers, arena);
   } catch (error) {
     for (const buffer of buffers) device.free(buffer);
     throw error;
@@ -123,6 +168,21 @@ export async function evaluate(device: Device, graph: Graph, outputs: readonly T
   using plan = await compile(device, graph, outputs);
   await plan.run();
   return outputs.map((t) => plan.read(t));
+}
+
+/** Bytes that the values of a plan need together, without compiling it. */
+export function arenaBytes(graph: Graph, outputs: readonly Tensor[] = []): number {
+  const { nodes, apart } = prepare(graph, outputs);
+  return layOut(nodes, apart).bytes;
+}
+
+/** What runs once, what runs every time, and the values that need memory of their own. */
+function prepare(graph: Graph, outputs: readonly Tensor[]) {
+  const kept = new Set(outputs.map(rootOf));
+  const { setup, nodes } = splitFrozen(liveNodes(graph.nodes, kept));
+  const apart = new Set([...kept].filter(isValue));
+  for (const node of setup) for (const out of node.outs) if (out) apart.add(rootOf(out));
+  return { setup, nodes, apart };
 }
 
 function place(device: Device, root: Tensor, places: Map<Tensor, Storage>): number {
@@ -140,14 +200,18 @@ function placed(t: Tensor, storage: Storage): Tensor {
   }) as Tensor;
 }
 
-/** Nodes that write to storage, to a kept value, or to what such a node reads. */
+/** Nodes that write to storage, to a kept value, or to what such a node reads; without optional outputs nobody reads. */
 function liveNodes(nodes: readonly GraphNode[], kept: ReadonlySet<Tensor>): GraphNode[] {
   const wanted = new Set(kept);
   const live: GraphNode[] = [];
   for (const node of [...nodes].reverse()) {
-    if (!node.outs.some((t) => t && (!isValue(t) || wanted.has(rootOf(t))))) continue;
-    live.push(node);
-    for (const t of [...node.ins, ...node.outs]) if (t) wanted.add(rootOf(t));
+    const needed = (t: Tensor | undefined) => t && (!isValue(t) || wanted.has(rootOf(t)));
+    if (!node.outs.some(needed)) continue;
+    const outs = node.outs.map((t, i) =>
+      needed(t) || !node.op.optionalOuts.has(node.op.outs[i] ?? '') ? t : undefined,
+    );
+    live.push({ ...node, outs });
+    for (const t of [...node.ins, ...outs]) if (t) wanted.add(rootOf(t));
   }
   return live.reverse();
 }
@@ -167,11 +231,11 @@ function splitFrozen(nodes: readonly GraphNode[]): { setup: GraphNode[]; nodes: 
 }
 
 /** First-fit placement by lifetime: a value's memory is free again after the last node that names it. */
-function layOut(nodes: readonly GraphNode[], places: ReadonlyMap<Tensor, Storage>): Layout {
+function layOut(nodes: readonly GraphNode[], apart: ReadonlySet<Tensor>): Layout {
   const lastUse = new Map<Tensor, number>();
   nodes.forEach((node, i) => {
     for (const t of [...node.outs, ...node.ins]) {
-      if (t && isValue(t) && !places.has(rootOf(t))) lastUse.set(rootOf(t), i);
+      if (t && isValue(t) && !apart.has(rootOf(t))) lastUse.set(rootOf(t), i);
     }
   });
   const offsets = new Map<Tensor, number>();
@@ -207,9 +271,11 @@ function encode(
   places: Map<Tensor, Storage>,
   layout: Layout,
   owned: number[] = [],
+  shared?: Arena,
 ): Plan {
-  const arena = layout.bytes > 0 ? device.alloc(layout.bytes) : 0;
-  const buffers = arena ? [...owned, arena] : owned;
+  const arena = layout.bytes === 0 ? 0 : (shared?.buffer(layout.bytes) ?? device.alloc(layout.bytes));
+  const ownArena = arena && !shared;
+  const buffers = ownArena ? [...owned, arena] : owned;
   const tensors: number[] = [];
   const indices = new Map<Tensor, number>();
   const index = (t: Tensor | undefined): number => {
@@ -238,9 +304,11 @@ function encode(
   }
   try {
     const plan = device.compile(Float64Array.from(tensors), Int32Array.from(codes), Float64Array.from(attrs), scopes);
-    return new Plan(device, plan, { scopes, arenaBytes: layout.bytes, buffers, places, indices });
+    const made = new Plan(device, plan, { scopes, nodes, arenaBytes: layout.bytes, buffers, places, indices });
+    device.onPlan?.(made);
+    return made;
   } catch (error) {
-    if (arena) device.free(arena);
+    if (ownArena) device.free(arena);
     throw error;
   }
 }

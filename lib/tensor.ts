@@ -9,6 +9,11 @@ export function dtypeBytes(dtype: DType): number {
   return DTYPE_BYTES[dtype];
 }
 
+/** What sums, statistics and states of values of this dtype are kept in. */
+export function accumulatorDType(dtype: DType): DType {
+  return dtype === 'f64' ? 'f64' : 'f32';
+}
+
 /** Typed arrays that carry a dtype to and from native memory; bf16 and f16 travel as their bits. */
 export type TypedArray = Float32Array | Float64Array | Uint16Array | Int8Array | Uint8Array | Int32Array;
 

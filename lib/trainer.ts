@@ -1,11 +1,13 @@
-import { checkFunction, checkInteger, checkNumber, checkOptions, describe, expected } from './errors.ts';
+import { checkChoice, checkFunction, checkInteger, checkNumber, checkOptions, describe, expected } from './errors.ts';
 import { grad } from './grad.ts';
 import { Graph } from './graph.ts';
 import type { Model } from './model.ts';
-import { mambaBackbone, mambaHead } from './models/mamba.ts';
+import { mambaBackbone, mambaHead, matrixNames, RECOMPUTE, type Recompute } from './models/mamba.ts';
 import { adamw, globalNorm } from './ops/adamw.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
-import { compile, type Plan } from './plan.ts';
+import { add } from './ops/elementwise.ts';
+import { Arena, arenaBytes, compile, type Plan } from './plan.ts';
+import { recompute } from './recompute.ts';
 import type { Tensor } from './tensor.ts';
 import { type Schedule, scheduleFactor } from './train/schedule.ts';
 
@@ -30,9 +32,25 @@ export interface TrainerOptions {
   minLr?: number;
   /** A target that is not counted in the loss; default: all are. */
   ignore?: number;
+  /**
+   * What activations, their gradients and the matrices are computed in; master weights, parameter gradients, moments and
+   * the residual stream are f32 either way. Default: 'bf16' on a GPU, else 'f32'.
+   */
+  precision?: Precision;
+  /**
+   * Memory for time: what is computed again in the backward pass instead of being kept, to the same bits. 'none'; 'cheap':
+   * all but the wide products; 'layer': everything but the inputs of the layers. Default: 'cheap' on a GPU, else 'none'.
+   */
+  recompute?: Recompute;
 }
 
-const KEYS = ['lr', 'betas', 'eps', 'weightDecay', 'clip', 'schedule', 'warmup', 'steps', 'minLr', 'ignore'];
+const PRECISIONS = ['f32', 'bf16'] as const;
+export type Precision = (typeof PRECISIONS)[number];
+
+const KEYS = [
+  ...['lr', 'betas', 'eps', 'weightDecay', 'clip', 'schedule', 'warmup', 'steps', 'minLr', 'ignore'],
+  ...['precision', 'recompute'],
+];
 
 export interface Batch {
   /**
@@ -62,18 +80,13 @@ export interface OptimizerState {
   v: Map<string, Float32Array>;
 }
 
-interface Compiled {
-  ids: Tensor;
-  targets: Tensor;
-  loss: Tensor;
-  /** Overwrites, then adds to the gradients. */
-  first: Plan;
-  more: Plan | undefined;
-}
+/** What a plan does with a micro-batch: overwrite loss and gradients, add to them, or only tell the loss. */
+type Pass = 'first' | 'more' | 'loss';
 
-interface Update {
+interface Compiled {
+  /** (2, batch, T) i32: inputs and targets. */
+  ids: Tensor;
   plan: Plan;
-  norm: Tensor;
 }
 
 /**
@@ -94,15 +107,26 @@ export async function createTrainer(model: Model, options: TrainerOptions = {}):
 
 export class Trainer {
   readonly model: Model;
-  readonly #options: Required<Omit<TrainerOptions, 'steps' | 'weightDecay'>> & { steps: number | undefined };
+  readonly precision: Precision;
+  readonly recompute: Recompute;
+  readonly #options: Required<Omit<TrainerOptions, 'steps' | 'weightDecay' | 'precision' | 'recompute'>> & {
+    steps: number | undefined;
+  };
   readonly #decay: (name: string, shape: readonly number[]) => number;
+  /** What the model is computed with, by name: the weights themselves, or bf16 copies of the matrices. */
+  readonly #weights = new Map<string, Tensor>();
+  /** By what the model is computed with. */
   readonly #gradients = new Map<Tensor, Tensor>();
   readonly #m = new Map<string, Tensor>();
   readonly #v = new Map<string, Tensor>();
   readonly #scalars: Tensor;
   readonly #dloss: Tensor;
-  readonly #plans = new Map<string, Promise<Compiled>>();
-  readonly #updates = new Map<number, Promise<Update>>();
+  /** (2) f32: loss and gradient norm of a step, read once. */
+  readonly #report: Tensor;
+  readonly #ids = new Map<string, Tensor>();
+  readonly #plans = new Map<string, Promise<Plan>>();
+  readonly #updates = new Map<number, Promise<Plan>>();
+  readonly #arena: Arena;
   #step = 0;
   #busy = false;
 
@@ -114,7 +138,16 @@ export class Trainer {
     const decay = options.weightDecay ?? 0;
     if (typeof decay !== 'function') checkNumber(where, 'weightDecay', decay, { min: 0 });
     else checkFunction(where, 'weightDecay', decay);
+    const device = model.runtime;
+    const gpu = device.info.backend === 'cuda';
     this.model = model;
+    this.precision = checkChoice(where, 'precision', options.precision ?? (gpu ? 'bf16' : 'f32'), PRECISIONS);
+    this.recompute = checkChoice(where, 'recompute', options.recompute ?? (gpu ? 'cheap' : 'none'), RECOMPUTE);
+    if (this.precision === 'bf16' && device.info.backend === 'cpu') {
+      throw new TypeError(
+        expected(where, 'precision', "be 'f32' on the CPU", "'bf16'", 'Its kernels keep activations in f32.'),
+      );
+    }
     this.#options = {
       lr: checkNumber(where, 'lr', options.lr ?? 4e-4, { min: 0 }),
       betas: [rate('betas[0]', beta1), rate('betas[1]', beta2)],
@@ -128,11 +161,15 @@ export class Trainer {
     };
     scheduleFactor(where, this.#options, 1); // refuses a schedule that cannot be evaluated
     this.#decay = typeof decay === 'function' ? decay : () => decay;
-    const device = model.runtime;
+    this.#arena = new Arena(device);
     this.#scalars = device.tensor([2], 'f32', 'scalars');
+    this.#report = device.tensor([2], 'f32', 'report');
     this.#dloss = device.tensorFrom(Float32Array.of(1), [1], 'f32', 'dloss');
+    const matrices = new Set(this.precision === 'bf16' ? matrixNames(model.config) : []);
     for (const [name, t] of model.weights) {
-      this.#gradients.set(t, device.tensor(t.shape, 'f32', `d ${name}`));
+      const used = matrices.has(name) ? device.tensor(t.shape, 'bf16', `bf16 ${name}`) : t;
+      this.#weights.set(name, used);
+      this.#gradients.set(used, device.tensor(t.shape, 'f32', `d ${name}`));
       this.#m.set(name, device.tensor(t.shape, 'f32', `m ${name}`));
       this.#v.set(name, device.tensor(t.shape, 'f32', `v ${name}`));
     }
@@ -150,31 +187,29 @@ export class Trainer {
    */
   async step(input: Batch | readonly Batch[]): Promise<StepResult> {
     const where = 'trainer.step';
-    this.model.assertOpen(where);
-    if (this.#busy) throw new Error(expected(where, 'the trainer', 'be free', 'one that is still stepping'));
     const batches = (Array.isArray(input) ? input : [input]) as readonly Batch[];
     if (batches.length === 0) throw new RangeError(expected(where, 'batches', 'hold at least one', 'none'));
-    const lengths = batches.map((b) => this.checkBatch(where, b));
-    this.#busy = true;
-    try {
-      let loss = 0;
-      for (const [i, b] of batches.entries()) loss += await this.accumulate(b, lengths[i] ?? 0, i > 0);
+    return this.exclusively(where, async () => {
+      const lengths = batches.map((b) => this.checkBatch(where, b));
+      for (const [i, b] of batches.entries()) await this.pass(i > 0 ? 'more' : 'first', b, lengths[i] ?? 0);
       const update = await this.update(batches.length);
       const step = this.#step + 1;
       const lr = this.#options.lr * scheduleFactor(where, this.#options, step);
       this.model.runtime.write(this.#scalars, Float32Array.of(lr, step));
-      await update.plan.run();
+      await update.run();
       this.#step = step;
-      const gradNorm = update.plan.read(update.norm)[0] ?? Number.NaN;
+      const [loss = Number.NaN, gradNorm = Number.NaN] = this.model.runtime.read(this.#report);
       return { loss: loss / batches.length, gradNorm, lr, step };
-    } finally {
-      this.#busy = false;
-    }
+    });
   }
 
   /** Loss of a batch without learning from it: mean nats per byte. */
   async loss(batch: Batch): Promise<number> {
-    return this.accumulate(batch, this.checkBatch('trainer.loss', batch), false);
+    const where = 'trainer.loss';
+    return this.exclusively(where, async () => {
+      await this.pass('loss', batch, this.checkBatch(where, batch));
+      return this.model.runtime.read(this.#report)[0] ?? Number.NaN;
+    });
   }
 
   /** A copy of what AdamW remembers. */
@@ -231,63 +266,97 @@ export class Trainer {
     return row - 1;
   }
 
-  /** Forward and backward of one micro-batch. */
-  private async accumulate(b: Batch, T: number, add: boolean): Promise<number> {
-    const compiled = await this.plans(b.batch, T, add);
-    const ids = new Int32Array(b.batch * T);
-    const targets = new Int32Array(b.batch * T);
+  /** Runs `fn` unless another call is at work: all of them use the same memory. */
+  private async exclusively<T>(where: string, fn: () => Promise<T>): Promise<T> {
+    this.model.assertOpen(where);
+    if (this.#busy) throw new Error(expected(where, 'the trainer', 'be free', 'one that is still stepping'));
+    this.#busy = true;
+    try {
+      return await fn();
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  /** Forward, and but for 'loss' backward, of one micro-batch. */
+  private async pass(pass: Pass, b: Batch, T: number): Promise<void> {
+    const { ids, plan } = await this.compiled(pass, b.batch, T);
+    const { ignore } = this.#options;
+    const both = new Int32Array(2 * b.batch * T);
+    const targets = both.subarray(b.batch * T);
     for (let r = 0; r < b.batch; r++) {
-      ids.set(b.bytes.subarray(r * (T + 1), r * (T + 1) + T), r * T);
+      both.set(b.bytes.subarray(r * (T + 1), r * (T + 1) + T), r * T);
       targets.set(b.bytes.subarray(r * (T + 1) + 1, (r + 1) * (T + 1)), r * T);
     }
-    const { ignore } = this.#options;
-    for (let i = 0; i < ids.length; i++) {
-      if ((ids[i] ?? 0) < 0) ids[i] = 0; // nothing counted follows padding
+    for (let i = 0; i < targets.length; i++) {
+      if ((both[i] ?? 0) < 0) both[i] = 0; // nothing counted follows padding
       if ((targets[i] ?? 0) < 0) targets[i] = ignore;
     }
-    const device = this.model.runtime;
-    device.write(compiled.ids, ids);
-    device.write(compiled.targets, targets);
-    const plan = add ? (compiled.more ?? compiled.first) : compiled.first;
+    this.model.runtime.write(ids, both);
     await plan.run();
-    return (device.read(compiled.loss) as Float32Array)[0] ?? Number.NaN;
   }
 
-  private async plans(batch: number, T: number, add: boolean): Promise<Compiled> {
-    const key = `${batch}x${T}`;
+  private async compiled(pass: Pass, batch: number, T: number): Promise<Compiled> {
+    const shape = `${batch}x${T}`;
+    let ids = this.#ids.get(shape);
+    if (!ids) {
+      ids = this.model.runtime.tensor([2, batch, T], 'i32', 'ids and targets');
+      this.#ids.set(shape, ids);
+      await this.reserve(ids);
+    }
+    const key = `${pass} ${shape}`;
     let entry = this.#plans.get(key);
     if (!entry) {
-      entry = this.build(batch, T);
+      entry = compile(this.model.runtime, this.graph(pass, ids), [], this.#arena);
       this.#plans.set(key, entry);
     }
-    const compiled = await entry;
-    if (add && !compiled.more) compiled.more = await this.backwardPlan(compiled, true);
-    return compiled;
+    return { ids, plan: await entry };
   }
 
-  private async build(batch: number, T: number): Promise<Compiled> {
-    const device = this.model.runtime;
-    const tensors = {
-      ids: device.tensor([batch, T], 'i32', 'ids'),
-      targets: device.tensor([batch, T], 'i32', 'targets'),
-      loss: device.tensor([1], 'f32', 'loss'),
-    };
-    return { ...tensors, first: await this.backwardPlan(tensors, false), more: undefined };
+  /** Makes room for all passes over batches of a shape, so that the arena, most of all memory, is there only once. */
+  private async reserve(ids: Tensor): Promise<void> {
+    const bytes = Math.max(...(['first', 'more'] as const).map((pass) => arenaBytes(this.graph(pass, ids))));
+    if (bytes <= this.#arena.bytes) return;
+    for (const plan of this.#plans.values()) (await plan).dispose();
+    this.#plans.clear();
+    this.#arena.dispose();
+    this.#arena.buffer(bytes);
   }
 
-  private backwardPlan(io: { ids: Tensor; targets: Tensor; loss: Tensor }, accumulate: boolean): Promise<Plan> {
-    const { config, weights, runtime } = this.model;
+  /** @internal Records a pass over (2, batch, T) ids. */
+  graph(pass: Pass, ids: Tensor): Graph {
+    const { model, precision } = this;
+    const [, batch = 0, T = 0] = ids.shape;
+    const [inputs, targets] = [0, 1].map((i) => ids.slice(i).reshape(batch, T)) as [Tensor, Tensor];
     const g = new Graph();
-    const x = mambaBackbone(g, config, weights, io.ids, { differentiable: true });
+    // Here rather than after the update: whoever writes to the weights between two steps is heard.
+    if (pass !== 'more') this.refreshCopies(g);
+    const activations = precision;
+    const x = mambaBackbone(g, model.config, this.#weights, inputs, {
+      differentiable: pass !== 'loss',
+      recompute: this.recompute,
+      activations,
+    });
     const { loss } = g.scope('loss', () =>
-      crossEntropy(g, mambaHead(g, config, weights, x), io.targets, this.#options.ignore),
+      crossEntropy(g, mambaHead(g, model.config, this.#weights, x, { activations }), targets, this.#options.ignore),
     );
-    g.op('copy', { y: io.loss }, { x: loss });
-    grad(g, loss, this.#dloss, this.#gradients, accumulate);
-    return compile(runtime, g);
+    const total = this.#report.slice(0);
+    g.op('copy', { y: total }, { x: pass === 'more' ? add(g, total, loss) : loss });
+    if (pass === 'loss') return g;
+    const backward = g.nodes.length;
+    grad(g, loss, this.#dloss, this.#gradients, pass === 'more');
+    recompute(g, backward);
+    return g;
   }
 
-  private update(microBatches: number): Promise<Update> {
+  private refreshCopies(g: Graph): void {
+    for (const [name, copy] of this.#weights) {
+      const master = this.model.weights.get(name);
+      if (master && copy !== master) g.scope(name, () => g.op('copy', { y: copy }, { x: master }));
+    }
+  }
+
+  private update(microBatches: number): Promise<Plan> {
     let entry = this.#updates.get(microBatches);
     if (!entry) {
       entry = this.buildUpdate(microBatches);
@@ -296,16 +365,16 @@ export class Trainer {
     return entry;
   }
 
-  private async buildUpdate(microBatches: number): Promise<Update> {
+  private buildUpdate(microBatches: number): Promise<Plan> {
     const { weights, runtime } = this.model;
     const { betas, eps, clip } = this.#options;
     const g = new Graph();
     const scale = 1 / microBatches;
-    const norm = globalNorm(g, [...this.#gradients.values()], scale);
+    const norm = globalNorm(g, [...this.#gradients.values()], this.#report.slice(1), scale);
     for (const [name, param] of weights) {
       const m = this.#m.get(name);
       const v = this.#v.get(name);
-      const gradient = this.#gradients.get(param);
+      const gradient = this.#gradients.get(this.#weights.get(name) ?? param);
       if (!m || !v || !gradient) continue;
       const weightDecay = checkNumber('createTrainer', `weightDecay of ${name}`, this.#decay(name, param.shape), {
         min: 0,
@@ -318,6 +387,6 @@ export class Trainer {
         ),
       );
     }
-    return { plan: await compile(runtime, g, [norm]), norm };
+    return compile(runtime, g);
   }
 }

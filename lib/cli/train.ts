@@ -1,6 +1,7 @@
 import { Presets, SingleBar } from 'cli-progress';
 import { Command, Option } from 'commander';
 import { PRESETS } from '../models/config.ts';
+import { RECOMPUTE } from '../models/mamba.ts';
 import { train } from '../train/loop.ts';
 import type { TrainOptions, TrainProgress } from '../train/options.ts';
 import { interruptible } from './interrupt.ts';
@@ -64,6 +65,18 @@ export function trainCommand(): Command {
     .optionsGroup('Machine:')
     .option('--device <name>', 'auto, cpu, or ref (slow, obviously right)')
     .option('--threads <n>', 'threads (default: one per core)', parsePositive)
+    .addOption(
+      new Option('--precision <type>', 'of activations and products (default: bf16 on a GPU, else f32)').choices([
+        'f32',
+        'bf16',
+      ]),
+    )
+    .addOption(
+      new Option(
+        '--recompute <what>',
+        'in the backward pass, to save memory: none, cheap (default on a GPU) or layer',
+      ).choices(RECOMPUTE),
+    )
     .option('--json', 'print one JSON line a step')
     .option('-q, --quiet', 'no progress on stderr');
   return command.action((flags: TrainFlags) => interruptible((signal) => run(flags, signal)));

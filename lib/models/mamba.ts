@@ -7,12 +7,21 @@ import { BLOCK_ROWS, mambaBlock } from '../ops/mamba-block.ts';
 import { layerNorm, rmsNorm } from '../ops/norm.ts';
 import { selectiveScan } from '../ops/selective-scan.ts';
 import { split } from '../ops/shape.ts';
-import type { Tensor } from '../tensor.ts';
+import type { DType, Tensor } from '../tensor.ts';
 import type { MambaConfig } from './config.ts';
 import type { Init, ParamSpec } from './params.ts';
 
 /** Weights by canonical name; an int8 weight has its row scales beside it under `<name>.scale`. */
 export type Weights = ReadonlyMap<string, Tensor>;
+
+/** Which activations of a layer are computed again in the backward pass instead of being kept for it. */
+export const RECOMPUTE = ['none', 'cheap', 'layer'] as const;
+/**
+ * - 'none': everything is kept
+ * - 'cheap': norm, convolution, dt_proj and scan run twice; the inputs and in_proj and x_proj of every layer are kept
+ * - 'layer': only the inputs of the layers are kept
+ */
+export type Recompute = (typeof RECOMPUTE)[number];
 
 /** What a sequence carries from byte to byte: per layer the last K-1 convolution inputs and the SSM state, both f32. */
 export interface LayerState {
@@ -30,8 +39,12 @@ export interface ForwardOptions {
   state?: readonly LayerState[];
   /** Keep what gradients need. */
   differentiable?: boolean;
-  /** Run few rows through the fused block; default true where a state is carried. */
-  fused?: boolean;
+  /** Of all that is inside a block; the residual stream stays f32. Default: the residual stream's own. */
+  activations?: 'f32' | 'bf16' | undefined;
+  /** Default 'none'. */
+  recompute?: Recompute;
+  /** Most rows (B * T) that go through the fused block, where a state is carried; default BLOCK_ROWS.cpu. */
+  blockRows?: number;
 }
 
 /** Parameters of a Mamba language model in the order of the file, with the official initialisation. */
@@ -81,12 +94,13 @@ export function layerStateShapes(c: MambaConfig, B: number): { conv: number[]; s
  */
 export function mambaBackbone(g: Graph, c: MambaConfig, w: Weights, ids: Tensor, options: ForwardOptions = {}): Tensor {
   const [B = 0, T = 0] = ids.shape;
-  const { state, differentiable = false, fused = state !== undefined && B * T <= BLOCK_ROWS } = options;
+  const { state, blockRows = BLOCK_ROWS.cpu } = options;
+  const fused = B * T <= blockRows;
   let x = g.scope('embedding', () => embedding(g, ids, get(w, 'backbone.embedding.weight'))); // (B, T, D)
   for (let l = 0; l < c.layers; l++) {
     x = g.scope(`layers.${l}`, () => {
       const carried = state?.[l];
-      return fused && carried ? fusedBlock(g, c, w, l, x, carried) : block(g, c, w, l, x, carried, differentiable);
+      return fused && carried ? fusedBlock(g, c, w, l, x, carried) : block(g, c, w, l, x, carried, options);
     });
   }
   return x;
@@ -95,12 +109,31 @@ export function mambaBackbone(g: Graph, c: MambaConfig, w: Weights, ids: Tensor,
 /**
  * Final norm and head.
  * @param x (..., D)
- * @returns logits (..., V) f32
+ * @param activations of the norm's result; default: x's dtype
+ * @returns logits (..., V) of x's dtype
  */
-export function mambaHead(g: Graph, c: MambaConfig, w: Weights, x: Tensor): Tensor {
-  const name = c.tied ? 'backbone.embedding' : 'lm_head';
-  const h = g.scope('norm_f', () => norm(g, c, w, 'backbone.norm_f', x));
-  return g.scope('lm_head', () => linear(g, h, get(w, `${name}.weight`), { scale: w.get(`${name}.weight.scale`) }));
+export function mambaHead(
+  g: Graph,
+  c: MambaConfig,
+  w: Weights,
+  x: Tensor,
+  { activations }: Pick<ForwardOptions, 'activations'> = {},
+): Tensor {
+  const name = headOf(c);
+  const h = g.scope('norm_f', () => norm(g, c, w, 'backbone.norm_f', x, activations));
+  const scale = w.get(`${name}.scale`);
+  return g.scope('lm_head', () => linear(g, h, get(w, name), { scale, dtype: x.dtype }));
+}
+
+function headOf(c: MambaConfig): string {
+  return c.tied ? 'backbone.embedding.weight' : 'lm_head.weight';
+}
+
+/** Names of the weights that matrix products read: what a lower precision makes smaller and faster. */
+export function matrixNames(c: MambaConfig): string[] {
+  const projections = ['in_proj', 'x_proj', 'dt_proj', 'out_proj'];
+  const layer = (l: number) => projections.map((name) => `backbone.layers.${l}.mixer.${name}.weight`);
+  return [...Array.from({ length: c.layers }, (_, l) => layer(l)).flat(), headOf(c)];
 }
 
 /** x + mixer(norm(x)), op by op. */
@@ -111,29 +144,46 @@ function block(
   l: number,
   x: Tensor,
   state: LayerState | undefined,
-  differentiable: boolean,
+  { activations, differentiable = false, recompute = 'none' }: ForwardOptions,
 ): Tensor {
   const { dInner: E, dState: N, dtRank: R } = c;
   const p = (name: string) => get(w, `backbone.layers.${l}.mixer.${name}`);
   const proj = (h: Tensor, name: string, add?: Tensor) =>
     g.scope(name, () => linear(g, h, p(`${name}.weight`), { scale: scaleOf(w, l, name), add }));
 
-  const h = norm(g, c, w, `backbone.layers.${l}.norm`, x);
-  const [xs, z] = split(proj(h, 'in_proj'), E, E) as [Tensor, Tensor]; // (B, T, E) each
-  const u = causalConv1d(g, xs, p('conv1d.weight').reshape(E, c.dConv), {
-    bias: w.get(`backbone.layers.${l}.mixer.conv1d.bias`),
-    state: state?.conv,
-    stateOut: state?.conv,
-    silu: true,
-  });
-  const [r, B, C] = split(proj(u, 'x_proj'), R, N, N) as [Tensor, Tensor, Tensor];
-  const delta = proj(r, 'dt_proj'); // bias and softplus happen inside the scan
-  const y = selectiveScan(
-    g,
-    { u, delta, A: negExp(g, p('A_log')), B, C, D: p('D'), z, deltaBias: p('dt_proj.bias'), state: state?.ssm },
-    { softplus: true, stateOut: state?.ssm, differentiable, kept: state?.keptSsm },
+  const costly = <T>(fn: () => T): T => (recompute === 'layer' ? g.recomputed(fn) : fn());
+  const cheap = <T>(fn: () => T): T => (recompute === 'none' ? fn() : g.recomputed(fn));
+
+  const h = cheap(() => norm(g, c, w, `backbone.layers.${l}.norm`, x, activations));
+  const [xs, z] = split(
+    costly(() => proj(h, 'in_proj')),
+    E,
+    E,
+  ) as [Tensor, Tensor]; // (B, T, E) each
+  const u = cheap(() =>
+    causalConv1d(g, xs, p('conv1d.weight').reshape(E, c.dConv), {
+      bias: w.get(`backbone.layers.${l}.mixer.conv1d.bias`),
+      state: state?.conv,
+      stateOut: state?.conv,
+      silu: true,
+    }),
   );
-  return proj(y, 'out_proj', x);
+  const [r, B, C] = split(
+    costly(() => proj(u, 'x_proj')),
+    R,
+    N,
+    N,
+  ) as [Tensor, Tensor, Tensor];
+  const delta = cheap(() => proj(r, 'dt_proj')); // bias and softplus happen inside the scan
+  const A = negExp(g, p('A_log'));
+  const y = cheap(() =>
+    selectiveScan(
+      g,
+      { u, delta, A, B, C, D: p('D'), z, deltaBias: p('dt_proj.bias'), state: state?.ssm },
+      { softplus: true, stateOut: state?.ssm, differentiable, kept: state?.keptSsm },
+    ),
+  );
+  return proj(y, 'out_proj', x); // the next layer's input: always kept
 }
 
 /** The same as one op, for decoding. */
@@ -166,11 +216,11 @@ function fusedBlock(g: Graph, c: MambaConfig, w: Weights, l: number, x: Tensor, 
   );
 }
 
-function norm(g: Graph, c: MambaConfig, w: Weights, name: string, x: Tensor): Tensor {
+function norm(g: Graph, c: MambaConfig, w: Weights, name: string, x: Tensor, dtype?: DType): Tensor {
   const weight = get(w, `${name}.weight`);
   return c.norm === 'layer'
-    ? layerNorm(g, x, weight, get(w, `${name}.bias`), c.normEps)
-    : rmsNorm(g, x, weight, c.normEps);
+    ? layerNorm(g, x, weight, get(w, `${name}.bias`), c.normEps, dtype)
+    : rmsNorm(g, x, weight, c.normEps, dtype);
 }
 
 function scaleOf(w: Weights, l: number, name: string): Tensor | undefined {

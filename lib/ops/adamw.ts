@@ -2,9 +2,8 @@ import type { Graph } from '../graph.ts';
 import type { Tensor } from '../tensor.ts';
 import { checkShape } from './check.ts';
 
-/** (1): `scale` times the Euclidean norm of all gradients taken together. */
-export function globalNorm(g: Graph, grads: readonly Tensor[], scale = 1): Tensor {
-  const norm = g.value([1], grads[0]?.dtype ?? 'f32');
+/** (1), written to `norm`: `scale` times the Euclidean norm of all gradients taken together. */
+export function globalNorm(g: Graph, grads: readonly Tensor[], norm: Tensor, scale = 1): Tensor {
   g.op('global_norm', { norm }, { grads_: grads }, { scale });
   return norm;
 }

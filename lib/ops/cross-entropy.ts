@@ -1,5 +1,5 @@
 import type { Graph } from '../graph.ts';
-import type { Tensor } from '../tensor.ts';
+import { accumulatorDType, type Tensor } from '../tensor.ts';
 import { checkDType, checkShape } from './check.ts';
 
 export interface CrossEntropy {
@@ -18,9 +18,10 @@ export interface CrossEntropy {
 export function crossEntropy(g: Graph, logits: Tensor, targets: Tensor, ignore = -1): CrossEntropy {
   checkShape(g, 'cross_entropy', 'targets', targets, ...logits.shape.slice(0, -1));
   checkDType(g, 'cross_entropy', 'targets', targets, 'u8', 'i32');
-  const loss = g.value([1], logits.dtype);
-  const nll = g.value([logits.rows], logits.dtype);
-  const lse = g.value([logits.rows], logits.dtype);
+  const dtype = accumulatorDType(logits.dtype);
+  const loss = g.value([1], dtype);
+  const nll = g.value([logits.rows], dtype);
+  const lse = g.value([logits.rows], dtype);
   g.op('cross_entropy', { loss, nll, lse }, { logits, targets }, { ignore }, (d, into) => {
     const dlogits = into('logits');
     if (dlogits) g.op('cross_entropy_grad', { dlogits }, { dloss: d.loss, logits, targets, lse }, { ignore });

@@ -1,9 +1,10 @@
+import type { BackendName } from '../device.ts';
 import type { Graph } from '../graph.ts';
 import type { Tensor } from '../tensor.ts';
 import { checkShape, sizes } from './check.ts';
 
-/** Most rows (batch times time) that one fused block takes; longer inputs run the block op by op. */
-export const BLOCK_ROWS = 32;
+/** Most rows (batch times time) that one fused block takes on a device; longer inputs run the block op by op. */
+export const BLOCK_ROWS: Readonly<Record<BackendName, number>> = { ref: 32, cpu: 32, cuda: 64 };
 
 export interface MambaBlockInputs {
   /** (B, T, D) */
@@ -57,7 +58,6 @@ export function mambaBlock(g: Graph, inputs: MambaBlockInputs, options: MambaBlo
   checkShape(g, 'mamba_block', 'out_proj', inputs.outProj, x.cols, E);
   checkShape(g, 'mamba_block', 'ssm_state', ssmState, B, E, N);
   checkShape(g, 'mamba_block', 'kept_ssm', options.keptSsm, T, B, E * N);
-  if (B * T > BLOCK_ROWS) throw new TypeError(`mamba_block: expected at most ${BLOCK_ROWS} rows, got ${B * T}.`);
   const y = g.like(x);
   g.op(
     'mamba_block',

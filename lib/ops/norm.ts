@@ -1,16 +1,17 @@
 import type { Graph } from '../graph.ts';
-import type { Tensor } from '../tensor.ts';
+import { accumulatorDType, type DType, type Tensor } from '../tensor.ts';
 import { checkShape } from './check.ts';
 
 /**
  * RMSNorm (Zhang & Sennrich 2019): y = x / sqrt(mean(x²) + eps) * weight.
  * @param x (..., D)
  * @param weight (D)
+ * @param dtype of y; default: x's
  */
-export function rmsNorm(g: Graph, x: Tensor, weight: Tensor, eps = 1e-5): Tensor {
+export function rmsNorm(g: Graph, x: Tensor, weight: Tensor, eps = 1e-5, dtype: DType = x.dtype): Tensor {
   checkShape(g, 'rms_norm', 'weight', weight, x.cols);
-  const y = g.like(x);
-  const rstd = g.value([x.rows], x.dtype);
+  const y = g.value(x.shape, dtype);
+  const rstd = g.value([x.rows], accumulatorDType(x.dtype));
   g.op('rms_norm', { y, rstd }, { x, weight }, { eps }, (d, into) => {
     const dx = into('x') ?? g.like(x);
     const sink = into.accumulating('weight');
@@ -25,13 +26,21 @@ export function rmsNorm(g: Graph, x: Tensor, weight: Tensor, eps = 1e-5): Tensor
  * @param x (..., D)
  * @param weight (D)
  * @param bias (D)
+ * @param dtype of y; default: x's
  */
-export function layerNorm(g: Graph, x: Tensor, weight: Tensor, bias?: Tensor, eps = 1e-5): Tensor {
+export function layerNorm(
+  g: Graph,
+  x: Tensor,
+  weight: Tensor,
+  bias?: Tensor,
+  eps = 1e-5,
+  dtype: DType = x.dtype,
+): Tensor {
   checkShape(g, 'layer_norm', 'weight', weight, x.cols);
   checkShape(g, 'layer_norm', 'bias', bias, x.cols);
-  const y = g.like(x);
-  const mean = g.value([x.rows], x.dtype);
-  const rstd = g.value([x.rows], x.dtype);
+  const y = g.value(x.shape, dtype);
+  const mean = g.value([x.rows], accumulatorDType(x.dtype));
+  const rstd = g.value([x.rows], accumulatorDType(x.dtype));
   g.op('layer_norm', { y, mean, rstd }, { x, weight, bias }, { eps }, (d, into) => {
     const dx = into('x') ?? g.like(x);
     const sink = into.accumulating('weight', 'bias');

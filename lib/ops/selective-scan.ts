@@ -1,5 +1,5 @@
 import type { Graph } from '../graph.ts';
-import type { Tensor } from '../tensor.ts';
+import { accumulatorDType, type Tensor } from '../tensor.ts';
 import { checkShape, sizes } from './check.ts';
 
 /** Steps between the states that a training forward pass keeps for its gradient. */
@@ -60,7 +60,9 @@ export function selectiveScan(g: Graph, inputs: SelectiveScanInputs, options: Se
   checkShape(g, op, 'kept', kept, T, nb, E * N);
   const attrs = { softplus: Number(softplus), chunk: SCAN_CHUNK };
   const y = g.value(u.shape, u.dtype);
-  const chunks = differentiable ? g.value([nb, Math.ceil(T / SCAN_CHUNK), E * N], u.dtype) : undefined;
+  const chunks = differentiable
+    ? g.value([nb, Math.ceil(T / SCAN_CHUNK), E * N], accumulatorDType(u.dtype))
+    : undefined;
   const ins = { u, delta, A, B, C, D, z, delta_bias: deltaBias };
   g.op(op, { y, state_out: stateOut, chunks, kept }, { ...ins, state }, attrs, (d, into) => {
     if (!chunks) throw new Error('selective_scan: expected differentiable to be set on the forward pass.');
@@ -68,12 +70,12 @@ export function selectiveScan(g: Graph, inputs: SelectiveScanInputs, options: Se
     const [dA = g.like(A), dD = D && g.like(D), dBias = deltaBias && g.like(deltaBias)] = sink?.tensors ?? [];
     const outs = {
       du: into('u') ?? g.value(u.shape, u.dtype),
-      ddelta: into('delta') ?? g.value(u.shape, u.dtype),
+      ddelta: into('delta') ?? g.value(u.shape, delta.dtype),
       dA,
-      dB: into('B') ?? g.value(B.shape, u.dtype),
-      dC: into('C') ?? g.value(C.shape, u.dtype),
+      dB: into('B') ?? g.value(B.shape, B.dtype),
+      dC: into('C') ?? g.value(C.shape, C.dtype),
       dD,
-      dz: z && (into('z') ?? g.value(u.shape, u.dtype)),
+      dz: z && (into('z') ?? g.value(u.shape, z.dtype)),
       ddelta_bias: dBias,
       dstate: state && into('state'),
     };

@@ -5,7 +5,7 @@ import { WindowSampler } from '../data/windows.ts';
 import { CheckpointError, DataError, expected, MambaByteError } from '../errors.ts';
 import { createModel, loadModel, type Model } from '../model.ts';
 import { resolveModel } from '../shipped.ts';
-import { createTrainer, type StepResult, type Trainer } from '../trainer.ts';
+import { createTrainer, type StepResult, type Trainer, type TrainerOptions } from '../trainer.ts';
 import { version } from '../version.ts';
 import {
   latestCheckpoint,
@@ -125,7 +125,7 @@ async function openRun(
     if (model.config.vocab !== 256) {
       throw new TypeError(expected(WHERE, 'the model', 'read bytes (256 classes)', `${model.config.vocab} classes`));
     }
-    const trainer = await createTrainer(model, trainerOptions(settings));
+    const trainer = await createTrainer(model, trainerOptions(settings, options));
     await prepareFolder(out);
     if (from) {
       await restoreTrainer(from.folder, trainer, from.stored.step);
@@ -152,10 +152,14 @@ async function openRun(
   }
 }
 
-function trainerOptions(settings: TrainSettings) {
+function trainerOptions(settings: TrainSettings, { precision, recompute }: TrainOptions): TrainerOptions {
   const { lr, betas, eps, clip, schedule, warmup, steps, minLr, weightDecay } = settings;
   const decay = (name: string) => decayOf(name, weightDecay);
-  return { lr, betas, eps, clip, schedule, warmup, steps, minLr, weightDecay: decay };
+  return {
+    ...{ lr, betas, eps, clip, schedule, warmup, steps, minLr, weightDecay: decay },
+    ...(precision !== undefined && { precision }),
+    ...(recompute !== undefined && { recompute }),
+  };
 }
 
 function absolute(paths: string | readonly string[] | undefined): string[] | undefined {

@@ -14,6 +14,8 @@ import {
   expected,
 } from '../errors.ts';
 import { completeConfig, type MambaConfig, type PartialMambaConfig, presetConfig } from '../models/config.ts';
+import type { Recompute } from '../models/mamba.ts';
+import type { Precision } from '../trainer.ts';
 
 /** How a run is going, after every step. */
 export interface TrainProgress {
@@ -97,6 +99,10 @@ export interface TrainOptions {
 
   device?: string;
   threads?: number;
+  /** As of createTrainer; like the device free to change on resume. */
+  precision?: Precision;
+  /** As of createTrainer. */
+  recompute?: Recompute;
   onProgress?: (progress: TrainProgress) => void;
   /** Aborting finishes the current step, saves and returns. */
   signal?: AbortSignal;
@@ -138,7 +144,7 @@ const SETTINGS = [
 const KEYS = [
   ...SETTINGS,
   ...['preset', 'config', 'init', 'data', 'valid', 'out', 'resume', 'bytes', 'evalEvery', 'evalBytes', 'saveEvery'],
-  ...['keep', 'device', 'threads', 'onProgress', 'signal'],
+  ...['keep', 'device', 'threads', 'precision', 'recompute', 'onProgress', 'signal'],
 ];
 
 /** What decides the weights of a run, beside data and shape: stored with every checkpoint. */

@@ -87,7 +87,7 @@ for (const norm of ['layer', 'rms'] as const) {
                 }),
               );
               const g = new Graph();
-              const x = mambaBackbone(g, config, weights, ids, { state, fused });
+              const x = mambaBackbone(g, config, weights, ids, { state, blockRows: fused ? B * T : 0 });
               const [logits = new Float32Array()] = await evaluate(device, g, [mambaHead(g, config, weights, x)]);
               return { logits, state };
             };
