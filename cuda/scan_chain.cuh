@@ -21,8 +21,8 @@ struct Args {
   int64_t u_stride, delta_stride, z_stride, B_stride, C_stride, y_stride;
   int64_t A_stride, state_stride, state_out_stride, chunks_stride;
   int T_steps, E;
-  int groups;          // ceil(E / 16)
-  int chunk_segments;  // segments a chunk
+  int groups;       // ceil(E / 16)
+  int chunk_shift;  // a chunk is 2^chunk_shift segments
   bool softplus;
 };
 
@@ -40,40 +40,51 @@ struct Raw {
   alignas(4 * sizeof(T)) T v[4];
 };
 
+// Loads the first `count` of 4 (all of them where Vec and count > 0) and leaves the rest as they are.
 template <bool Vec, class T>
-__device__ __forceinline__ Raw<T> load4(const T* base, int64_t offset, int count) {
-  Raw<T> r;
-#pragma unroll
-  for (int i = 0; i < 4; i++) r.v[i] = from_float<T>(0.0f);
+__device__ __forceinline__ void load4(const T* from, int count, Raw<T>& to) {
   if constexpr (Vec) {
-    if (count > 0) load_raw<4>(base + offset, r.v);
+    if (count > 0) load_raw<4>(from, to.v);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if (i < count) r.v[i] = base[offset + i];
+      if (i < count) to.v[i] = from[i];
     }
   }
-  return r;
 }
 
-// What a segment reads at one lane's edge role.
+// What a lane reads of a segment in its edge role, and where it lies; beyond the end the last values stay.
 template <class T>
 struct Edge {
   Raw<T> u, delta, z, B, C;
 };
+template <class T>
+struct Cursor {
+  const T *u, *delta, *z, *B, *C;
+};
+
+template <class T>
+__device__ __forceinline__ Cursor<T> cursor_at(const Args<T>& p, int64_t row, int channel, int quad) {
+  return {p.u + row * p.u_stride + channel, p.delta + row * p.delta_stride + channel,
+          p.z ? p.z + row * p.z_stride + channel : nullptr, p.B + row * p.B_stride + 4 * quad,
+          p.C + row * p.C_stride + 4 * quad};
+}
 
 template <bool Vec, class T>
-__device__ __forceinline__ Edge<T> load_edge(const Args<T>& p, int64_t first_row, int t, int channel, int quad) {
-  const int64_t row = first_row + t;
-  const bool inside = t < p.T_steps;
-  const int count = inside ? p.E - channel : 0;
-  Edge<T> e;
-  e.u = load4<Vec>(p.u, row * p.u_stride + channel, count);
-  e.delta = load4<Vec>(p.delta, row * p.delta_stride + channel, count);
-  e.z = load4<Vec>(p.z, row * p.z_stride + channel, p.z ? count : 0);
-  e.B = load4<Vec>(p.B, row * p.B_stride + 4 * quad, inside ? 4 : 0);
-  e.C = load4<Vec>(p.C, row * p.C_stride + 4 * quad, inside ? 4 : 0);
-  return e;
+__device__ __forceinline__ void load_edge(const Args<T>& p, Cursor<T>& at, int64_t rows, bool inside, int count,
+                                          Edge<T>& to) {
+  if (inside) {
+    load4<Vec>(at.u, count, to.u);
+    load4<Vec>(at.delta, count, to.delta);
+    if (p.z) load4<Vec>(at.z, count, to.z);
+    load4<Vec>(at.B, 4, to.B);
+    load4<Vec>(at.C, 4, to.C);
+  }
+  at.u += rows * p.u_stride;
+  at.delta += rows * p.delta_stride;
+  at.z += rows * p.z_stride;
+  at.B += rows * p.B_stride;
+  at.C += rows * p.C_stride;
 }
 
 // dt and dt u of 4 channels; both 0 beyond the end, which leaves the state as it is.
@@ -99,7 +110,7 @@ __device__ __forceinline__ void stage(Shared& s, const Edge<T>& e, const float (
 // Sums the partial sums, adds D u, gates and stores 4 channels of one step.
 template <bool Vec, class T>
 __device__ __forceinline__ void finish(const Args<T>& p, const Shared& s, const Raw<T>& u, const Raw<T>& z,
-                                       const float (&D)[4], int64_t row, int channel, int step, int quad) {
+                                       const float (&D)[4], T* to, int count, int step, int quad) {
   float v[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) v[i] = D[i] * to_float(u.v[i]);
@@ -118,13 +129,12 @@ __device__ __forceinline__ void finish(const Args<T>& p, const Shared& s, const 
       v[i] *= g * sigmoid_fast(g);
     }
   }
-  T* to = p.y + row * p.y_stride + channel;
   if constexpr (Vec) {
-    if (channel < p.E) store_vector<4>(to, v);
+    if (count > 0) store_vector<4>(to, v);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if (channel + i < p.E) to[i] = from_float<T>(v[i]);
+      if (i < count) to[i] = from_float<T>(v[i]);
     }
   }
 }
@@ -169,13 +179,18 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     D[i] = inside && p.D ? p.D[edge_channel + i] : 0.0f;
   }
 
-  Edge<T> next = load_edge<Vec>(p, first_row, warp * kSteps + row, edge_channel, quad);
+  const int count = p.E - edge_channel;
+  const int64_t rows = warps * kSteps;  // from a warp's segment to its next
+  Cursor<T> at = cursor_at(p, first_row + warp * kSteps + row, edge_channel, quad);
+  T* y_at = p.y + (first_row + warp * kSteps + row) * p.y_stride + edge_channel;
+  Edge<T> next = {};
+  load_edge<Vec>(p, at, rows, warp * kSteps + row < p.T_steps, count, next);
   for (int segment = warp; segment < segments; segment += warps) {
     const int t0 = segment * kSteps;
     stage(s, next, bias, p.softplus, t0 + row < p.T_steps, row, quad);
     const Raw<T> u = next.u, z = next.z;
     __syncwarp();
-    next = load_edge<Vec>(p, first_row, t0 + warps * kSteps + row, edge_channel, quad);
+    load_edge<Vec>(p, at, rows, t0 + rows + row < p.T_steps, count, next);
 
     float a[kSteps][kPairs];               // exp(dt A), then without Local the states
     float in[Local ? kSteps : 1][kPairs];  // dt u B
@@ -220,9 +235,9 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       store8(carry + warp * 64 + lane, end);
       if (warps > 1 && segment + 1 < segments) arrive(warp);
     }
-    if (p.chunks && segment % p.chunk_segments == 0) {
-      const int64_t chunks = (segments + p.chunk_segments - 1) / p.chunk_segments;
-      float* to = p.chunks + (b * chunks + segment / p.chunk_segments) * p.chunks_stride +
+    if (p.chunks && (segment & ((1 << p.chunk_shift) - 1)) == 0) {
+      const int64_t chunks = ((segments - 1) >> p.chunk_shift) + 1;
+      float* to = p.chunks + (b * chunks + (segment >> p.chunk_shift)) * p.chunks_stride +
                   int64_t{core_channel} * kStates + 4 * quad;
       if (core_channel < p.E) *reinterpret_cast<float4*>(to) = make_float4(h[0], h[1], h[2], h[3]);
       if (core_channel + 1 < p.E) *reinterpret_cast<float4*>(to + kStates) = make_float4(h[4], h[5], h[6], h[7]);
@@ -266,9 +281,8 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       }
     }
     __syncwarp();
-    if (t0 + row < p.T_steps) {
-      finish<Vec>(p, s, u, z, D, first_row + t0 + row, edge_channel, row, quad);
-    }
+    if (t0 + row < p.T_steps) finish<Vec>(p, s, u, z, D, y_at, count, row, quad);
+    y_at += rows * p.y_stride;
   }
 }
 

@@ -148,6 +148,14 @@ Status run_walk(const Node& node, const Launch& launch) {
 
 constexpr int64_t kChainSteps = 64;  // shortest sequence worth a chain
 
+// log2 of the segments a chunk, or -1 where that is no power of two.
+int chunk_shift(int64_t chunk) {
+  for (int shift = 0; shift < 24; shift++) {
+    if (chunk == int64_t{chain::kSteps} << shift) return shift;
+  }
+  return -1;
+}
+
 bool chain_fits(const Node& node) {
   const Sizes s = sizes_of(node);
   const Tensor& chunks = node.out(out::chunks);
@@ -155,7 +163,7 @@ bool chain_fits(const Node& node) {
   for (const Tensor* t : {&node.in(in::delta), &node.in(in::B), &node.in(in::C), &node.in(in::z), &node.out(out::y)}) {
     if (*t && t->dtype != type) return false;
   }
-  if (chunks && (s.chunk % chain::kSteps != 0 || !rows_aligned(chunks, 16))) return false;
+  if (chunks && (chunk_shift(s.chunk) < 0 || !rows_aligned(chunks, 16))) return false;
   return s.N == chain::kStates && s.T >= kChainSteps && !node.out(out::kept) && s.B * s.T < int64_t{1} << 30 &&
          s.B * s.E < int64_t{1} << 30;
 }
@@ -199,7 +207,7 @@ chain::Args<T> chain_args(const Node& node) {
           static_cast<int>(s.T),
           static_cast<int>(s.E),
           static_cast<int>(ceil_div(s.E, chain::kChannels)),
-          static_cast<int>(s.chunk / chain::kSteps),
+          chunk_shift(s.chunk),
           node.attr(attr::softplus) != 0};
 }
 
