@@ -28,14 +28,24 @@ MB_INLINE V conv_past(const Conv& c, int64_t back, int64_t e, int lanes) {
   return c.state ? load_part(c.state + (c.taps - 1 - back) * c.state_stride + e, lanes) : zero();
 }
 
+// weight[k] <- tap k of channels e on.
 template <int kK>
-static void conv_block(const Conv& c, int64_t e, int lanes) {
+MB_INLINE void conv_weights(const Conv& c, int64_t e, int lanes, V* weight) {
   const int64_t taps = kK ? kK : c.taps;
-  V weight[kK ? kK : kMaxTaps] = {}, window[kK ? kK : kMaxTaps] = {};
+  if constexpr (kK == 4) {
+    if (lanes == W) return load_fours(c.weight + e * 4, weight);
+  }
   alignas(64) float spread[(kK ? kK : kMaxTaps) * W];
   to_lanes(spread, c.weight + e * taps, taps, lanes, 1.0f);
   MB_UNROLL
   for (int64_t k = 0; k < taps; k++) weight[k] = load(spread + k * W);
+}
+
+template <int kK>
+static void conv_block(const Conv& c, int64_t e, int lanes) {
+  const int64_t taps = kK ? kK : c.taps;
+  V weight[kK ? kK : kMaxTaps] = {}, window[kK ? kK : kMaxTaps] = {};
+  conv_weights<kK>(c, e, lanes, weight);
   MB_UNROLL
   for (int64_t k = 0; k + 1 < taps; k++) window[k + 1] = conv_past(c, taps - 1 - k, e, lanes);
   const V bias = c.bias ? load_part(c.bias + e, lanes) : zero();
@@ -115,10 +125,9 @@ static void conv_grad_block(const ConvGrad& g, int64_t e, int lanes, V* dweight,
   const Conv& c = g.forward;
   const int64_t taps = kK ? kK : c.taps;
   V weight[kK ? kK : kMaxTaps] = {}, window[kK ? kK : kMaxTaps] = {}, late[kK ? kK : kMaxTaps] = {};
-  alignas(64) float spread[(kK ? kK : kMaxTaps) * W];
-  to_lanes(spread, c.weight + e * taps, taps, lanes, 1.0f);
+  conv_weights<kK>(c, e, lanes, weight);
   MB_UNROLL
-  for (int64_t k = 0; k < taps; k++) weight[k] = load(spread + k * W), late[k] = zero();
+  for (int64_t k = 0; k < taps; k++) late[k] = zero();
   MB_UNROLL
   for (int64_t k = 0; k + 1 < taps; k++) window[k + 1] = conv_past(c, taps - 1 - k, e, lanes);
   const V bias = c.bias ? load_part(c.bias + e, lanes) : zero();

@@ -30,6 +30,25 @@ MB_INLINE void to_lanes(float* dst, const float* src, int64_t n, int lanes, floa
     }
   }
 }
+// dst[k] <- src[lane][k], k in 0 .. 3.
+MB_INLINE void load_fours(const float* src, V* dst) {
+#if MB_LEVEL == MB_LEVEL_avx512
+  const __m512 ab[2] = {_mm512_loadu_ps(src), _mm512_loadu_ps(src + 16)};
+  const __m512 cd[2] = {_mm512_loadu_ps(src + 32), _mm512_loadu_ps(src + 48)};
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+  MB_UNROLL
+  for (int k = 0; k < 4; k++) {
+    const __m512i at = _mm512_add_epi32(first, _mm512_set1_epi32(k));
+    const __m512 low = _mm512_permutex2var_ps(ab[0], at, ab[1]), high = _mm512_permutex2var_ps(cd[0], at, cd[1]);
+    dst[k] = {_mm512_shuffle_f32x4(low, high, 0x44)};
+  }
+#else
+  alignas(64) float spread[4 * W];
+  to_lanes(spread, src, 4, W, 1.0f);
+  MB_UNROLL
+  for (int k = 0; k < 4; k++) dst[k] = load(spread + k * W);
+#endif
+}
 // dst[lane][n] <- src[n][W], for the first `lanes` rows.
 MB_INLINE void from_lanes(float* dst, const float* src, int64_t n, int lanes) {
   for (int64_t i = 0; i < n; i += W) {

@@ -164,19 +164,28 @@ struct DotI8 {
     const float scale = absmax / 32639.0f + reduce_add(poison);
     __m512i sum_high = _mm512_setzero_si512(), sum_low = _mm512_setzero_si512();
     for (int64_t j = 0; j < k; j += kStep) {
-      char* block = to + kHead + 2 * j;
+      __m512i q[4];
+#pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
         const int n = static_cast<int>(max64(0, min64(k - j - 16 * i, 16)));
         const V v = n ? load_n(x + j + 16 * i, n) : zero();
-        const __m512i q = _mm512_cvtps_epi32((v * inverse).v);
-        const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(q, 24), 24);
-        const __m512i high = _mm512_srai_epi32(_mm512_sub_epi32(q, low), 8);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(block + 16 * i), _mm512_cvtepi32_epi8(high));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(block + 64 + 16 * i), _mm512_cvtepi32_epi8(low));
+        q[i] = _mm512_cvtps_epi32((v * inverse).v);
       }
+      // Packing takes 128 bits of either operand by turns; the permutation puts the groups of four bytes back in order.
+      const __m512i a = _mm512_packs_epi32(q[0], q[1]), b = _mm512_packs_epi32(q[2], q[3]);
+      const __m512i low_a = _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8);
+      const __m512i low_b = _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8);
+      const __m512i high_a = _mm512_srai_epi16(_mm512_sub_epi16(a, low_a), 8);
+      const __m512i high_b = _mm512_srai_epi16(_mm512_sub_epi16(b, low_b), 8);
+      const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      const __m512i high = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(high_a, high_b));
+      const __m512i low = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low_a, low_b));
+      char* block = to + kHead + 2 * j;
+      _mm512_storeu_si512(block, high);
+      _mm512_storeu_si512(block + 64, low);
       const __m512i surplus = _mm512_set1_epi8(-128);  // 128 as an unsigned byte
-      dot_bytes(sum_high, surplus, _mm512_loadu_si512(block));
-      dot_bytes(sum_low, surplus, _mm512_loadu_si512(block + 64));
+      dot_bytes(sum_high, surplus, high);
+      dot_bytes(sum_low, surplus, low);
     }
     _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sum_high));
     _mm512_storeu_si512(to + 64, _mm512_sub_epi32(_mm512_setzero_si512(), sum_low));
@@ -323,10 +332,72 @@ MB_INLINE void dot_store(const DotOutput& out, const float* sums, int64_t r, int
   }
 }
 
+#if MB_LEVEL == MB_LEVEL_avx512
+// Weight rows of kBytes = 16 or 32 bytes that lie without gaps (dt_proj of small models) fill a register several at a
+// time; `repeat` gives the activations in the same arrangement.
+MB_INLINE __m512i repeat(const char* p, int bytes) {
+  if (bytes == 16) return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <int kBytes>
+MB_INLINE V narrow_products(const uint16_t* w, const char* x) {
+  return {_mm512_dpbf16_ps(_mm512_setzero_ps(), as_bf16(DotBf16::weights(w)), as_bf16(repeat(x, kBytes)))};
+}
+template <int kBytes>
+MB_INLINE V narrow_products(const int8_t* w, const char* x) {
+  DotI8::Acc acc{repeat(x, kBytes), repeat(x + 64, kBytes)};
+  const __m512i weights = DotI8::weights(w);
+  dot_bytes(acc.high, weights, repeat(x + DotI8::kHead, kBytes));
+  dot_bytes(acc.low, weights, repeat(x + DotI8::kHead + 64, kBytes));
+  return DotI8::finish(acc);
+}
+
+template <class F, int kBytes>
+MB_INLINE void narrow_tile(const typename F::Elem* w, const char* x, float* sums) {
+  constexpr int kVectors = kBytes / 4, kStep = 64 / sizeof(*w);
+  V parts[kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; i++) parts[i] = narrow_products<kBytes>(w + i * kStep, x);
+  V y = fold(parts);  // lane 4 j + i: the sum of the j-th quarter of parts[i]
+  __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  if constexpr (kBytes == 32) {
+    y = {join_two(y.v, fold(parts + 4).v)};
+    order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  }
+  store(sums, V{_mm512_permutexvar_ps(order, y.v)} * set1(F::scale(x)));
+}
+
+// Bytes of a row where narrow_tile fits, else 0.
+static int narrow_bytes(const Tensor& weight) {
+  const int64_t bytes = weight.cols() * dtype_size(weight.dtype);
+  const bool tight = weight.row_stride == weight.cols() && weight.rows() >= kTileRows;
+  return weight.dtype != DType::f32 && tight && (bytes == 16 || bytes == 32) ? static_cast<int>(bytes) : 0;
+}
+
+template <class F, int kBytes>
+static void dot_narrow(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
+  for (int64_t m = begin; m < end; m += kTileRows) {
+    const int64_t from = min64(m, weight.rows() - kTileRows);
+    for (int64_t r = 0; r < x.rows; r++) {
+      float sums[kTileRows];
+      narrow_tile<F, kBytes>(weight.row<typename F::Elem>(from), x.data + r * x.row_bytes, sums);
+      dot_store(out, sums + (m - from), r, m, min64(kTileRows, end - m));
+    }
+  }
+}
+#endif
+
 template <class F>
 __attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end,
                                          const DotOutput& out) {
   using Elem = typename F::Elem;
+#if MB_LEVEL == MB_LEVEL_avx512
+  if constexpr (sizeof(Elem) < 4) {
+    const int narrow = narrow_bytes(weight);
+    if (narrow == 16) return dot_narrow<F, 16>(weight, x, begin, end, out);
+    if (narrow == 32) return dot_narrow<F, 32>(weight, x, begin, end, out);
+  }
+#endif
   const int64_t m_count = weight.rows(), stride = weight.row_stride;
   for (int64_t m = begin; m < end; m += kTileRows) {
     const int64_t n = min64(kTileRows, end - m);
