@@ -8,6 +8,7 @@ import {
   OutOfMemoryError,
 } from './errors.ts';
 import { type NativeDevice, type NativePlan, native } from './native.ts';
+import type { Plan } from './plan.ts';
 import { type DType, dtypeBytes, newArray, rootOf, Tensor, type TypedArray } from './tensor.ts';
 
 /** Names of the backends a device can be opened on. */
@@ -73,6 +74,8 @@ export function whyUnavailable(error: DeviceUnavailableError): string {
 /** An open backend: memory, and plans that run on it one after another, off the JS thread. */
 export class Device {
   readonly info: DeviceInfo;
+  /** @internal Told of every plan that is compiled, to profile those that a model keeps to itself. */
+  onPlan: ((plan: Plan) => void) | undefined;
   readonly #native: NativeDevice;
   #disposed = false;
 
