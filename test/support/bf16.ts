@@ -3,18 +3,21 @@
 import type { OpCase } from './cases.ts';
 import type { Operand } from './poison.ts';
 
-/** The operands of each op that may be bf16; ops that are not named have none beyond what their own cases try. */
-const ACTIVATIONS: Record<string, string> = {
+/**
+ * The operands of each op that are bf16, all at once; where a model mixes (the residual stream and its gradient stay f32),
+ * that too. Ops that are not named have none beyond what their own cases try.
+ */
+const ACTIVATIONS: Record<string, string | readonly string[]> = {
   embedding: 'y',
   embedding_grad: 'dy',
-  linear: 'x y add',
-  linear_grad_input: 'dy dx',
+  linear: ['x y add', 'x'],
+  linear_grad_input: ['dy dx weight', 'dy weight', 'dy dx'],
   linear_grad_weight: 'dy x',
   column_sum: 'x',
-  rms_norm: 'x y',
-  rms_norm_grad: 'dy x dx',
-  layer_norm: 'x y',
-  layer_norm_grad: 'dy x dx',
+  rms_norm: ['x y', 'y'],
+  rms_norm_grad: ['dy x dx', 'dy'],
+  layer_norm: ['x y', 'y'],
+  layer_norm_grad: ['dy x dx', 'dy'],
   add: 'a b y',
   mul: 'a b y',
   scale: 'x y',
@@ -33,10 +36,12 @@ const ACTIVATIONS: Record<string, string> = {
 
 /** The cases of `list` with bf16 activations; empty for an op that has none. */
 export function withBf16(op: string, list: readonly OpCase[]): OpCase[] {
-  const names = ACTIVATIONS[op]?.split(' ');
-  if (!names) return [];
+  return [ACTIVATIONS[op] ?? []].flat().flatMap((words) => turned(list, words.split(' ')));
+}
+
+function turned(list: readonly OpCase[], names: readonly string[]): OpCase[] {
   const turn = (o: Operand | undefined) => (o?.dtype === 'f32' ? { ...o, dtype: 'bf16' as const } : o);
-  const turned = <T>(operands: Record<string, T>): Record<string, T> =>
+  const some = <T>(operands: Record<string, T>): Record<string, T> =>
     Object.fromEntries(
       Object.entries(operands).map(([name, o]) => {
         if (!names.includes(name)) return [name, o];
@@ -45,9 +50,9 @@ export function withBf16(op: string, list: readonly OpCase[]): OpCase[] {
     ) as Record<string, T>;
   return list.map((c) => ({
     ...c,
-    title: `${c.title} bf16`,
-    outs: turned(c.outs),
-    ins: turned(c.ins),
+    title: `${c.title}, bf16 ${names.join(' ')}`,
+    outs: some(c.outs),
+    ins: some(c.ins),
     close: (target, output) => {
       if (names.includes(output)) return 'bf16';
       // Both sides read the same bf16 numbers, so what stays f32 is as close as ever; sums of tensor cores cut off late bits.
