@@ -1,0 +1,256 @@
+// The gradient of the selective scan: plan of its kernels, scratch, and the last sums. Shapes are those of
+// native/ops.def, equations those of docs/math/selective-scan-gradient.md.
+#include <type_traits>
+
+#include "check.h"
+#include "scan_grad.cuh"
+
+namespace mb::cuda {
+namespace {
+
+namespace in = at::selective_scan_grad::in;
+namespace out = at::selective_scan_grad::out;
+namespace attr = at::selective_scan_grad::attr;
+
+// How the time axis is cut. Segments: what one block of the main kernel walks. Pieces: parts of segments whose effect
+// on earlier ones is found first; none where there is one segment.
+struct Cut {
+  int64_t chunks = 0, segments = 1, chunks_per_segment = 1, pieces = 0, chunks_per_piece = 1;
+};
+
+// The last wave of blocks should be as full as the others; a cut costs the pieces' pass, about a quarter of the rest.
+Cut cut_time(int64_t chunks, int64_t blocks, const Props& props) {
+  Cut cut{chunks, 1, chunks, 0, chunks};
+  double best = 0;
+  for (int64_t per = chunks; per >= 1; per--) {
+    const int64_t segments = ceil_div(chunks, per);
+    if (per < chunks && ceil_div(chunks, per + 1) == segments) continue;  // the same number, less even
+    const int64_t waves = ceil_div(blocks * segments, props.sm_count);
+    const double cost = static_cast<double>(waves * per) +
+                        (segments > 1 ? 0.25 : 0.0) * static_cast<double>(blocks * (chunks - per)) / props.sm_count +
+                        0.3 * waves;
+    if (best == 0 || cost < best) {
+      best = cost;
+      cut.segments = segments;
+      cut.chunks_per_segment = per;
+    }
+  }
+  if (cut.segments == 1) return cut;
+  // Four blocks of the pieces' kernel fit a processor.
+  const int64_t wanted = ceil_div(4 * props.sm_count, blocks * cut.segments);
+  int64_t split = 1;
+  while (2 * split <= wanted && cut.chunks_per_segment % (2 * split) == 0) split *= 2;
+  cut.chunks_per_piece = cut.chunks_per_segment / split;
+  cut.pieces = ceil_div(chunks, cut.chunks_per_piece);
+  return cut;
+}
+
+struct Sizes {
+  int64_t B, T, E, N, channel_blocks, passes;
+  Cut cut;
+  Sizes(const Node& node, const Props& props) {
+    const Tensor& u = node.in(in::u);
+    B = u.dim(0), T = u.dim(1), E = u.dim(2), N = node.in(in::A).cols();
+    channel_blocks = ceil_div(E, scan_grad_warps(props) * kGradChannels);
+    passes = ceil_div(N, kGradStates);
+    cut = cut_time(ceil_div(T, kGradChunk), channel_blocks * B, props);
+  }
+  int64_t parts() const { return B * cut.segments; }
+};
+
+// Hands out scratch, or counts it where base is null.
+class Carver {
+ public:
+  explicit Carver(char* base) : base_(base) {}
+  float* take(int64_t floats) {
+    float* p = base_ ? reinterpret_cast<float*>(base_ + bytes_) : nullptr;
+    bytes_ += ceil_div(floats * 4, 256) * 256;
+    return p;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+template <class T>
+int64_t carve(ScanGradArgs<T>& args, const Sizes& s, char* base) {
+  Carver carver(base);
+  args.bc_sums = carver.take(s.channel_blocks * s.B * s.cut.chunks * kGradCells * 4);
+  args.piece_end = carver.take(s.B * s.cut.pieces * s.E * kGradStates);
+  args.piece_time = carver.take(s.B * s.cut.pieces * s.E);
+  args.dA_sums = carver.take(s.parts() * s.E * kGradStates);
+  args.dD_sums = carver.take(s.parts() * s.E);
+  args.bias_sums = carver.take(s.parts() * s.E);
+  args.passes = carver.take(s.passes > 1 ? 3 * s.B * s.T * s.E : 0);
+  return carver.bytes();
+}
+
+int64_t scratch(const Node& node, const Props& props) {
+  ScanGradArgs<float> args;
+  return carve(args, Sizes(node, props), nullptr);
+}
+
+template <class T>
+GradRows<T> rows_of(const Tensor& t) {
+  return {t.ptr<T>(), t.row_stride};
+}
+
+template <class T>
+ScanGradArgs<T> args_of(const Node& node, const Sizes& s, char* base) {
+  ScanGradArgs<T> a{};
+  a.B = s.B, a.time = s.T, a.E = s.E, a.N = s.N;
+  a.chunks_per_batch = s.cut.chunks, a.chunks_per_segment = s.cut.chunks_per_segment, a.segments = s.cut.segments;
+  a.chunks_per_piece = s.cut.chunks_per_piece, a.pieces = s.cut.pieces, a.channel_blocks = s.channel_blocks;
+  a.softplus = node.attr(attr::softplus) != 0;
+  a.paired = true;
+  for (int i : {in::dy, in::u, in::delta, in::z}) a.paired = a.paired && rows_aligned(node.in(i), 2 * sizeof(T));
+  for (int i : {out::du, out::ddelta, out::dz}) a.paired = a.paired && rows_aligned(node.out(i), 2 * sizeof(T));
+  a.vector_states = s.N % 4 == 0 && rows_aligned(node.in(in::A), 16) && rows_aligned(node.in(in::chunks), 16) &&
+                    rows_aligned(node.in(in::dstate_out), 16);
+  a.dy = rows_of<const T>(node.in(in::dy)), a.u = rows_of<const T>(node.in(in::u));
+  a.delta = rows_of<const T>(node.in(in::delta)), a.z = rows_of<const T>(node.in(in::z));
+  a.B_in = rows_of<const T>(node.in(in::B)), a.C_in = rows_of<const T>(node.in(in::C));
+  a.du = rows_of<T>(node.out(out::du)), a.ddelta = rows_of<T>(node.out(out::ddelta));
+  a.dz = rows_of<T>(node.out(out::dz));
+  a.A = rows_of<const float>(node.in(in::A)), a.chunks = rows_of<const float>(node.in(in::chunks));
+  a.dstate_out = rows_of<const float>(node.in(in::dstate_out)), a.dstate = rows_of<float>(node.out(out::dstate));
+  a.D = node.in(in::D).template ptr<const float>();
+  a.delta_bias = node.in(in::delta_bias).template ptr<const float>();
+  carve(a, s, base);
+  return a;
+}
+
+// Where the j-th number of a cell belongs: its step in the sub-chunk and its state. The main kernel's cells are
+// (step, states / 4), those of the tensor cores the fragments (states, steps) of their accumulators.
+__device__ __forceinline__ int2 place_of(int cell, int j, bool fragments) {
+  if (fragments) return {2 * (cell % 4) + j % 2, cell / 4 + j / 2 * 8};
+  return {cell / 4, 4 * (cell % 4) + j};
+}
+
+// dB and dC of one pass: sums over channel blocks in their order, a cell a thread.
+template <class T>
+__global__ void sum_projections(const __grid_constant__ ScanGradArgs<T> p, GradRows<T> dB, GradRows<T> dC,
+                                bool fragments) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, chunks = p.B * p.chunks_per_batch;
+  if (i >= chunks * kGradCells) return;
+  const int64_t chunk = i / kGradCells;
+  const int sub = static_cast<int>(i % kGradCells) / 64, cell = static_cast<int>(i % 32);
+  const int64_t first_step = chunk % p.chunks_per_batch * kGradChunk + sub * kGradSteps;
+  if (first_step >= p.time) return;
+  const float4* from = reinterpret_cast<const float4*>(p.bc_sums) + i;
+  float4 sum = *from;
+#pragma unroll 4
+  for (int64_t block = 1; block < p.channel_blocks; block++) sum = sum + from[block * chunks * kGradCells];
+  const GradRows<T> to = i / 32 % 2 ? dC : dB;
+  const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const int2 at = place_of(cell, j, fragments);
+    const int64_t t = first_step + at.x, n = p.first_state + at.y;
+    if (t < p.time && n < p.N) to.data[(chunk / p.chunks_per_batch * p.time + t) * to.stride + n] = from_float<T>(v[j]);
+  }
+}
+
+// to(E, columns) <- sums(parts, E, width) over parts, for the columns from first_column on. Null: not wanted.
+__global__ void sum_parameters(GradRows<float> to, const float* sums, int64_t parts, int64_t E, int width,
+                               int64_t first_column, int64_t columns, bool accumulate) {
+  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
+  if (i >= E * width) return;
+  const int64_t column = first_column + i % width;
+  if (column >= columns) return;
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int64_t part = 0; part < parts; part++) sum += sums[part * E * width + i];
+  float& at = to.data[i / width * to.stride + column];
+  at = accumulate ? at + sum : sum;
+}
+
+Status launch_sum_parameters(const Tensor& to, int64_t stride, const float* sums, const Sizes& s, int width,
+                             int64_t first_column, int64_t columns, bool accumulate, cudaStream_t stream) {
+  if (!to) return {};
+  const unsigned blocks = static_cast<unsigned>(ceil_div(s.E * width, 128));
+  sum_parameters<<<blocks, 128, 0, stream>>>({to.ptr<float>(), stride}, sums, s.parts(), s.E, width, first_column,
+                                             columns, accumulate);
+  MB_CUDA_LAUNCHED("selective_scan_grad");
+  return {};
+}
+
+// What selective_scan_grad_mma.cu asks for: whole warps of channels, aligned pairs and rows, offsets of 32 bits.
+bool tensor_cores_fit(const Node& node, const ScanGradArgs<bf16>& args, const Props& props) {
+  if (scan_grad_warps(props) != 8 || args.N != kGradStates || args.E % kGradChannels != 0) return false;
+  if (!args.paired || !args.vector_states) return false;
+  int64_t widest = 0;
+  for (int i : {in::dy, in::u, in::delta, in::z}) widest = std::max(widest, node.in(i).row_stride);
+  for (int i : {out::du, out::ddelta, out::dz}) widest = std::max(widest, node.out(i).row_stride);
+  if (kGradChunk * widest + args.E >= int64_t{1} << 31) return false;
+  return rows_aligned(node.in(in::B), 16) && rows_aligned(node.in(in::C), 16);
+}
+
+template <class T>
+Status launch_pass(ScanGradArgs<T> args, const Node& node, const Sizes& s, int64_t pass, const Launch& launch) {
+  args.first_state = pass * kGradStates;
+  args.first_pass = pass == 0;
+  args.last_pass = pass + 1 == s.passes;
+  if (s.cut.segments > 1) MB_TRY(launch_scan_grad_pieces(args, launch.stream));
+  bool fragments = false;
+  if constexpr (std::is_same_v<T, bf16>) fragments = tensor_cores_fit(node, args, *launch.props);
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (fragments) MB_TRY(launch_scan_grad_mma(args, launch.stream));
+  }
+  if (!fragments) MB_TRY(launch_scan_grad_main(args, scan_grad_warps(*launch.props), launch.stream));
+  const int64_t cells = s.B * s.cut.chunks * kGradCells;
+  sum_projections<T><<<static_cast<unsigned>(ceil_div(cells, 256)), 256, 0, launch.stream>>>(
+      args, rows_of<T>(node.out(out::dB)), rows_of<T>(node.out(out::dC)), fragments);
+  MB_CUDA_LAUNCHED("selective_scan_grad");
+  const bool accumulate = node.attr(attr::accumulate) != 0;
+  const Tensor& dA = node.out(out::dA);
+  MB_TRY(launch_sum_parameters(dA, dA.row_stride, args.dA_sums, s, kGradStates, args.first_state, s.N, accumulate,
+                               launch.stream));
+  if (!args.last_pass) return {};
+  MB_TRY(launch_sum_parameters(node.out(out::dD), 1, args.dD_sums, s, 1, 0, 1, accumulate, launch.stream));
+  return launch_sum_parameters(node.out(out::ddelta_bias), 1, args.bias_sums, s, 1, 0, 1, accumulate, launch.stream);
+}
+
+Status launch(const Node& node, const Launch& launch) {
+  const Sizes sizes(node, *launch.props);
+  if (sizes.B * sizes.T * sizes.E == 0) return {};
+  return with_activation(node.in(in::u).dtype, [&](auto zero) -> Status {
+    using T = decltype(zero);
+    const ScanGradArgs<T> args = args_of<T>(node, sizes, launch.scratch);
+    for (int64_t pass = 0; pass < sizes.passes; pass++) MB_TRY(launch_pass(args, node, sizes, pass, launch));
+    return {};
+  });
+}
+
+bool all_of(const Node& node, std::initializer_list<int> ins, std::initializer_list<int> outs, DType dtype) {
+  for (int i : ins) {
+    if (node.in(i) && node.in(i).dtype != dtype) return false;
+  }
+  for (int i : outs) {
+    if (node.out(i) && node.out(i).dtype != dtype) return false;
+  }
+  return true;
+}
+
+const char* why_not(const Node& node, const Props& props) {
+  if (!is_activation(node.in(in::u))) return "u must be f32 or bf16";
+  if (!all_of(node, {in::dy, in::u, in::delta, in::B, in::C, in::z}, {out::du, out::ddelta, out::dB, out::dC, out::dz},
+              node.in(in::u).dtype)) {
+    return "dy, delta, B, C, z, du, ddelta, dB, dC and dz must have the dtype of u";
+  }
+  if (!all_of(node, {in::A, in::D, in::delta_bias, in::chunks, in::dstate_out},
+              {out::dA, out::dD, out::ddelta_bias, out::dstate}, DType::f32)) {
+    return "A, D, delta_bias, chunks, states and their gradients must be f32";
+  }
+  if (node.attr(attr::chunk) != kGradChunk) return "chunk must be 64";
+  if (props.max_shared_per_block < 90 * 1024) return "a block needs 90 KiB of shared memory";
+  return nullptr;
+}
+
+}  // namespace
+
+const Kernel selective_scan_grad_kernel = {launch, scratch, why_not};
+
+}  // namespace mb::cuda
