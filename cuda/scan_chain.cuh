@@ -19,6 +19,7 @@ struct Args {
   const float *A, *D, *delta_bias, *state;  // all but A may be null
   float *state_out, *chunks;                // may be null; chunks has 16-byte aligned rows
   int64_t u_stride, delta_stride, z_stride, B_stride, C_stride, y_stride;
+  int64_t u_step, delta_step, z_step, B_step, C_step, y_step;  // from a warp's segment to its next
   int64_t A_stride, state_stride, state_out_stride, chunks_stride;
   int T_steps, E;
   int groups;       // ceil(E / 16)
@@ -71,8 +72,7 @@ __device__ __forceinline__ Cursor<T> cursor_at(const Args<T>& p, int64_t row, in
 }
 
 template <bool Vec, class T>
-__device__ __forceinline__ void load_edge(const Args<T>& p, Cursor<T>& at, int64_t rows, bool inside, int count,
-                                          Edge<T>& to) {
+__device__ __forceinline__ void load_edge(const Args<T>& p, Cursor<T>& at, bool inside, int count, Edge<T>& to) {
   if (inside) {
     load4<Vec>(at.u, count, to.u);
     load4<Vec>(at.delta, count, to.delta);
@@ -80,11 +80,11 @@ __device__ __forceinline__ void load_edge(const Args<T>& p, Cursor<T>& at, int64
     load4<Vec>(at.B, 4, to.B);
     load4<Vec>(at.C, 4, to.C);
   }
-  at.u += rows * p.u_stride;
-  at.delta += rows * p.delta_stride;
-  at.z += rows * p.z_stride;
-  at.B += rows * p.B_stride;
-  at.C += rows * p.C_stride;
+  at.u += p.u_step;
+  at.delta += p.delta_step;
+  at.z += p.z_step;
+  at.B += p.B_step;
+  at.C += p.C_step;
 }
 
 // dt and dt u of 4 channels; both 0 beyond the end, which leaves the state as it is.
@@ -166,6 +166,18 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   const int64_t first_row = int64_t{b} * p.T_steps;
   const int segments = (p.T_steps + kSteps - 1) / kSteps;
 
+  // Each lane of a warp hands its states to the same lane of the next one, so a lane's own writes need no barrier.
+  const int before = warp == 0 ? warps - 1 : warp - 1;
+  if (warp == 0) {
+    float h[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+      const int e = core_channel + i / 4;
+      h[i] = p.state && e < p.E ? p.state[(int64_t{b} * p.E + e) * p.state_stride + 4 * quad + i % 4] : 0.0f;
+    }
+    store8(carry + before * 64 + lane, h);
+  }
+
   float A[kPairs], bias[4], D[4];
 #pragma unroll
   for (int i = 0; i < kPairs; i++) {
@@ -180,17 +192,16 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   }
 
   const int count = p.E - edge_channel;
-  const int64_t rows = warps * kSteps;  // from a warp's segment to its next
   Cursor<T> at = cursor_at(p, first_row + warp * kSteps + row, edge_channel, quad);
   T* y_at = p.y + (first_row + warp * kSteps + row) * p.y_stride + edge_channel;
   Edge<T> next = {};
-  load_edge<Vec>(p, at, rows, warp * kSteps + row < p.T_steps, count, next);
+  load_edge<Vec>(p, at, warp * kSteps + row < p.T_steps, count, next);
   for (int segment = warp; segment < segments; segment += warps) {
     const int t0 = segment * kSteps;
     stage(s, next, bias, p.softplus, t0 + row < p.T_steps, row, quad);
     const Raw<T> u = next.u, z = next.z;
     __syncwarp();
-    load_edge<Vec>(p, at, rows, t0 + rows + row < p.T_steps, count, next);
+    load_edge<Vec>(p, at, t0 + warps * kSteps + row < p.T_steps, count, next);
 
     float a[kSteps][kPairs];               // exp(dt A), then without Local the states
     float in[Local ? kSteps : 1][kPairs];  // dt u B
@@ -218,17 +229,8 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       for (int i = 0; i < kPairs; i++) decay[i] = exp2_fast(total[i / 4] * A[i]);
     }
 
-    if (segment == 0) {
-#pragma unroll
-      for (int i = 0; i < kPairs; i++) {
-        const int e = core_channel + i / 4;
-        h[i] = p.state && e < p.E ? p.state[(int64_t{b} * p.E + e) * p.state_stride + 4 * quad + i % 4] : 0.0f;
-      }
-    } else {
-      const int before = warp == 0 ? warps - 1 : warp - 1;
-      if (warps > 1) wait(before);
-      load8(carry + before * 64 + lane, h);
-    }
+    if (warps > 1 && segment > 0) wait(before);
+    load8(carry + before * 64 + lane, h);
     if constexpr (Local) {
 #pragma unroll
       for (int i = 0; i < kPairs; i++) end[i] = fmaf(decay[i], h[i], end[i]);
@@ -273,16 +275,17 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       }
       *reinterpret_cast<float2*>(&s.y[quad][t * kChannels + 2 * row]) = make_float2(y[0], y[1]);
     }
-    if (segment + 1 == segments && p.state_out) {
-#pragma unroll
-      for (int i = 0; i < kPairs; i++) {
-        const int e = core_channel + i / 4;
-        if (e < p.E) p.state_out[(int64_t{b} * p.E + e) * p.state_out_stride + 4 * quad + i % 4] = end[i];
-      }
-    }
     __syncwarp();
     if (t0 + row < p.T_steps) finish<Vec>(p, s, u, z, D, y_at, count, row, quad);
-    y_at += rows * p.y_stride;
+    y_at += p.y_step;
+  }
+  if (p.state_out && (segments - 1) % warps == warp) {
+    load8(carry + warp * 64 + lane, A);
+#pragma unroll
+    for (int i = 0; i < kPairs; i++) {
+      const int e = core_channel + i / 4;
+      if (e < p.E) p.state_out[(int64_t{b} * p.E + e) * p.state_out_stride + 4 * quad + i % 4] = A[i];
+    }
   }
 }
 

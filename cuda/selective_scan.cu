@@ -177,8 +177,9 @@ bool chain_vectors(const Node& node) {
 }
 
 template <class T>
-chain::Args<T> chain_args(const Node& node) {
+chain::Args<T> chain_args(const Node& node, int warps) {
   const Sizes s = sizes_of(node);
+  const int64_t step = int64_t{warps} * chain::kSteps;
   const Tensor &u = node.in(in::u), &delta = node.in(in::delta), &A = node.in(in::A), &B = node.in(in::B),
                &C = node.in(in::C), &z = node.in(in::z), &state = node.in(in::state), &y = node.out(out::y),
                &state_out = node.out(out::state_out), &chunks = node.out(out::chunks);
@@ -200,6 +201,12 @@ chain::Args<T> chain_args(const Node& node) {
           B.row_stride,
           C.row_stride,
           y.row_stride,
+          step * u.row_stride,
+          step * delta.row_stride,
+          step * z.row_stride,
+          step * B.row_stride,
+          step * C.row_stride,
+          step * y.row_stride,
           A.row_stride,
           state.row_stride,
           state_out.row_stride,
@@ -213,9 +220,10 @@ chain::Args<T> chain_args(const Node& node) {
 
 template <class T, bool Vec, bool Local, int Warps, int Blocks>
 Status launch_chain(const Node& node, const Launch& launch) {
-  const chain::Args<T> p = chain_args<T>(node);
-  const int64_t jobs = node.in(in::u).dim(0) * p.groups;
-  const int warps = static_cast<int>(std::min<int64_t>(Warps, ceil_div(p.T_steps, chain::kSteps)));
+  const Sizes s = sizes_of(node);
+  const int warps = static_cast<int>(std::min<int64_t>(Warps, ceil_div(s.T, chain::kSteps)));
+  const chain::Args<T> p = chain_args<T>(node, warps);
+  const int64_t jobs = s.B * p.groups;
   const int shared = chain::shared_bytes(warps);
   const auto kernel = chain::scan<T, Vec, Local, Warps, Blocks>;
   MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, chain::shared_bytes(Warps)));
