@@ -14,4 +14,12 @@ Status reduce_partials(const Product& product, int splits, const float* partials
 int64_t mma_tiles(const Product& product, const Props& props);
 int64_t f32_tiles(const Product& product, const Props& props);
 
+// Hopper alone.
+struct WgmmaPlan {
+  int wide = 0;  // columns of a tile: 64, 128 or 256
+  int splits = 1;
+};
+WgmmaPlan plan_wgmma(const Product& product, const Props& props);
+Status multiply_wgmma(const Product& product, WgmmaPlan plan, float* partials, const Props& props, cudaStream_t stream);
+
 }  // namespace mb::cuda

@@ -1,0 +1,321 @@
+// bf16 products on Hopper: a persistent block per multiprocessor takes tiles of 128 x Wide, 64 deep. One warp brings
+// them in by bulk copies, several stages ahead; two warpgroups of four warps multiply 64 rows each (wgmma) and write
+// them out through shared memory, so that stores are whole sectors. Factors are swizzled by 128 bytes, either way they
+// lie.
+#include <cuda.h>
+
+#include <algorithm>
+
+#include "check.h"
+#include "gemm_epilogue.cuh"
+#include "gemm_kernels.h"
+#include "wgmma.cuh"
+
+namespace mb::cuda {
+namespace {
+
+constexpr int kTall = 128;
+constexpr int kDeep = 64;
+constexpr int kConsumers = 2;
+constexpr int kThreads = 128 * (kConsumers + 1);
+constexpr int kBox = 64 * kDeep * 2;  // bytes of 64 elements of a factor that lies across
+
+// Shared memory through which a warp writes 16 rows of C, 32 columns at a time.
+constexpr int kOutCols = 32;
+constexpr int kOutRow = kOutCols + 8;
+constexpr int kOutBytes = 16 * kOutRow * 4;
+
+template <int Wide>
+struct Shape {
+  static constexpr int kA = kTall * kDeep * 2, kB = Wide * kDeep * 2, kStage = kA + kB;
+  static constexpr int kStages = Wide == 256 ? 4 : Wide == 128 ? 6 : 8;
+  // Blocks of a cluster: each has rows of its own and brings in its part of B for all of them.
+  static constexpr int kCluster = Wide == 256 ? 2 : 1;
+  static constexpr int kBytes = kStages * kStage + kConsumers * 4 * kOutBytes + kStages * 16 + 1024;
+};
+
+// A piece of work: a tile of C and a slice of the depth.
+struct Grid {
+  int64_t rows, cols;  // in tiles, rows in those of a whole cluster
+  int64_t slice;       // steps of kDeep
+  int64_t steps;       // in all
+  int64_t work;        // rows * cols * splits
+};
+
+struct Work {
+  int64_t i, j, split;
+};
+
+// Neighbouring pieces share rows and columns: sixteen tiles down, then the next column.
+__device__ __forceinline__ Work work_at(const Grid& g, int64_t n) {
+  constexpr int64_t kDown = 16;
+  Work w;
+  const int64_t tiles = g.rows * g.cols;
+  w.split = n / tiles;
+  n %= tiles;
+  const int64_t band = n / (kDown * g.cols), first = band * kDown;
+  const int64_t tall = min(kDown, g.rows - first);
+  n -= band * kDown * g.cols;
+  w.i = first + n % tall;
+  w.j = n / tall;
+  return w;
+}
+
+// `wide` elements of a factor from i on, for the blocks of the cluster that have a bit in `blocks`.
+template <bool Across>
+__device__ __forceinline__ void fetch(char* to, const CUtensorMap& map, uint64_t* full, int i, int k, int wide,
+                                      uint16_t blocks) {
+  if constexpr (Across) {
+    for (int c = 0; c < wide / 64; c++) copy_box(to + c * kBox, &map, full, i + c * 64, k, blocks);
+  } else {
+    copy_box(to, &map, full, k, i, blocks);
+  }
+}
+
+template <int Wide, bool AcrossA, bool AcrossB>
+__device__ void produce(const Grid& g, const CUtensorMap& map_a, const CUtensorMap& map_b, char* stages, uint64_t* full,
+                        uint64_t* empty) {
+  using S = Shape<Wide>;
+  constexpr int kPart = Wide / S::kCluster;
+  constexpr uint16_t kAll = S::kCluster > 1 ? (1 << S::kCluster) - 1 : 0;
+  const int rank = blockIdx.x % S::kCluster;
+  int stage = 0, parity = 0;
+  for (int64_t n = blockIdx.x / S::kCluster; n < g.work; n += gridDim.x / S::kCluster) {
+    const Work w = work_at(g, n);
+    const int64_t first = w.split * g.slice, end = min(g.steps, first + g.slice);
+    const int i = int((w.i * S::kCluster + rank) * kTall), j = int(w.j * Wide + rank * kPart);
+    for (int64_t step = first; step < end; step++) {
+      barrier_wait(&empty[stage], parity ^ 1);
+      barrier_expect(&full[stage], S::kStage);
+      char* at = stages + stage * S::kStage;
+      fetch<AcrossA>(at, map_a, &full[stage], i, int(step * kDeep), kTall, 0);
+      fetch<AcrossB>(at + S::kA + rank * kPart * kDeep * 2, map_b, &full[stage], j, int(step * kDeep), kPart, kAll);
+      if (++stage == S::kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  }
+}
+
+// The sums of a warp, 16 rows of Wide, through shared memory to C.
+template <int Wide>
+__device__ __forceinline__ void write_out(const Product& p, const Epilogue& e, bool quads, float* out, int64_t i0,
+                                          int64_t j0, const float (&acc)[Wide / 2]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int chunk = 0; chunk < Wide / kOutCols; chunk++) {
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < kOutCols / 8; n++) {
+      const float* s = acc + (chunk * (kOutCols / 8) + n) * 4;
+      float* at = out + lane / 4 * kOutRow + n * 8 + lane % 4 * 2;
+      *reinterpret_cast<float2*>(at) = make_float2(s[0], s[1]);
+      *reinterpret_cast<float2*>(at + 8 * kOutRow) = make_float2(s[2], s[3]);
+    }
+    __syncwarp();
+    const int col = lane % 8 * 4;
+    const int64_t j = j0 + chunk * kOutCols + col;
+    const EpilogueColumns columns(e, quads, j, p.cols);
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+      const int row = r * 4 + lane / 8;
+      if (i0 + row >= p.rows) break;
+      columns.store(e, i0 + row, j, p.cols, *reinterpret_cast<const float4*>(out + row * kOutRow + col));
+    }
+  }
+}
+
+// A stage may be filled again, here and by the other blocks of the cluster.
+template <int Cluster>
+__device__ __forceinline__ void release(uint64_t* empty) {
+  const int thread = threadIdx.x % 128;
+  if (thread < Cluster) barrier_arrive(empty, thread);
+}
+
+template <int Wide, bool AcrossA, bool AcrossB>
+__device__ void consume(const Product& p, const Grid& g, float* partials, bool quads, char* stages, float* out,
+                        uint64_t* full, uint64_t* empty) {
+  using S = Shape<Wide>;
+  const int group = __shfl_sync(~0u, threadIdx.x / 128 - 1, 0), warp = threadIdx.x % 128 / 32;
+  const int rank = blockIdx.x % S::kCluster;
+  int stage = 0, parity = 0;
+  for (int64_t n = blockIdx.x / S::kCluster; n < g.work; n += gridDim.x / S::kCluster) {
+    const Work w = work_at(g, n);
+    const int64_t first = w.split * g.slice, end = min(g.steps, first + g.slice);
+    float acc[Wide / 2];
+    int before = -1;
+    for (int64_t step = first; step < end; step++) {
+      barrier_wait(&full[stage], parity);
+      const uint32_t at = shared_address(stages + stage * S::kStage);
+      const uint32_t at_a = at + group * kBox, at_b = at + S::kA;
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kDeep / 16; k++) {
+        const uint64_t a = factor_descriptor(at_a + k * (AcrossA ? 2048 : 32), 1024, kBox);
+        const uint64_t b = factor_descriptor(at_b + k * (AcrossB ? 2048 : 32), 1024, kBox);
+        wgmma<AcrossA, AcrossB>(acc, a, b, step > first || k > 0);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (before >= 0) release<S::kCluster>(&empty[before]);
+      before = stage;
+      if (++stage == S::kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+    wgmma_wait<0>();
+    if (before >= 0) release<S::kCluster>(&empty[before]);
+    if (before < 0) {
+#pragma unroll
+      for (int x = 0; x < Wide / 2; x++) acc[x] = 0;
+    }
+    Epilogue e = p.epilogue;
+    if (partials) {
+      e = {};
+      e.c = partials + w.split * p.rows * p.cols;
+      e.stride = p.cols;
+    }
+    write_out<Wide>(p, e, quads, out + (group * 4 + warp) * (kOutBytes / 4),
+                    (w.i * S::kCluster + rank) * kTall + group * 64 + warp * 16, w.j * Wide, acc);
+  }
+}
+
+template <int Wide, bool AcrossA, bool AcrossB>
+__global__ void __launch_bounds__(kThreads, 1)
+    wgmma_kernel(const Product p, const Grid g, const __grid_constant__ CUtensorMap map_a,
+                 const __grid_constant__ CUtensorMap map_b, float* partials, bool quads) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using S = Shape<Wide>;
+  extern __shared__ char raw[];
+  char* stages = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t(1023));
+  float* out = reinterpret_cast<float*>(stages + S::kStages * S::kStage);
+  uint64_t* full = reinterpret_cast<uint64_t*>(reinterpret_cast<char*>(out) + kConsumers * 4 * kOutBytes);
+  uint64_t* empty = full + S::kStages;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < S::kStages; s++) {
+      barrier_init(&full[s], 1);
+      barrier_init(&empty[s], kConsumers * S::kCluster);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  cluster_sync<S::kCluster>();
+  if (threadIdx.x < 128) {
+    give_registers<40>();
+    if (threadIdx.x == 0) produce<Wide, AcrossA, AcrossB>(g, map_a, map_b, stages, full, empty);
+  } else {
+    take_registers<232>();
+    consume<Wide, AcrossA, AcrossB>(p, g, partials, quads, stages, out, full, empty);
+  }
+  __syncwarp();
+  // A block's barriers are in use until the others of its cluster are done.
+  cluster_sync<S::kCluster>();
+#endif
+}
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
+                            const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
+                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+Status encoder(Encode* out) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  MB_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+  if (!found) return fail(Code::unsupported, "cuTensorMapEncodeTiled: not in this driver");
+  *out = reinterpret_cast<Encode>(found);
+  return {};
+}
+
+// n by depth elements in boxes of `wide` by kDeep, or of 64 by kDeep where the factor lies across.
+Status encode(Encode call, CUtensorMap* map, const Factor& f, int64_t n, int64_t depth, int wide) {
+  const cuuint64_t size[2] = {cuuint64_t(f.across ? n : depth), cuuint64_t(f.across ? depth : n)};
+  const cuuint64_t stride[1] = {cuuint64_t(f.stride) * 2};
+  const cuuint32_t box[2] = {64, cuuint32_t(f.across ? kDeep : wide)};
+  const cuuint32_t each[2] = {1, 1};
+  const CUresult code = call(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(f.data), size, stride, box,
+                             each, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (code != CUDA_SUCCESS) return fail(Code::device, "cuTensorMapEncodeTiled: error %d", int(code));
+  return {};
+}
+
+Grid grid_of(const Product& p, int wide, int splits) {
+  Grid g;
+  const int64_t tall = kTall * (wide == 256 ? Shape<256>::kCluster : 1);
+  g.rows = (p.rows + tall - 1) / tall;
+  g.cols = (p.cols + wide - 1) / wide;
+  g.steps = (p.depth + kDeep - 1) / kDeep;
+  g.slice = (g.steps + splits - 1) / splits;
+  g.work = g.rows * g.cols * splits;
+  return g;
+}
+
+template <int Wide, bool AcrossA, bool AcrossB>
+Status run(const Product& p, int splits, float* partials, const Props& props, cudaStream_t stream) {
+  const auto kernel = wgmma_kernel<Wide, AcrossA, AcrossB>;
+  Encode call = nullptr;
+  MB_TRY(encoder(&call));
+  CUtensorMap map_a, map_b;
+  MB_TRY(encode(call, &map_a, p.a, p.rows, p.depth, kTall));
+  MB_TRY(encode(call, &map_b, p.b, p.cols, p.depth, Wide / Shape<Wide>::kCluster));
+  MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<Wide>::kBytes));
+  const Grid g = grid_of(p, Wide, splits);
+  const bool quads = splits > 1 ? p.cols % 4 == 0 : takes_quads(p.epilogue);
+  constexpr int kCluster = Shape<Wide>::kCluster;
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kCluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = unsigned(std::min<int64_t>(g.work, props.sm_count / kCluster) * kCluster);
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = Shape<Wide>::kBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  float* to = splits > 1 ? partials : nullptr;
+  MB_CUDA(cudaLaunchKernelEx(&config, kernel, p, g, map_a, map_b, to, quads));
+  return {};
+}
+
+template <int Wide>
+Status run_laid(const Product& p, int splits, float* partials, const Props& props, cudaStream_t stream) {
+  if (!p.a.across && !p.b.across) return run<Wide, false, false>(p, splits, partials, props, stream);
+  if (!p.a.across) return run<Wide, false, true>(p, splits, partials, props, stream);
+  if (p.b.across) return run<Wide, true, true>(p, splits, partials, props, stream);
+  return fail(Code::unsupported, "multiply_wgmma: expected the second factor to lie across where the first does");
+}
+
+}  // namespace
+
+WgmmaPlan plan_wgmma(const Product& p, const Props& props) {
+  // Time in steps of 64 columns: a piece of work costs its slice of the depth, and some steps to begin and write out.
+  constexpr double kAround = 6;
+  WgmmaPlan best;
+  double least = 0;
+  for (const int wide : {256, 128, 64}) {
+    for (int splits = 1; splits <= 32; splits++) {
+      const Grid g = grid_of(p, wide, splits);
+      if (splits > 1 && g.slice < 8) break;
+      const int64_t at_once = props.sm_count / (wide == 256 ? Shape<256>::kCluster : 1);
+      const double waves = double((g.work + at_once - 1) / at_once);
+      // A narrow tile moves more bytes for its work.
+      const double step = wide == 256 ? 4 : wide == 128 ? 2.3 : 1.6;
+      const double reduce = splits > 1 ? 20.0 + double(splits) * double(p.rows * p.cols) / (1 << 18) : 0;
+      const double time = waves * (double(g.slice) * step + kAround * wide / 64) + reduce;
+      if (best.wide == 0 || time < least) {
+        best = {wide, splits};
+        least = time;
+      }
+    }
+  }
+  return best;
+}
+
+Status multiply_wgmma(const Product& p, WgmmaPlan plan, float* partials, const Props& props, cudaStream_t stream) {
+  if (plan.wide == 256) return run_laid<256>(p, plan.splits, partials, props, stream);
+  if (plan.wide == 128) return run_laid<128>(p, plan.splits, partials, props, stream);
+  return run_laid<64>(p, plan.splits, partials, props, stream);
+}
+
+}  // namespace mb::cuda
