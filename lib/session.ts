@@ -1,15 +1,37 @@
-import type { Device } from './device.ts';
+import type { BackendName, Device } from './device.ts';
+import { checkInteger, expected } from './errors.ts';
 import { Graph } from './graph.ts';
 import type { MambaConfig } from './models/config.ts';
-import { type LayerState, layerStateShapes, mambaBackbone, mambaHead, type Weights } from './models/mamba.ts';
+import {
+  decayRates,
+  decayRatesName,
+  type ForwardOptions,
+  type LayerState,
+  layerStateShapes,
+  mambaBackbone,
+  mambaHead,
+  matrixNames,
+  type Weights,
+} from './models/mamba.ts';
 import type { RunResult } from './native.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
+import { BLOCK_ROWS } from './ops/mamba-block.ts';
 import { SAMPLE_COLUMNS, SAMPLE_PARAMS, sample } from './ops/sample.ts';
-import { compile, type Plan } from './plan.ts';
+import { Arena, compile, type Plan } from './plan.ts';
 import { Tensor } from './tensor.ts';
 
-/** Any length is a sum of these chunks, since the state carries over. */
-const CHUNKS = [512, 64, 8, 1] as const;
+/**
+ * Steps that one plan reads at most, and the smaller chunks that make up any other length, since the state carries over.
+ * A GPU needs thousands of rows to be full; all rows of a plan together are no more than its largest chunk.
+ */
+const CHUNKS: Readonly<Record<BackendName, readonly number[]>> = {
+  ref: [512, 64, 8, 1],
+  cpu: [512, 64, 8, 1],
+  cuda: [8192, 2048, 512, 128, 32, 8, 1],
+};
+
+/** Most bytes that one verify pass reads. */
+export const VERIFY_STEPS = 32;
 
 /** What a chunk gives back beside the updated state. */
 type ChunkOutput = 'state' | 'logits' | 'nll';
@@ -32,6 +54,23 @@ export interface SamplingSettings {
   bias?: Float32Array | undefined;
 }
 
+/** One sequence at the start of decoding. */
+export interface SequenceStart {
+  settings: SamplingSettings;
+  /** The last id of the sequence: known, but not yet read. */
+  pending: number;
+  /** Ids that the repetition penalty counts as seen; default: none. */
+  seen?: ArrayLike<number> | undefined;
+  /** Ids drawn with this seed before; default 0. */
+  drawn?: number;
+}
+
+interface VerifyPlan {
+  plan: Plan;
+  ids: Tensor;
+  logits: Tensor;
+}
+
 interface DecodePlan {
   plan: Plan;
   ids: Tensor;
@@ -40,6 +79,33 @@ interface DecodePlan {
   seen: Tensor | undefined;
   bias: Tensor | undefined;
   logprob: Tensor;
+}
+
+const withDecayRates = new WeakMap<Weights, Promise<Weights>>();
+
+/** Weights that do not change, with what every plan needs of them computed once; others as they are. */
+function prepared(device: Device, config: MambaConfig, weights: Weights): Promise<Weights> {
+  const found = withDecayRates.get(weights);
+  if (found) return found;
+  const prepare = async () => {
+    const changing = [...weights].some(([name, t]) => name.endsWith('.A_log') && !t.frozen);
+    if (changing) return weights;
+    const all = new Map(weights);
+    const g = new Graph();
+    for (let l = 0; l < config.layers; l++) {
+      const name = decayRatesName(l);
+      const made = decayRates(g, weights, l);
+      const A = device.tensor(made.shape, 'f32', name, true);
+      g.op('copy', { y: A }, { x: made });
+      all.set(name, A);
+    }
+    using plan = await compile(device, g);
+    await plan.run();
+    return all;
+  };
+  const made = prepare();
+  withDecayRates.set(weights, made);
+  return made;
 }
 
 /** Native memory and plans for B sequences that advance together: their state, and the plans that read and update it. */
@@ -52,24 +118,35 @@ export class Session {
   readonly #layers: LayerState[];
   readonly #chunks = new Map<string, Promise<ChunkPlan>>();
   readonly #decode = new Map<string, Promise<DecodePlan>>();
+  readonly #verify = new Map<number, Promise<VerifyPlan>>();
+  readonly #accept = new Map<number, Promise<Plan>>();
   readonly #owned: Tensor[] = [];
+  readonly #arena: Arena;
+  readonly #sizes: readonly number[];
+  readonly #activations: 'bf16' | undefined;
+  /** (VERIFY_STEPS, floats of the state): the whole state after every step of the last verify pass. */
+  #kept: Tensor | undefined;
+  /** Steps of the last verify pass, until something else moves the state. */
+  #verified = 0;
 
   constructor(device: Device, config: MambaConfig, weights: Weights, batch: number) {
     this.#device = device;
     this.#config = config;
     this.#weights = weights;
     this.batch = batch;
+    this.#arena = new Arena(device);
+    const { backend } = device.info;
+    const [rows = 1, ...smaller] = CHUNKS[backend];
+    this.#sizes = [rows, ...smaller].filter((size) => size === 1 || size * batch <= rows);
+    const matrices = matrixNames(config).map((name) => weights.get(name)?.dtype);
+    this.#activations = backend === 'cuda' && matrices.every((dtype) => dtype !== 'f32') ? 'bf16' : undefined;
     const shapes = layerStateShapes(config, batch);
     const size = (shape: readonly number[]) => shape.reduce((a, b) => a * b, 1);
     const perLayer = size(shapes.conv) + size(shapes.ssm);
     this.#state = this.own(device.tensor([config.layers * perLayer], 'f32', 'state'));
-    const part = (name: string, shape: readonly number[], at: number) => {
-      const { buffer = 0, offset = 0 } = this.#state.storage ?? {};
-      return new Tensor(shape, 'f32', name, { storage: { buffer, offset: offset + at * 4 } });
-    };
     this.#layers = Array.from({ length: config.layers }, (_, l) => ({
-      conv: part(`state.${l}.conv`, shapes.conv, l * perLayer),
-      ssm: part(`state.${l}.ssm`, shapes.ssm, l * perLayer + size(shapes.conv)),
+      conv: part(this.#state, `state.${l}.conv`, shapes.conv, l * perLayer),
+      ssm: part(this.#state, `state.${l}.ssm`, shapes.ssm, l * perLayer + size(shapes.conv)),
     }));
   }
 
@@ -87,97 +164,174 @@ export class Session {
     return this.#device.read(this.#state) as Float32Array;
   }
   writeState(data: Float32Array): void {
+    this.#verified = 0;
     this.#device.write(this.#state, data);
+  }
+  /** Forgets everything: the state of texts not yet begun. */
+  clear(): void {
+    this.writeState(new Float32Array(this.stateFloats));
   }
   /** Takes over the state of a single sequence as sequence `b` of this batch. */
   writeSequence(b: number, data: Float32Array): void {
-    const conv = (this.#config.dConv - 1) * this.#config.dInner;
-    const ssm = this.#config.dInner * this.#config.dState;
+    this.#verified = 0;
+    const { conv, ssm } = this.sequenceFloats;
     this.#layers.forEach((layer, l) => {
       const at = l * (conv + ssm);
       this.#device.write(layer.conv.slice(b), data.subarray(at, at + conv));
       this.#device.write(layer.ssm.slice(b), data.subarray(at + conv, at + conv + ssm));
     });
   }
-
-  /** Consumes ids (one sequence) in chunks; `signal` ends it between two of them. */
-  async consume(ids: ArrayLike<number>, signal?: AbortSignal): Promise<void> {
-    for (const [at, size] of chunksOf(ids.length)) {
-      signal?.throwIfAborted();
-      await this.runChunk('state', size, ids, at);
-    }
+  /** The states of all sequences, each as `writeSequence` takes it. */
+  readSequences(): Float32Array[] {
+    const B = this.batch;
+    const { conv, ssm } = this.sequenceFloats;
+    const all = this.readState();
+    return Array.from({ length: B }, (_, b) => {
+      const own = new Float32Array(all.length / B);
+      this.#layers.forEach((_, l) => {
+        const at = l * (conv + ssm);
+        const from = at * B;
+        own.set(all.subarray(from + b * conv, from + (b + 1) * conv), at);
+        own.set(all.subarray(from + B * conv + b * ssm, from + B * conv + (b + 1) * ssm), at + conv);
+      });
+      return own;
+    });
+  }
+  private get sequenceFloats(): { conv: number; ssm: number } {
+    const { dConv, dInner, dState } = this.#config;
+    return { conv: (dConv - 1) * dInner, ssm: dInner * dState };
   }
 
-  /** Consumes ids and returns the logits after each: (T, vocab). */
+  /** Reads one sequence of ids in chunks; `signal` ends it between two of them. */
+  async consume(ids: ArrayLike<number>, signal?: AbortSignal): Promise<void> {
+    await this.read('state', [ids], ids.length, signal);
+  }
+
+  /** Reads one sequence of ids and returns the logits after each: (T, vocab). */
   async logits(ids: ArrayLike<number>, signal?: AbortSignal): Promise<Float32Array> {
     const out = new Float32Array(ids.length * this.#config.vocab);
-    for (const [at, size] of chunksOf(ids.length)) {
-      signal?.throwIfAborted();
-      out.set(await this.runChunk('logits', size, ids, at), at * this.#config.vocab);
-    }
+    await this.read('logits', [ids], ids.length, signal, (at, logits) => out.set(logits, at * this.#config.vocab));
     return out;
   }
 
-  /** Consumes all ids but the last and returns -log p(ids[t + 1] | ids[..t]) in nats for each. */
+  /** Reads all ids of one sequence but the last and returns -log p(ids[t + 1] | ids[..t]) in nats for each. */
   async nll(ids: ArrayLike<number>, signal?: AbortSignal): Promise<Float32Array> {
-    const out = new Float32Array(Math.max(0, ids.length - 1));
-    for (const [at, size] of chunksOf(out.length)) {
-      signal?.throwIfAborted();
-      out.set(await this.runChunk('nll', size, ids, at), at);
-    }
+    const [out = new Float32Array(0)] = await this.nllOfAll([ids], 0, signal);
     return out;
   }
 
-  /** Prepares the decode loop: sampling settings and the last, not yet consumed id of every sequence. */
-  async startDecoding(
-    settings: readonly SamplingSettings[],
-    pending: readonly number[],
-    seen?: readonly ArrayLike<number>[],
-  ): Promise<DecodeLoop> {
-    const B = this.batch;
-    const penalty = settings.some((s) => s.repetitionPenalty !== 1);
-    const bias = settings.some((s) => s.bias);
-    const loop = await this.decodePlan(penalty, bias);
-    const params = new Float32Array(B * SAMPLE_COLUMNS);
-    const rng = new Int32Array(B * 4);
-    settings.forEach((s, b) => {
-      SAMPLE_PARAMS.forEach((name, i) => {
-        params[b * SAMPLE_COLUMNS + i] = s[name];
+  /**
+   * The same for up to `batch` sequences of any lengths that all start from the state of theirs. Afterwards only the
+   * states of the longest are of use: shorter ones are read as if zeros followed.
+   * @param skip leave out the first `skip` predictions of each, which costs less than making them
+   */
+  async nllOfAll(rows: readonly ArrayLike<number>[], skip = 0, signal?: AbortSignal): Promise<Float32Array[]> {
+    const steps = Math.max(0, ...rows.map((ids) => ids.length - 1));
+    const out = rows.map((ids) => new Float32Array(Math.max(0, ids.length - 1 - skip)));
+    await this.read('state', rows, Math.min(skip, steps), signal);
+    const rest = rows.map((ids) => Array.prototype.slice.call(ids, skip) as number[]);
+    await this.read('nll', rest, Math.max(0, steps - skip), signal, (at, nll) => {
+      const size = nll.length / this.batch;
+      out.forEach((own, b) => {
+        if (at < own.length) own.set(nll.subarray(b * size, b * size + Math.min(size, own.length - at)), at);
       });
-      rng[b * 4] = s.seed | 0;
-      rng[b * 4 + 1] = Math.floor(s.seed / 2 ** 32) | 0;
     });
-    this.#device.write(loop.params, params);
-    this.#device.write(loop.rng, rng);
-    this.#device.write(loop.ids, Int32Array.from(pending));
-    if (loop.seen) {
-      const flags = new Uint8Array(B * this.#config.vocab);
-      seen?.forEach((ids, b) => {
-        for (const id of Array.from(ids)) flags[b * this.#config.vocab + id] = 1;
-      });
-      this.#device.write(loop.seen, flags);
+    return out;
+  }
+
+  /**
+   * Logits (K, vocab) after each of K <= 32 ids, read in one pass from the current state; row k predicts what follows
+   * ids[k]. The state moves on by all of them, and the states in between are kept for `accept`.
+   * @throws RangeError for no ids or too many; TypeError for a session of several sequences
+   */
+  async verify(ids: ArrayLike<number>): Promise<Float32Array> {
+    const where = 'session.verify';
+    if (this.batch !== 1) throw new TypeError(expected(where, 'the session', 'be of one sequence', `${this.batch}`));
+    const steps = checkInteger(where, 'the number of ids', ids.length, { min: 1, max: VERIFY_STEPS });
+    let entry = this.#verify.get(steps);
+    if (!entry) {
+      entry = this.buildVerify(steps);
+      this.#verify.set(steps, entry);
     }
-    if (loop.bias) {
-      const all = new Float32Array(B * this.#config.vocab);
-      settings.forEach((s, b) => {
-        if (s.bias) all.set(s.bias, b * this.#config.vocab);
-      });
-      this.#device.write(loop.bias, all);
+    const { plan, ids: input, logits } = await entry;
+    this.#device.write(input, Int32Array.from(ids));
+    await plan.run();
+    this.#verified = steps;
+    return plan.read(logits) as Float32Array;
+  }
+
+  /**
+   * Goes back to the state after the first `steps` ids of the last verify pass: one copy on the device. May be called
+   * again with another count, until something else moves the state.
+   * @throws RangeError unless 1 <= steps <= ids of that pass; Error when there was none
+   */
+  async accept(steps: number): Promise<void> {
+    const where = 'session.accept';
+    const kept = this.#kept;
+    if (!kept || this.#verified === 0) throw new Error(expected(where, 'a verify pass', 'come before', 'none'));
+    checkInteger(where, 'steps', steps, { min: 1, max: this.#verified });
+    let entry = this.#accept.get(steps);
+    if (!entry) {
+      const g = new Graph();
+      g.op('copy', { y: this.#state.reshape(1, this.stateFloats) }, { x: kept.slice(steps - 1) });
+      entry = compile(this.#device, g);
+      this.#accept.set(steps, entry);
     }
+    await (await entry).run();
+  }
+
+  /** Prepares the decode loop: sampling settings and the last, not yet read id of every sequence. */
+  async startDecoding(rows: readonly SequenceStart[]): Promise<DecodeLoop> {
+    const penalty = rows.some((row) => row.settings.repetitionPenalty !== 1);
+    const bias = rows.some((row) => row.settings.bias);
+    const plan = await this.decodePlan(penalty, bias);
+    this.writeRows(plan, 0, rows);
     return {
-      run: (options) => loop.plan.run({ ...options, watch: loop.ids }),
-      cancel: () => loop.plan.cancel(),
-      logprobs: () => this.#device.read(loop.logprob) as Float32Array,
+      run: (options) => {
+        this.#verified = 0;
+        return plan.plan.run({ ...options, watch: plan.ids });
+      },
+      cancel: () => plan.plan.cancel(),
+      logprobs: () => this.#device.read(plan.logprob) as Float32Array,
+      setRow: (b, row) => this.writeRows(plan, b, [row]),
     };
   }
 
+  /** Sets what the sequences from `b` on draw with and go on from. */
+  private writeRows(plan: DecodePlan, b: number, rows: readonly SequenceStart[]): void {
+    const V = this.#config.vocab;
+    const n = rows.length;
+    const params = new Float32Array(n * SAMPLE_COLUMNS);
+    const rng = new Int32Array(n * 4);
+    const seen = new Uint8Array(plan.seen ? n * V : 0);
+    const bias = new Float32Array(plan.bias ? n * V : 0);
+    for (const [i, { settings, drawn = 0, seen: ids = [] }] of rows.entries()) {
+      for (const [column, name] of SAMPLE_PARAMS.entries()) params[i * SAMPLE_COLUMNS + column] = settings[name];
+      const halves = [settings.seed, drawn].flatMap((x) => [x | 0, Math.floor(x / 2 ** 32) | 0]);
+      rng.set(halves, i * 4);
+      if (plan.seen) for (const id of Array.from(ids)) seen[i * V + id] = 1;
+      if (plan.bias && settings.bias) bias.set(settings.bias, i * V);
+    }
+    const write = (t: Tensor | undefined, data: ArrayBufferView) => t && this.#device.write(t.slice(b, n), data);
+    write(plan.params, params);
+    write(plan.rng, rng);
+    write(
+      plan.ids,
+      Int32Array.from(rows, (row) => row.pending),
+    );
+    write(plan.seen, seen);
+    write(plan.bias, bias);
+  }
+
   dispose(): void {
-    for (const entry of [...this.#chunks.values(), ...this.#decode.values()]) {
+    const plans = [...this.#chunks.values(), ...this.#decode.values(), ...this.#verify.values()];
+    for (const entry of [...plans.map((p) => p.then(({ plan }) => plan)), ...this.#accept.values()]) {
       entry.then(
-        ({ plan }) => plan.dispose(),
+        (plan) => plan.dispose(),
         () => undefined,
       );
     }
+    this.#arena.dispose();
     for (const t of this.#owned) this.#device.release(t);
   }
 
@@ -186,7 +340,27 @@ export class Session {
     return t;
   }
 
-  private async runChunk(output: ChunkOutput, size: number, ids: ArrayLike<number>, at: number): Promise<Float32Array> {
+  /** Reads the first `steps` ids of every sequence, in chunks; `use` gets what each chunk gives back. */
+  private async read(
+    output: ChunkOutput,
+    rows: readonly ArrayLike<number>[],
+    steps: number,
+    signal: AbortSignal | undefined,
+    use?: (at: number, result: Float32Array) => void,
+  ): Promise<void> {
+    for (const [at, size] of chunksOf(steps, this.#sizes)) {
+      signal?.throwIfAborted();
+      const result = await this.runChunk(output, size, rows, at);
+      use?.(at, result);
+    }
+  }
+
+  private async runChunk(
+    output: ChunkOutput,
+    size: number,
+    rows: readonly ArrayLike<number>[],
+    at: number,
+  ): Promise<Float32Array> {
     const key = `${output}:${size}`;
     let entry = this.#chunks.get(key);
     if (!entry) {
@@ -194,31 +368,58 @@ export class Session {
       this.#chunks.set(key, entry);
     }
     const chunk = await entry;
-    this.#device.write(
-      chunk.ids,
-      Int32Array.from({ length: size }, (_, t) => ids[at + t] ?? 0),
-    );
-    if (chunk.targets) {
-      this.#device.write(
-        chunk.targets,
-        Int32Array.from({ length: size }, (_, t) => ids[at + t + 1] ?? 0),
-      );
-    }
+    this.#verified = 0;
+    const from = (start: number) =>
+      Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
+    this.#device.write(chunk.ids, from(at));
+    if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
     await chunk.plan.run();
     return chunk.output ? (chunk.plan.read(chunk.output) as Float32Array) : new Float32Array(0);
   }
 
+  /** How `rows` rows run: few of them through fused blocks, whose activations are f32. */
+  private forward(rows: number, layers = this.#layers): ForwardOptions {
+    const blockRows = BLOCK_ROWS[this.#device.info.backend];
+    return { state: layers, blockRows, activations: rows > blockRows ? this.#activations : undefined };
+  }
+
   private async buildChunk(output: ChunkOutput, size: number): Promise<ChunkPlan> {
     const c = this.#config;
+    const weights = await prepared(this.#device, c, this.#weights);
     const g = new Graph();
     const ids = this.own(this.#device.tensor([this.batch, size], 'i32', 'ids'));
-    const x = mambaBackbone(g, c, this.#weights, ids, { state: this.#layers });
-    if (output === 'state') return { plan: await compile(this.#device, g), ids };
-    const logits = mambaHead(g, c, this.#weights, x);
-    if (output === 'logits') return { plan: await compile(this.#device, g, [logits]), ids, output: logits };
+    const options = this.forward(this.batch * size);
+    const x = mambaBackbone(g, c, weights, ids, options);
+    if (output === 'state') return { plan: await compile(this.#device, g, [], this.#arena), ids };
+    const logits = mambaHead(g, c, weights, x, options);
+    if (output === 'logits') {
+      return { plan: await compile(this.#device, g, [logits], this.#arena), ids, output: logits };
+    }
     const targets = this.own(this.#device.tensor([this.batch, size], 'i32', 'targets'));
     const { nll } = crossEntropy(g, logits, targets);
-    return { plan: await compile(this.#device, g, [nll]), ids, targets, output: nll };
+    return { plan: await compile(this.#device, g, [nll], this.#arena), ids, targets, output: nll };
+  }
+
+  private async buildVerify(steps: number): Promise<VerifyPlan> {
+    const c = this.#config;
+    const weights = await prepared(this.#device, c, this.#weights);
+    this.#kept ??= this.own(this.#device.tensor([VERIFY_STEPS, this.stateFloats], 'f32', 'kept'));
+    const kept = this.#kept;
+    const { conv, ssm } = this.sequenceFloats;
+    const rowStride = this.stateFloats;
+    const layers = this.#layers.map((layer, l) => {
+      const at = l * (conv + ssm);
+      return {
+        ...layer,
+        keptConv: part(kept, `kept.${l}.conv`, [steps, 1, conv], at, rowStride),
+        keptSsm: part(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + conv, rowStride),
+      };
+    });
+    const g = new Graph();
+    const ids = this.own(this.#device.tensor([1, steps], 'i32', 'ids'));
+    const x = mambaBackbone(g, c, weights, ids, this.forward(steps, layers));
+    const logits = mambaHead(g, c, weights, x.reshape(steps, c.dModel));
+    return { plan: await compile(this.#device, g, [logits], this.#arena), ids, logits };
   }
 
   private decodePlan(penalty: boolean, bias: boolean): Promise<DecodePlan> {
@@ -233,6 +434,7 @@ export class Session {
 
   private async buildDecode(penalty: boolean, biased: boolean): Promise<DecodePlan> {
     const c = this.#config;
+    const weights = await prepared(this.#device, c, this.#weights);
     const B = this.batch;
     const tensor = (name: string, shape: number[], dtype: 'i32' | 'f32' | 'u8') =>
       this.own(this.#device.tensor(shape, dtype, name));
@@ -243,11 +445,12 @@ export class Session {
     const seen = penalty ? tensor('seen', [B, c.vocab], 'u8') : undefined;
     const bias = biased ? tensor('bias', [B, c.vocab], 'f32') : undefined;
     const g = new Graph();
-    const x = mambaBackbone(g, c, this.#weights, ids.reshape(B, 1), { state: this.#layers });
-    const logits = mambaHead(g, c, this.#weights, x.reshape(B, c.dModel));
+    const options = this.forward(B);
+    const x = mambaBackbone(g, c, weights, ids.reshape(B, 1), options);
+    const logits = mambaHead(g, c, weights, x.reshape(B, c.dModel), options);
     // The drawn ids are the next step's input: a run of steps never leaves native code.
     sample(g, { logits, params, bias, rng, seen, ids, logprob });
-    return { plan: await compile(this.#device, g), ids, params, rng, seen, bias, logprob };
+    return { plan: await compile(this.#device, g, [], this.#arena), ids, params, rng, seen, bias, logprob };
   }
 }
 
@@ -258,12 +461,21 @@ export interface DecodeLoop {
   cancel(): void;
   /** (B): log-probabilities of the last drawn ids. */
   logprobs(): Float32Array;
+  /** Lets another sequence take the place of sequence `b`; its state is written with `writeSequence`. */
+  setRow(b: number, row: SequenceStart): void;
 }
 
 /** Splits a length into [start, size] chunks, large ones first. */
-export function* chunksOf(length: number): Generator<[start: number, size: number]> {
+export function* chunksOf(length: number, sizes: readonly number[]): Generator<[start: number, size: number]> {
   let at = 0;
-  for (const size of CHUNKS) {
+  for (const size of sizes) {
     for (; length - at >= size; at += size) yield [at, size];
   }
+}
+
+/** A region of a stored f32 tensor, `at` elements into it. */
+function part(of: Tensor, name: string, shape: readonly number[], at: number, rowStride?: number): Tensor {
+  const { buffer = 0, offset = 0 } = of.storage ?? {};
+  const storage = { buffer, offset: offset + at * 4 };
+  return new Tensor(shape, 'f32', name, { storage, ...(rowStride !== undefined && { rowStride }) });
 }

@@ -1,78 +1,206 @@
+// Several prompts at a time: every decode step reads the weights once for all sequences in the batch. A sequence that ends
+// leaves its slot to the next prompt that waits; when none waits and half of the slots are empty, the rest moves to a
+// smaller batch.
 import { performance } from 'node:perf_hooks';
+import type { BackendName } from '../device.ts';
 import type { Model } from '../model.ts';
+import type { Session } from '../session.ts';
 import { CHUNK_MS, CHUNK_STEPS, type GenerateResult, type StopReason } from './generation.ts';
 import type { ResolvedOptions } from './options.ts';
 import { Output } from './output.ts';
 
+/** Most sequences that decode together. Beyond the rows of a fused block a CPU gains nothing, a GPU still does. */
+const SLOTS: Readonly<Record<BackendName, number>> = { ref: 32, cpu: 32, cuda: 256 };
+
+/** Steps that must lie ahead for the move to a smaller batch, which copies states, to pay. */
+const WORTH_MOVING = 32;
+
+/** One prompt on its way. */
+class Row {
+  readonly prompt: Uint8Array;
+  readonly seed: number;
+  readonly output: Output;
+  /** Bytes drawn, a stop sequence included. */
+  made = 0;
+  /** The last byte, not yet read. */
+  pending: number;
+  /** Bytes of prompt and output, for the repetition penalty. */
+  readonly seen: Set<number>;
+  /** Everything before it, while the row is in no batch. */
+  state: Float32Array | undefined;
+  stopReason: StopReason | undefined;
+  text = '';
+  prefillMs = 0;
+  decodeStart = 0;
+  decodeMs = 0;
+
+  constructor(prompt: Uint8Array, seed: number, stops: readonly Uint8Array[]) {
+    this.prompt = prompt;
+    this.seed = seed;
+    this.output = new Output(stops);
+    this.pending = prompt.at(-1) ?? 0;
+    this.seen = new Set(prompt);
+  }
+
+  /** Takes what was drawn, as far as its stop sequence or `maxBytes`. */
+  push(bytes: Uint8Array, maxBytes: number): void {
+    const piece = this.output.push(bytes);
+    this.text += piece.text;
+    this.made += piece.used;
+    this.pending = bytes.at(-1) ?? this.pending;
+    for (const byte of bytes) this.seen.add(byte);
+    if (piece.stopped) this.end('stop');
+    else if (this.made >= maxBytes) this.end('length');
+  }
+
+  end(reason: StopReason): void {
+    this.stopReason = reason;
+    this.decodeMs = this.decodeStart > 0 ? performance.now() - this.decodeStart : 0;
+    this.text += this.output.finish().text;
+  }
+}
+
 /**
- * Continues several prompts of any lengths together: every decode step reads the weights once for all of them. Sequence
- * b draws with seed + b, and gets the same bytes as a generation of its own with that seed would, up to rounding.
+ * Continues several prompts of any lengths together. Sequence b draws with seed + b, and gets the same bytes as a
+ * generation of its own with that seed would, up to rounding.
  */
 export async function generateBatch(
   model: Model,
   prompts: readonly Uint8Array[],
   options: ResolvedOptions,
 ): Promise<GenerateResult[]> {
-  const { signal, settings, maxBytes } = options;
+  const { signal, settings } = options;
   signal?.throwIfAborted();
-  const start = performance.now();
-  const states: Float32Array[] = [];
-  await model.withSession(async (session) => {
-    for (const prompt of prompts) {
-      session.writeState(new Float32Array(session.stateFloats));
-      await session.consume(prompt.subarray(0, -1), signal);
-      states.push(session.readState());
+  const rows = prompts.map((prompt, b) => new Row(prompt, settings.seed + b, options.stops));
+  const batch = new Batch(model, rows, options);
+  await batch.run();
+  if (signal?.aborted && options.onAbort === 'throw') throw signal.reason;
+  return rows.map((row) => ({
+    text: row.text,
+    bytes: row.output.bytes(),
+    stopReason: row.stopReason ?? 'abort',
+    stats: {
+      promptBytes: row.prompt.length,
+      bytes: row.made,
+      prefillMs: row.prefillMs,
+      decodeMs: row.decodeMs,
+      bytesPerSecond: row.made > 0 ? (row.made / row.decodeMs) * 1000 : 0,
+      seed: row.seed,
+      device: model.device,
+    },
+  }));
+}
+
+class Batch {
+  readonly #model: Model;
+  readonly #options: ResolvedOptions;
+  /** Rows that were not read yet, and rows that are read but in no batch. */
+  readonly #waiting: Row[];
+  #ready: Row[] = [];
+
+  constructor(model: Model, rows: readonly Row[], options: ResolvedOptions) {
+    this.#model = model;
+    this.#options = options;
+    this.#waiting = [...rows];
+  }
+
+  async run(): Promise<void> {
+    const limit = SLOTS[this.#model.runtime.info.backend];
+    while (!this.aborted && this.#ready.length + this.#waiting.length > 0) {
+      while (this.#ready.length < limit) {
+        const row = await this.next();
+        if (!row) break;
+        this.#ready.push(row);
+      }
+      const rows = this.#ready.splice(0);
+      if (rows.length > 0) await this.#model.withSession((session) => this.decode(session, rows), rows.length);
     }
-  });
-  return model.withSession(async (session) => {
-    states.forEach((state, b) => {
-      session.writeSequence(b, state);
+    for (const row of [...this.#ready, ...this.#waiting]) row.end('abort');
+  }
+
+  private get aborted(): boolean {
+    return this.#options.signal?.aborted === true;
+  }
+
+  /** Reads the next waiting prompt; undefined when none is left, or the call is aborted. */
+  private async next(): Promise<Row | undefined> {
+    for (;;) {
+      const row = this.aborted ? undefined : this.#waiting.shift();
+      if (!row) return undefined;
+      if (!(await this.readPrompt(row))) return undefined;
+      if (row.stopReason === undefined) return row;
+    }
+  }
+
+  private async readPrompt(row: Row): Promise<boolean> {
+    const { signal, maxBytes } = this.#options;
+    const start = performance.now();
+    try {
+      row.state = await this.#model.withSession(async (session) => {
+        session.clear();
+        await session.consume(row.prompt.subarray(0, -1), signal);
+        return session.readState();
+      });
+    } catch (error) {
+      row.end('abort');
+      if (this.aborted) return false;
+      throw error;
+    }
+    row.prefillMs = performance.now() - start;
+    if (maxBytes === 0) row.end('length');
+    return true;
+  }
+
+  /** Decodes until all rows have ended, or so many that the others go on in a smaller batch. */
+  private async decode(session: Session, rows: readonly Row[]): Promise<void> {
+    const { signal, settings, maxBytes } = this.#options;
+    const slots: (Row | undefined)[] = [...rows];
+    const start = (row: Row) => ({
+      settings: { ...settings, seed: row.seed },
+      pending: row.pending,
+      seen: [...row.seen],
+      drawn: row.made,
     });
-    const loop = await session.startDecoding(
-      prompts.map((_, b) => ({ ...settings, seed: settings.seed + b })),
-      prompts.map((p) => p.at(-1) ?? 0),
-      prompts,
-    );
-    const prefillEnd = performance.now();
+    const place = (row: Row, b: number) => {
+      session.writeSequence(b, row.state ?? new Float32Array(0));
+      row.state = undefined;
+      row.decodeStart ||= performance.now();
+    };
+    rows.forEach(place);
+    const loop = await session.startDecoding(rows.map(start));
     const cancel = () => loop.cancel();
     signal?.addEventListener('abort', cancel, { once: true });
-    const rows = prompts.map(() => ({ output: new Output(options.stops), text: '', made: 0, stopped: false }));
     try {
-      for (let made = 0; made < maxBytes && !signal?.aborted && rows.some((r) => !r.stopped); ) {
-        const step = await loop.run({ steps: Math.min(maxBytes - made, CHUNK_STEPS), maxMs: CHUNK_MS });
-        made += step.steps;
-        rows.forEach((row, b) => {
-          if (row.stopped) return;
-          const piece = row.output.push(
-            Uint8Array.from({ length: step.steps }, (_, i) => step.watched[i * rows.length + b] ?? 0),
-          );
-          row.made += step.steps;
-          row.text += piece.text;
-          row.stopped = piece.stopped;
-        });
+      for (;;) {
+        const running = slots.filter((row) => row !== undefined);
+        const ahead = running.map((row) => maxBytes - row.made);
+        if (running.length === 0) return;
+        if (this.aborted) {
+          for (const row of running) row.end('abort');
+          return;
+        }
+        const few = this.#waiting.length === 0 && 2 * running.length <= slots.length;
+        if (few && Math.max(...ahead) >= WORTH_MOVING) {
+          const states = session.readSequences();
+          for (const [b, row] of slots.entries()) if (row) row.state = states[b];
+          this.#ready.push(...running);
+          return;
+        }
+        const step = await loop.run({ steps: Math.min(CHUNK_STEPS, ...ahead), maxMs: CHUNK_MS });
+        for (const [b, row] of slots.entries()) {
+          if (!row) continue;
+          const drawn = Uint8Array.from({ length: step.steps }, (_, i) => step.watched[i * slots.length + b] ?? 0);
+          row.push(drawn, maxBytes);
+          if (row.stopReason === undefined) continue;
+          const next = await this.next();
+          slots[b] = next;
+          if (!next) continue;
+          place(next, b);
+          loop.setRow(b, start(next));
+        }
       }
     } finally {
       signal?.removeEventListener('abort', cancel);
     }
-    if (signal?.aborted && options.onAbort === 'throw') throw signal.reason;
-    const decodeMs = performance.now() - prefillEnd;
-    return rows.map((row, b) => {
-      row.text += row.output.finish().text;
-      const stopReason: StopReason = row.stopped ? 'stop' : signal?.aborted ? 'abort' : 'length';
-      return {
-        text: row.text,
-        bytes: row.output.bytes(),
-        stopReason,
-        stats: {
-          promptBytes: prompts[b]?.length ?? 0,
-          bytes: row.made,
-          prefillMs: prefillEnd - start,
-          decodeMs,
-          bytesPerSecond: row.made > 0 ? (row.made / decodeMs) * 1000 : 0,
-          seed: settings.seed + b,
-          device: model.device,
-        },
-      };
-    });
-  }, prompts.length);
+  }
 }

@@ -174,7 +174,7 @@ async function decode(
         const stopAt = Math.max(0, ids.length - 1);
         await session.consume(ids.subarray(0, stopAt), signal ? AbortSignal.any([signal, left]) : left);
         consumed = stopAt;
-        loop = await session.startDecoding([settings], [last], [ids]);
+        loop = await session.startDecoding([{ settings, pending: last, seen: ids }]);
         prefillEnd = performance.now();
         const tail: number[] = [];
         while (made < options.maxBytes && !aborted()) {

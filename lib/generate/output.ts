@@ -14,20 +14,21 @@ export class Output {
 
   /**
    * Takes the next bytes. Returns those that can no longer become part of a stop sequence, their text, and whether a
-   * stop sequence was met; it and what follows are dropped.
+   * stop sequence was met; it and what follows are dropped. `used`: how many of the bytes lie before its end.
    */
-  push(bytes: Uint8Array): { bytes: Uint8Array; text: string; stopped: boolean } {
+  push(bytes: Uint8Array): { bytes: Uint8Array; text: string; stopped: boolean; used: number } {
     const all = new Uint8Array(this.#held.length + bytes.length);
     all.set(this.#held);
     all.set(bytes, this.#held.length);
     const stop = this.firstStop(all);
-    if (stop >= 0) {
+    if (stop) {
+      const used = stop.end - this.#held.length;
       this.#held = new Uint8Array(0);
-      return { ...this.emit(all.subarray(0, stop)), stopped: true };
+      return { ...this.emit(all.subarray(0, stop.start)), stopped: true, used };
     }
     const held = this.prefixLength(all);
     this.#held = all.slice(all.length - held);
-    return { ...this.emit(all.subarray(0, all.length - held)), stopped: false };
+    return { ...this.emit(all.subarray(0, all.length - held)), stopped: false, used: bytes.length };
   }
 
   /** Ends the output: what was held back, and what the decoder still has. An unfinished sequence becomes U+FFFD here. */
@@ -54,9 +55,14 @@ export class Output {
     return { bytes, text: this.#decoder.decode(bytes, { stream: true }) };
   }
 
-  private firstStop(bytes: Uint8Array): number {
-    const found = this.#stops.map((s) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).indexOf(s));
-    return found.filter((i) => i >= 0).reduce((min, i) => (min < 0 || i < min ? i : min), -1);
+  /** The stop sequence that is complete first, as byte by byte: of several that end together, the longest. */
+  private firstStop(bytes: Uint8Array): { start: number; end: number } | undefined {
+    const all = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+    const found = this.#stops
+      .map((s) => ({ start: all.indexOf(s), length: s.length }))
+      .filter(({ start }) => start >= 0)
+      .map(({ start, length }) => ({ start, end: start + length }));
+    return found.sort((a, b) => a.end - b.end || a.start - b.start)[0];
   }
 
   /** Length of the longest tail that begins a stop sequence. */

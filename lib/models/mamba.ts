@@ -175,7 +175,7 @@ function block(
     N,
   ) as [Tensor, Tensor, Tensor];
   const delta = cheap(() => proj(r, 'dt_proj')); // bias and softplus happen inside the scan
-  const A = negExp(g, p('A_log'));
+  const A = decayRates(g, w, l);
   const y = cheap(() =>
     selectiveScan(
       g,
@@ -205,7 +205,7 @@ function fusedBlock(g: Graph, c: MambaConfig, w: Weights, l: number, x: Tensor, 
       dtProj: p('dt_proj.weight'),
       dtScale: scaleOf(w, l, 'dt_proj'),
       dtBias: p('dt_proj.bias'),
-      A: negExp(g, p('A_log')),
+      A: decayRates(g, w, l),
       D: p('D'),
       outProj: p('out_proj.weight'),
       outScale: scaleOf(w, l, 'out_proj'),
@@ -214,6 +214,16 @@ function fusedBlock(g: Graph, c: MambaConfig, w: Weights, l: number, x: Tensor, 
     },
     { eps: c.normEps, keptConv: state.keptConv, keptSsm: state.keptSsm },
   );
+}
+
+/** Name under which weights that do not change may hold A = -exp(A_log), so that not every plan computes its own. */
+export function decayRatesName(l: number): string {
+  return `backbone.layers.${l}.mixer.A`;
+}
+
+/** A (E, N) of layer l. */
+export function decayRates(g: Graph, w: Weights, l: number): Tensor {
+  return w.get(decayRatesName(l)) ?? negExp(g, get(w, `backbone.layers.${l}.mixer.A_log`));
 }
 
 function norm(g: Graph, c: MambaConfig, w: Weights, name: string, x: Tensor, dtype?: DType): Tensor {

@@ -35,6 +35,7 @@ export async function loadWeights(
   const weights = new Map<string, Tensor>();
   const maps = new Map<string, number>();
   const total = [...stored.values()].reduce((sum, t) => sum + t.bytes, 0);
+  const { trainable = false } = options;
   let done = 0;
   for (const [name, source] of stored) {
     options.signal?.throwIfAborted();
@@ -43,15 +44,16 @@ export async function loadWeights(
     if (wanted === 'i8' && mapped.dtype !== 'i8') {
       const { q, scale } = await quantize(device, name, mapped);
       weights.set(name, q).set(`${name}.scale`, scale);
-    } else if (options.trainable || mapped.dtype !== wanted) {
-      weights.set(name, await convert(device, name, source, mapped, wanted, stored.get(`${name}.scale`)));
+    } else if (trainable || mapped.dtype !== wanted) {
+      const scale = stored.get(`${name}.scale`);
+      weights.set(name, await convert(device, name, source, mapped, wanted, scale, trainable));
     } else {
       weights.set(name, mapped);
     }
     done += source.bytes;
     options.onProgress?.(total > 0 ? done / total : 1);
   }
-  if (options.trainable || options.dtype === 'f32') {
+  if (trainable || options.dtype === 'f32') {
     for (const name of [...weights.keys()]) if (name.endsWith('.weight.scale')) weights.delete(name);
   }
   return weights;
@@ -105,8 +107,9 @@ async function convert(
   x: Tensor,
   dtype: DType,
   scale: StoredTensor | undefined,
+  trainable: boolean,
 ): Promise<Tensor> {
-  const y = device.tensor(x.shape, dtype, name, dtype !== 'f32');
+  const y = device.tensor(x.shape, dtype, name, !trainable);
   if (x.dtype === 'i8') {
     device.write(y, await dequantized(source, scale));
     return y;

@@ -1,0 +1,72 @@
+// Batches: every sequence gets the bytes that it would get alone, whoever joins, leaves or moves beside it.
+import test from 'ava';
+import { createModel, type GenerateOptions, type Model } from '../lib/index.ts';
+import { prose } from './support/prose.ts';
+
+let model: Model;
+test.before(async () => {
+  model = await createModel({ layers: 2, dModel: 16 }, { seed: 7, threads: 2, device: 'cpu' });
+});
+test.after.always(() => model.dispose());
+
+const text = prose(4000, 5);
+/** Prompts of 1 to 300 bytes. */
+const prompts = (n: number) =>
+  Array.from({ length: n }, (_, i) => text.subarray(i * 17, i * 17 + 1 + ((i * 53) % 300)));
+
+type Options = Omit<GenerateOptions, 'state' | 'logprobs' | 'onText' | 'seed'> & { seed: number };
+
+async function alone(list: readonly Uint8Array[], options: Options) {
+  const results = [];
+  for (const [b, prompt] of list.entries()) {
+    results.push(await model.generate(prompt, { ...options, seed: options.seed + b }));
+  }
+  return results;
+}
+
+const summary = (
+  results: readonly { bytes: Uint8Array; text: string; stopReason: string; stats: { bytes: number } }[],
+) =>
+  results.map(({ bytes, text: t, stopReason, stats }) => ({
+    bytes: [...bytes],
+    text: t,
+    stopReason,
+    made: stats.bytes,
+  }));
+
+const cases: [title: string, count: number, options: Options][] = [
+  ['a few', 5, { seed: 1, maxBytes: 60 }],
+  ['as many as slots', 32, { seed: 2, maxBytes: 20 }],
+  ['more than slots, with stops that let others join', 75, { seed: 3, maxBytes: 200, stop: ['e', '\u0007', 'qu'] }],
+  ['stops that leave few', 9, { seed: 4, maxBytes: 400, stop: ['ab', 'z'] }],
+  ['overlapping stops', 6, { seed: 9, maxBytes: 300, stop: ['abc', 'b', 'bc'], temperature: 0.7 }],
+  ['a penalty and a bias', 35, { seed: 5, maxBytes: 120, repetitionPenalty: 1.3, logitBias: { 101: 2 }, stop: 'x' }],
+  ['greedy', 4, { seed: 6, maxBytes: 80, temperature: 0 }],
+  ['nothing to make', 3, { seed: 7, maxBytes: 0 }],
+];
+for (const [title, count, options] of cases) {
+  test(`a batch gives what its sequences give alone · ${title}`, async (t) => {
+    const list = prompts(count);
+    const got = await model.generateBatch(list, options);
+    t.deepEqual(summary(got), summary(await alone(list, options)));
+    for (const [b, { stats }] of got.entries()) {
+      t.is(stats.seed, options.seed + b);
+      t.is(stats.promptBytes, list[b]?.length ?? 0);
+    }
+  });
+}
+
+test.serial('an abort ends a batch with what there is, or with its reason', async (t) => {
+  const list = prompts(4);
+  for (const onAbort of ['return', 'throw'] as const) {
+    const controller = new AbortController();
+    const run = model.generateBatch(list, { maxBytes: 1e6, seed: 1, signal: controller.signal, onAbort });
+    setTimeout(() => controller.abort(new Error('enough')), 300);
+    if (onAbort === 'throw') await t.throwsAsync(run, { message: 'enough' });
+    else {
+      const results = await run;
+      t.true(results.every((r) => r.stopReason === 'abort'));
+      t.true(results.some((r) => r.bytes.length > 0));
+    }
+  }
+});
