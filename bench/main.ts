@@ -1,7 +1,30 @@
-/** npm run bench -- <decode | prefill | train | ops | compare | ceiling | load> [options]; see --help of each. */
+/**
+ * npm run bench -- <decode | prefill | train | ops | profile | limits | compare | ceiling | load> [options]
+ *
+ * On a GPU: --device cuda. The table of the README:
+ *   ops --device cuda [--only scan]
+ *   decode --device cuda [--batch 64]
+ *   prefill --device cuda --prompt 8192
+ *   train --device cuda --preset mambabyte-353m --batch 4 --context 8192
+ *   train --device cuda --preset mambabyte-27m --batch 32 --context 2048
+ *   verify --device cuda --preset mambabyte-353m
+ *   profile --device cuda --work <decode | prefill | train> --preset <name> [--trace file.json]
+ */
 import { parseArgs } from 'node:util';
+import { Device } from '../lib/device.ts';
+import type { DeviceLimits } from '../lib/profile.ts';
 import { bounds, readCeiling } from './ceiling.ts';
 import { compare } from './compare.ts';
+import {
+  type CudaBench,
+  cudaDecode,
+  cudaPrefill,
+  cudaProfile,
+  cudaTrain,
+  cudaVerify,
+  gpuLimits,
+} from './cuda-models.ts';
+import { cudaOpsBench } from './cuda-ops.ts';
 import { loadBench } from './load.ts';
 import { report, round } from './measure.ts';
 import { opsBench } from './ops.ts';
@@ -15,18 +38,28 @@ const { values, positionals } = parseArgs({
     dtype: { type: 'string', multiple: true },
     threads: { type: 'string', default: '2' },
     gen: { type: 'string' },
-    prompt: { type: 'string', default: '512' },
+    prompt: { type: 'string' },
     reps: { type: 'string', default: '5' },
+    device: { type: 'string', default: 'cpu' },
+    batch: { type: 'string' },
+    context: { type: 'string', default: '2048' },
+    precision: { type: 'string', default: 'bf16' },
+    recompute: { type: 'string' },
+    work: { type: 'string', default: 'decode' },
+    only: { type: 'string', default: '' },
+    trace: { type: 'string' },
     gguf: { type: 'string' },
     out: { type: 'string' },
   },
 });
 
-const presets = values.preset ?? ['mambabyte-5m', 'mambabyte-20m'];
-const dtypes = (values.dtype ?? ['bf16', 'int8']) as ('f32' | 'bf16' | 'int8')[];
+const gpu = values.device.startsWith('cuda');
+const presets =
+  values.preset ?? (gpu ? ['mambabyte-27m', 'mambabyte-353m', 'mambabyte-972m'] : ['mambabyte-5m', 'mambabyte-20m']);
+const dtypes = (values.dtype ?? (gpu ? ['bf16'] : ['bf16', 'int8'])) as ('f32' | 'bf16' | 'int8')[];
 const threads = Number(values.threads);
 const reps = Number(values.reps);
-const prompt = Number(values.prompt);
+const prompt = Number(values.prompt ?? (gpu ? 8192 : 512));
 
 /** Long enough to time, short enough to repeat. */
 function genFor(preset: string): number {
@@ -69,9 +102,46 @@ const commands: Record<string, () => Promise<void>> = {
   },
 };
 
-const command = commands[positionals[0] ?? ''];
+const onGpu: CudaBench = {
+  device: values.device,
+  presets,
+  dtypes,
+  batch: Number(values.batch ?? 1),
+  gen: Number(values.gen ?? (values.batch ? 512 : 4096)),
+  prompt,
+  context: Number(values.context),
+  reps,
+  precision: values.precision as CudaBench['precision'],
+  recompute: values.recompute as CudaBench['recompute'],
+  trace: values.trace,
+};
+
+/** The same words on a GPU: limits are measured first, in the same run. */
+const gpuCommands: Record<string, () => Promise<void>> = Object.fromEntries(
+  Object.entries({
+    decode: cudaDecode,
+    prefill: cudaPrefill,
+    train: cudaTrain,
+    verify: cudaVerify,
+    ops: async (o: CudaBench, limits: DeviceLimits) => {
+      using device = Device.open('cuda');
+      return cudaOpsBench(device, limits, o.reps, values.only);
+    },
+    profile: (o: CudaBench, limits: DeviceLimits) => cudaProfile(o, limits, values.work),
+    limits: async () => [],
+  }).map(([name, run]) => [
+    name,
+    async () => {
+      const { info, limits } = await gpuLimits(values.device);
+      report(name, await run(onGpu, limits), values.out, { gpu: info.name, driver: info.driver, limits });
+    },
+  ]),
+);
+
+const available = gpu ? gpuCommands : commands;
+const command = available[positionals[0] ?? ''];
 if (!command) {
-  console.error(`bench: expected one of ${Object.keys(commands).join(', ')}, got ${positionals[0] ?? 'nothing'}`);
+  console.error(`bench: expected one of ${Object.keys(available).join(', ')}, got ${positionals[0] ?? 'nothing'}`);
   process.exitCode = 2;
 } else {
   await command();

@@ -28,13 +28,18 @@ export function provenance(): Record<string, unknown> {
 }
 
 /** Prints rows as a table and, with `out`, writes them with their provenance to bench/results/<out>.json. */
-export function report(name: string, rows: Record<string, unknown>[], out?: string): void {
+export function report(
+  name: string,
+  rows: Record<string, unknown>[],
+  out?: string,
+  machine: Record<string, unknown> = {},
+): void {
   console.log(`\n${name}`);
   console.table(rows);
   if (out === undefined) return;
   const folder = join(packageRoot, 'bench', 'results');
   mkdirSync(folder, { recursive: true });
-  const text = JSON.stringify({ name, ...provenance(), rows }, null, 2);
+  const text = JSON.stringify({ name, ...provenance(), ...machine, rows }, null, 2);
   writeFileSync(join(folder, `${out}.json`), `${text}\n`);
 }
 
