@@ -30,6 +30,13 @@ const CHUNKS: Readonly<Record<BackendName, readonly number[]>> = {
   cuda: [8192, 2048, 512, 128, 32, 8, 1],
 };
 
+/** How many independent sequences of a length a session should read together for its largest plan to be full, up to 64. */
+export function sequencesAtOnce(backend: BackendName, length: number): number {
+  const [rows = 1, ...smaller] = CHUNKS[backend];
+  const chunk = [rows, ...smaller].find((size) => size <= length) ?? 1;
+  return Math.min(64, Math.floor(rows / chunk));
+}
+
 /** Most bytes that one verify pass reads. */
 export const VERIFY_STEPS = 32;
 

@@ -3,7 +3,7 @@ import { Dataset, type DatasetOptions, openDataset } from '../data/dataset.ts';
 import { WordCounter } from '../data/words.ts';
 import { checkChoice, checkFunction, checkInteger, checkOptions, checkSignal, expected } from '../errors.ts';
 import type { Model } from '../model.ts';
-import type { Session } from '../session.ts';
+import { type Session, sequencesAtOnce } from '../session.ts';
 
 export interface EvaluateOptions {
   /**
@@ -51,7 +51,7 @@ const KEYS = ['mode', 'context', 'stride', 'maxBytes', 'separator', 'signal', 'o
 const PIECE = 1 << 16;
 
 /**
- * Scores documents one by one, each from an empty state; only one window is in memory.
+ * Scores documents, each from an empty state; only the windows that are read together are in memory.
  * @param data an opened data set, or a path or paths for one
  * @throws DataError when the data cannot be read; TypeError or RangeError naming a wrong option
  */
@@ -78,7 +78,7 @@ export async function evaluate(
   const set = data instanceof Dataset ? data : await openDataset(data, opened);
   try {
     const plan = { mode, context, stride, lengths: scoredLengths(set, options.maxBytes) };
-    return await model.withSession((session) => scoreAll(session, set, plan, signal, onProgress));
+    return await scoreAll(model, set, plan, signal, onProgress);
   } finally {
     if (set !== data) set.close();
   }
@@ -100,7 +100,7 @@ function scoredLengths(set: Dataset, maxBytes: number | undefined): number[] {
 }
 
 async function scoreAll(
-  session: Session,
+  model: Model,
   set: Dataset,
   plan: ScorePlan,
   signal: AbortSignal | undefined,
@@ -109,32 +109,42 @@ async function scoreAll(
   const started = performance.now();
   const counter = new WordCounter();
   const total = plan.lengths.reduce((sum, n) => sum + Math.max(0, n - 1), 0);
+  const documents = plan.lengths.filter((n) => n >= 2).length;
+  const read = ({ document }: DocumentPiece, from: number, to: number) => {
+    const middle = Math.floor((set.length(document) - (plan.lengths[document] ?? 0)) / 2);
+    const bytes = new Uint8Array(to - from);
+    set.read(document, middle + from, bytes);
+    return bytes;
+  };
+  // Windows are independent of each other, so several are read at once; pieces of one document are not.
+  const backend = model.runtime.info.backend;
+  const most = plan.mode === 'sliding' ? sequencesAtOnce(backend, plan.context) : 1;
+  const groups = grouped(piecesOf(plan), most);
+  const first = groups.next().value ?? [];
   let nats = 0;
   let bytes = 0;
-  let documents = 0;
-  for (const [document, length] of plan.lengths.entries()) {
-    if (length < 2) continue;
-    documents++;
-    const middle = Math.floor((set.length(document) - length) / 2);
-    const read = (start: number, end: number) => {
-      const piece = new Uint8Array(end - start);
-      set.read(document, middle + start, piece);
-      return piece;
-    };
-    counter.endDocument();
-    counter.add(read(0, 1));
-    const pieces = plan.mode === 'stateful' ? carried(length) : sliding(length, plan.context, plan.stride);
-    for (const { from, scored, to } of pieces) {
-      if (plan.mode === 'sliding' || from === 0) session.writeState(new Float32Array(session.stateFloats));
-      const ids = read(from, to);
-      if (scored - 1 > from) await session.consume(ids.subarray(0, scored - 1 - from), signal);
-      const nll = await session.nll(ids.subarray(scored - 1 - from), signal);
+  const score = async (session: Session, pieces: readonly DocumentPiece[]) => {
+    if (plan.mode === 'sliding' || pieces[0]?.from === 0) session.clear();
+    const windows = pieces.map((piece) => read(piece, piece.from, piece.to));
+    const skips = pieces.map(({ from, scored }) => scored - 1 - from);
+    const skip = Math.min(...skips);
+    const found = await session.nllOfAll(windows, skip, signal);
+    for (const [i, piece] of pieces.entries()) {
+      if (piece.from === 0) {
+        counter.endDocument();
+        counter.add(read(piece, 0, 1));
+      }
+      const nll = found[i]?.subarray((skips[i] ?? 0) - skip) ?? new Float32Array(0);
       for (const x of nll) nats += x;
       bytes += nll.length;
-      counter.add(ids.subarray(scored - from));
+      counter.add(windows[i]?.subarray(piece.scored - piece.from) ?? new Uint8Array(0));
       onProgress?.({ bytes, total, bitsPerByte: nats / Math.LN2 / bytes });
     }
-  }
+  };
+  await model.withSession(async (session) => {
+    await score(session, first);
+    for (const pieces of groups) await score(session, pieces);
+  }, first.length);
   const { words } = counter;
   return {
     nats,
@@ -145,6 +155,30 @@ async function scoreAll(
     documents,
     seconds: (performance.now() - started) / 1000,
   };
+}
+
+interface DocumentPiece extends Piece {
+  document: number;
+}
+
+function* piecesOf(plan: ScorePlan): Generator<DocumentPiece> {
+  for (const [document, length] of plan.lengths.entries()) {
+    if (length < 2) continue;
+    const pieces = plan.mode === 'stateful' ? carried(length) : sliding(length, plan.context, plan.stride);
+    for (const piece of pieces) yield { document, ...piece };
+  }
+}
+
+/** Runs of `most` items; the last may be shorter. */
+function* grouped<T>(items: Iterable<T>, most: number): Generator<T[]> {
+  let group: T[] = [];
+  for (const item of items) {
+    group.push(item);
+    if (group.length < most) continue;
+    yield group;
+    group = [];
+  }
+  if (group.length > 0) yield group;
 }
 
 /** Reads document bytes [from, to) and scores [scored, to), which no other piece scores. */
