@@ -21,9 +21,8 @@ namespace {
 // The part of cublasLt.h that is used; the numbers are those of CUDA 12 and 13.
 constexpr int kComputeF32 = 68;
 constexpr int kOpN = 0, kOpT = 1;
-constexpr int kDescPointerMode = 2, kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBiasPointer = 8;
+constexpr int kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBiasPointer = 8;
 constexpr int kDescBiasType = 26;
-constexpr int kPointerModeAlphaVector = 4;  // alpha a device vector over the rows of D, beta on the host
 constexpr int kEpilogueBias = 4;
 constexpr int kPrefWorkspace = 1, kPrefReductions = 3, kPrefAlignA = 5, kPrefAlignB = 6, kPrefAlignC = 7,
               kPrefAlignD = 8;
@@ -102,8 +101,7 @@ using Key = std::tuple<DType, int64_t, int64_t, int64_t, int64_t, int64_t, int64
 
 Key key_of(const Product& p) {
   const Epilogue& e = p.epilogue;
-  const int flags = p.a.across | p.b.across << 1 | e.bf16 << 2 | (e.scale != nullptr) << 3 | (e.bias != nullptr) << 4 |
-                    (e.add != nullptr) << 5;
+  const int flags = p.a.across | p.b.across << 1 | e.bf16 << 2 | (e.bias != nullptr) << 3 | (e.add != nullptr) << 4;
   return {p.dtype,
           p.rows,
           p.cols,
@@ -163,7 +161,6 @@ struct CublasLt::State {
     if (api.desc_create(&plan->desc, kComputeF32, CUDA_R_32F) != 0) return false;
     if (!set(plan->desc, kDescTransA, int32_t(p.b.across ? kOpN : kOpT))) return false;
     if (!set(plan->desc, kDescTransB, int32_t(p.a.across ? kOpT : kOpN))) return false;
-    if (e.scale && !set(plan->desc, kDescPointerMode, int32_t(kPointerModeAlphaVector))) return false;
     if (e.bias) {
       if (!set(plan->desc, kDescEpilogue, uint32_t(kEpilogueBias))) return false;
       if (!set(plan->desc, kDescBiasType, int32_t(CUDA_R_32F))) return false;
@@ -230,8 +227,8 @@ CublasLt::~CublasLt() { delete state_; }
 bool CublasLt::can(const Product& p) {
   const Epilogue& e = p.epilogue;
   if (e.add && e.add_bf16 != e.bf16) return false;
-  // Its bias is of the output's type, and ours is f32.
-  if (e.bias && (e.bf16 || e.scale)) return false;
+  // It has no scale per column of ours, and its bias is of the output's type.
+  if (e.scale || (e.bias && e.bf16)) return false;
   const std::lock_guard<std::mutex> lock(state_->mutex);
   return state_->plan_for(p).found;
 }
@@ -243,11 +240,10 @@ Status CublasLt::multiply(const Product& p, char* workspace, cudaStream_t stream
   if (!plan.found) return fail(Code::unsupported, "cublasLt: no algorithm for this product");
   if (e.bias) state_->set(plan.desc, kDescBiasPointer, e.bias);
   const float one = 1, beta = e.add ? 1.0f : 0.0f;
-  const void* alpha = e.scale ? static_cast<const void*>(e.scale) : &one;
   // A kernel's first use loads its code, which a strict capture forbids.
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   MB_CUDA(cudaThreadExchangeStreamCaptureMode(&mode));
-  const int code = state_->api.matmul(state_->handle, plan.desc, alpha, p.b.data, plan.b, p.a.data, plan.a, &beta,
+  const int code = state_->api.matmul(state_->handle, plan.desc, &one, p.b.data, plan.b, p.a.data, plan.a, &beta,
                                       e.add ? e.add : e.c, plan.c, e.c, plan.d, &plan.algo, workspace,
                                       size_t(CublasLt::kWorkspace), stream);
   MB_CUDA(cudaThreadExchangeStreamCaptureMode(&mode));

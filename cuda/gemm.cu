@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <new>
@@ -33,19 +34,22 @@ namespace {
 
 // How a product is run by our own kernels.
 struct Own {
-  bool f32;
-  int splits;
+  enum Kind { f32, mma, wgmma } kind = mma;
+  WgmmaPlan plan;  // mma and f32 use its splits alone
 };
 
-// Too few tiles for the multiprocessors: the depth is cut as well. Depends on sizes alone, so sums keep their order.
+// Too few tiles for the multiprocessors: the depth is cut as well.
+int splits_for(int64_t tiles, int64_t depth, int64_t shortest, const Props& props) {
+  if (tiles >= props.sm_count) return 1;
+  const int64_t wanted = (2 * props.sm_count + tiles - 1) / tiles, most = depth / shortest;
+  return int(std::clamp<int64_t>(std::min(wanted, most), 1, 64));
+}
+
+// Depends on sizes alone, so sums keep their order.
 Own own(const Product& p, const Props& props) {
-  Own o{p.dtype == DType::f32, 1};
-  const int64_t tiles = o.f32 ? f32_tiles(p, props) : mma_tiles(p, props);
-  const int64_t wanted = (2 * props.sm_count + tiles - 1) / tiles;
-  const int64_t most = p.depth / (o.f32 ? 128 : 256);
-  if (tiles < props.sm_count && wanted > 1 && most > 1) o.splits = int(wanted < most ? wanted : most);
-  if (o.splits > 64) o.splits = 64;
-  return o;
+  if (p.dtype == DType::f32) return {Own::f32, {0, splits_for(f32_tiles(p, props), p.depth, 128, props)}};
+  if (props.major == 9) return {Own::wgmma, plan_wgmma(p, props)};
+  return {Own::mma, {0, splits_for(mma_tiles(p, props), p.depth, 256, props)}};
 }
 
 int64_t partial_bytes(const Product& p, int splits) {
@@ -74,7 +78,7 @@ Status reduce_partials(const Product& p, int splits, const float* partials, cuda
 }
 
 int64_t multiply_workspace(const Product& p, const Props& props) {
-  const int64_t own_bytes = partial_bytes(p, own(p, props).splits);
+  const int64_t own_bytes = partial_bytes(p, own(p, props).plan.splits);
   const int64_t lt_bytes = props.gemm && props.gemm->lt ? CublasLt::kWorkspace : 0;
   return own_bytes > lt_bytes ? own_bytes : lt_bytes;
 }
@@ -84,10 +88,20 @@ Status multiply(const Product& p, const Props& props, char* workspace, cudaStrea
   if (p.depth == 0) return write_epilogue(p, stream);
   if (props.gemm && props.gemm->lt && props.gemm->lt->can(p)) return props.gemm->lt->multiply(p, workspace, stream);
   const Own o = own(p, props);
+  const int splits = o.plan.splits;
   float* partials = reinterpret_cast<float*>(workspace);
-  MB_TRY(o.f32 ? multiply_f32(p, o.splits, partials, props, stream)
-               : multiply_mma(p, o.splits, partials, props, stream));
-  return o.splits > 1 ? reduce_partials(p, o.splits, partials, stream) : Status{};
+  switch (o.kind) {
+    case Own::f32:
+      MB_TRY(multiply_f32(p, splits, partials, props, stream));
+      break;
+    case Own::mma:
+      MB_TRY(multiply_mma(p, splits, partials, props, stream));
+      break;
+    case Own::wgmma:
+      MB_TRY(multiply_wgmma(p, o.plan, partials, props, stream));
+      break;
+  }
+  return splits > 1 ? reduce_partials(p, splits, partials, stream) : Status{};
 }
 
 }  // namespace mb::cuda
