@@ -19,7 +19,7 @@ struct Args {
   const float *A, *D, *delta_bias, *state;  // all but A may be null
   float *state_out, *chunks;                // may be null; chunks has 16-byte aligned rows
   int64_t u_stride, delta_stride, z_stride, B_stride, C_stride, y_stride;
-  int64_t u_step, delta_step, z_step, B_step, C_step, y_step;  // from a warp's segment to its next
+  int64_t u_step, delta_step, z_step, B_step, C_step, y_step;  // bytes from a warp's segment to its next
   int64_t A_stride, state_stride, state_out_stride, chunks_stride;
   int T_steps, E;
   int groups;       // ceil(E / 16)
@@ -30,7 +30,8 @@ struct Args {
 // A lane has two roles. At the edges (memory, softplus, gate) it owns step lane / 4 and the 4 channels (or states) from
 // 4 (lane % 4). In the core it owns channels 2 (lane / 4) and the next, and the 4 states from 4 (lane % 4).
 struct Shared {
-  float4 step[kSteps][kChannels / 2];  // dt, dt u of two channels
+  float dt[kSteps / 2][kChannels / 2][4];   // of two steps (outer) and two channels
+  float dtu[kSteps / 2][kChannels / 2][4];  // dt u
   float B[kSteps][kStates];
   float C[kSteps][kStates];
   float y[4][kSteps * kChannels + 8];  // partial sums over 4 states; the gap spreads the four over the banks
@@ -41,9 +42,23 @@ struct Raw {
   alignas(4 * sizeof(T)) T v[4];
 };
 
+__device__ __forceinline__ void widen(const Raw<float>& from, float (&v)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = from.v[i];
+}
+// One instruction an element: a bf16 is the upper half of a float.
+__device__ __forceinline__ void widen(const Raw<bf16>& from, float (&v)[4]) {
+  const uint2 words = *reinterpret_cast<const uint2*>(from.v);
+  v[0] = __uint_as_float(words.x << 16);
+  v[1] = __uint_as_float(words.x & 0xFFFF0000u);
+  v[2] = __uint_as_float(words.y << 16);
+  v[3] = __uint_as_float(words.y & 0xFFFF0000u);
+}
+
 // Loads the first `count` of 4 (all of them where Vec and count > 0) and leaves the rest as they are.
 template <bool Vec, class T>
-__device__ __forceinline__ void load4(const T* from, int count, Raw<T>& to) {
+__device__ __forceinline__ void load4(const char* bytes, int count, Raw<T>& to) {
+  const T* from = reinterpret_cast<const T*>(bytes);
   if constexpr (Vec) {
     if (count > 0) load_raw<4>(from, to.v);
   } else {
@@ -59,20 +74,20 @@ template <class T>
 struct Edge {
   Raw<T> u, delta, z, B, C;
 };
-template <class T>
 struct Cursor {
-  const T *u, *delta, *z, *B, *C;
+  const char *u, *delta, *z, *B, *C;
 };
 
 template <class T>
-__device__ __forceinline__ Cursor<T> cursor_at(const Args<T>& p, int64_t row, int channel, int quad) {
-  return {p.u + row * p.u_stride + channel, p.delta + row * p.delta_stride + channel,
-          p.z ? p.z + row * p.z_stride + channel : nullptr, p.B + row * p.B_stride + 4 * quad,
-          p.C + row * p.C_stride + 4 * quad};
+__device__ __forceinline__ Cursor cursor_at(const Args<T>& p, int64_t row, int channel, int quad) {
+  const auto bytes = [](const T* at) { return reinterpret_cast<const char*>(at); };
+  return {bytes(p.u + row * p.u_stride + channel), bytes(p.delta + row * p.delta_stride + channel),
+          bytes(p.z + (p.z ? row * p.z_stride + channel : 0)), bytes(p.B + row * p.B_stride + 4 * quad),
+          bytes(p.C + row * p.C_stride + 4 * quad)};
 }
 
 template <bool Vec, class T>
-__device__ __forceinline__ void load_edge(const Args<T>& p, Cursor<T>& at, bool inside, int count, Edge<T>& to) {
+__device__ __forceinline__ void load_edge(const Args<T>& p, Cursor& at, bool inside, int count, Edge<T>& to) {
   if (inside) {
     load4<Vec>(at.u, count, to.u);
     load4<Vec>(at.delta, count, to.delta);
@@ -91,29 +106,42 @@ __device__ __forceinline__ void load_edge(const Args<T>& p, Cursor<T>& at, bool 
 template <class T>
 __device__ __forceinline__ void stage(Shared& s, const Edge<T>& e, const float (&bias)[4], bool softplus, bool inside,
                                       int row, int quad) {
-  float dt[4], dtu[4];
+  float u[4], delta[4], B[4], C[4], dt[4], dtu[4];
+  widen(e.u, u);
+  widen(e.delta, delta);
+  widen(e.B, B);
+  widen(e.C, C);
+  // Branches lie around the loops, so that the four chains of dependent instructions run side by side.
+#pragma unroll
+  for (int i = 0; i < 4; i++) dt[i] = delta[i] + bias[i];
+  if (softplus) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) dt[i] = softplus_fast(dt[i]);
+  }
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const float w = to_float(e.delta.v[i]) + bias[i];
-    dt[i] = softplus ? softplus_fast(w) : w;
-    if (!inside) dt[i] = 0.0f;
-    dtu[i] = dt[i] * to_float(e.u.v[i]);
+    dt[i] = inside ? dt[i] : 0.0f;
+    dtu[i] = dt[i] * u[i];
   }
-  s.step[row][2 * quad] = make_float4(dt[0], dtu[0], dt[1], dtu[1]);
-  s.step[row][2 * quad + 1] = make_float4(dt[2], dtu[2], dt[3], dtu[3]);
-  *reinterpret_cast<float4*>(&s.B[row][4 * quad]) =
-      make_float4(to_float(e.B.v[0]), to_float(e.B.v[1]), to_float(e.B.v[2]), to_float(e.B.v[3]));
-  *reinterpret_cast<float4*>(&s.C[row][4 * quad]) =
-      make_float4(to_float(e.C.v[0]), to_float(e.C.v[1]), to_float(e.C.v[2]), to_float(e.C.v[3]));
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const int pair = 2 * quad + i / 2, at = row % 2 * 2;
+    *reinterpret_cast<float2*>(&s.dt[row / 2][pair][at]) = make_float2(dt[i], dt[i + 1]);
+    *reinterpret_cast<float2*>(&s.dtu[row / 2][pair][at]) = make_float2(dtu[i], dtu[i + 1]);
+  }
+  *reinterpret_cast<float4*>(&s.B[row][4 * quad]) = make_float4(B[0], B[1], B[2], B[3]);
+  *reinterpret_cast<float4*>(&s.C[row][4 * quad]) = make_float4(C[0], C[1], C[2], C[3]);
 }
 
 // Sums the partial sums, adds D u, gates and stores 4 channels of one step.
 template <bool Vec, class T>
 __device__ __forceinline__ void finish(const Args<T>& p, const Shared& s, const Raw<T>& u, const Raw<T>& z,
-                                       const float (&D)[4], T* to, int count, int step, int quad) {
+                                       const float (&D)[4], char* bytes, int count, int step, int quad) {
+  T* to = reinterpret_cast<T*>(bytes);
   float v[4];
+  widen(u, v);
 #pragma unroll
-  for (int i = 0; i < 4; i++) v[i] = D[i] * to_float(u.v[i]);
+  for (int i = 0; i < 4; i++) v[i] *= D[i];
 #pragma unroll
   for (int g = 0; g < 4; g++) {
     const float4 q = *reinterpret_cast<const float4*>(&s.y[g][step * kChannels + 4 * quad]);
@@ -123,11 +151,10 @@ __device__ __forceinline__ void finish(const Args<T>& p, const Shared& s, const 
     v[3] += q.w;
   }
   if (p.z) {
+    float gate[4];
+    widen(z, gate);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const float g = to_float(z.v[i]);
-      v[i] *= g * sigmoid_fast(g);
-    }
+    for (int i = 0; i < 4; i++) v[i] *= gate[i] * sigmoid_fast(gate[i]);
   }
   if constexpr (Vec) {
     if (count > 0) store_vector<4>(to, v);
@@ -142,6 +169,12 @@ __device__ __forceinline__ void finish(const Args<T>& p, const Shared& s, const 
 __device__ __forceinline__ void arrive(int barrier) { asm volatile("bar.arrive %0, 64;" ::"r"(barrier) : "memory"); }
 __device__ __forceinline__ void wait(int barrier) { asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory"); }
 
+// Both channels of one step; two neighbouring steps come with one load.
+__device__ __forceinline__ float2 pair_at(const float (&from)[kSteps / 2][kChannels / 2][4], int t, int pair) {
+  const float4 v = *reinterpret_cast<const float4*>(from[t / 2][pair]);
+  return t % 2 ? make_float2(v.z, v.w) : make_float2(v.x, v.y);
+}
+
 __device__ __forceinline__ void load8(const float4* from, float (&v)[8]) {
   const float4 a = from[0], b = from[32];
   v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
@@ -153,7 +186,7 @@ __device__ __forceinline__ void store8(float4* to, const float (&v)[8]) {
 
 // Local: the segment's own end state is computed before the state arrives, so that passing it on takes one product a
 // state (few blocks: the chain of segments decides). Otherwise the steps are run through when it arrives.
-template <class T, bool Vec, bool Local, int Warps, int Blocks>
+template <class T, bool Vec, bool Local, int Warps, int Blocks, int Polynomials = 0>
 __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   extern __shared__ __align__(16) char shared[];
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -192,8 +225,8 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   }
 
   const int count = p.E - edge_channel;
-  Cursor<T> at = cursor_at(p, first_row + warp * kSteps + row, edge_channel, quad);
-  T* y_at = p.y + (first_row + warp * kSteps + row) * p.y_stride + edge_channel;
+  Cursor at = cursor_at(p, first_row + warp * kSteps + row, edge_channel, quad);
+  char* y_at = reinterpret_cast<char*>(p.y + (first_row + warp * kSteps + row) * p.y_stride + edge_channel);
   Edge<T> next = {};
   load_edge<Vec>(p, at, warp * kSteps + row < p.T_steps, count, next);
   for (int segment = warp; segment < segments; segment += warps) {
@@ -208,17 +241,21 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     float h[kPairs], end[kPairs], total[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int t = 0; t < kSteps; t++) {
-      const float4 step = s.step[t][row];
+      const float2 dt = pair_at(s.dt, t, row);
 #pragma unroll
-      for (int i = 0; i < kPairs; i++) a[t][i] = exp2_fast((i < 4 ? step.x : step.z) * A[i]);
+      for (int i = 0; i < kPairs; i++) {
+        const float x = (i < 4 ? dt.x : dt.y) * A[i];
+        a[t][i] = (t % 2 * kPairs + i) * Polynomials % 16 < Polynomials ? exp2_polynomial(x) : exp2_fast(x);
+      }
       if constexpr (Local) {
+        const float2 dtu = pair_at(s.dtu, t, row);
         const float4 B = *reinterpret_cast<const float4*>(&s.B[t][4 * quad]);
         const float Bn[4] = {B.x, B.y, B.z, B.w};
-        total[0] += step.x;
-        total[1] += step.z;
+        total[0] += dt.x;
+        total[1] += dt.y;
 #pragma unroll
         for (int i = 0; i < kPairs; i++) {
-          in[t][i] = (i < 4 ? step.y : step.w) * Bn[i % 4];
+          in[t][i] = (i < 4 ? dtu.x : dtu.y) * Bn[i % 4];
           end[i] = t == 0 ? in[t][i] : fmaf(a[t][i], end[i], in[t][i]);
         }
       }
@@ -247,12 +284,12 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     if constexpr (!Local) {
 #pragma unroll
       for (int t = 0; t < kSteps; t++) {
-        const float4 step = s.step[t][row];
+        const float2 dtu = pair_at(s.dtu, t, row);
         const float4 B = *reinterpret_cast<const float4*>(&s.B[t][4 * quad]);
         const float Bn[4] = {B.x, B.y, B.z, B.w};
 #pragma unroll
         for (int i = 0; i < kPairs; i++) {
-          h[i] = fmaf(a[t][i], h[i], (i < 4 ? step.y : step.w) * Bn[i % 4]);
+          h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * Bn[i % 4]);
           a[t][i] = h[i];
         }
       }

@@ -179,7 +179,7 @@ bool chain_vectors(const Node& node) {
 template <class T>
 chain::Args<T> chain_args(const Node& node, int warps) {
   const Sizes s = sizes_of(node);
-  const int64_t step = int64_t{warps} * chain::kSteps;
+  const int64_t step = int64_t{warps} * chain::kSteps * static_cast<int64_t>(sizeof(T));
   const Tensor &u = node.in(in::u), &delta = node.in(in::delta), &A = node.in(in::A), &B = node.in(in::B),
                &C = node.in(in::C), &z = node.in(in::z), &state = node.in(in::state), &y = node.out(out::y),
                &state_out = node.out(out::state_out), &chunks = node.out(out::chunks);
