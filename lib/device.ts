@@ -223,6 +223,6 @@ export function typedError(cause: unknown): unknown {
   if (!(cause instanceof Error) || cause instanceof MambaByteError) return cause;
   const code = (cause as { code?: string }).code;
   if (code === 'MB_OUT_OF_MEMORY') return new OutOfMemoryError(cause.message, { cause });
-  if (code === 'MB_DEVICE') return new DisposedError(cause.message, { cause });
+  if (code === 'MB_DEVICE' && cause.message.includes('disposed')) return new DisposedError(cause.message, { cause });
   return code?.startsWith('MB_') ? new NativeError(cause.message, { cause }) : cause;
 }

@@ -60,6 +60,11 @@ const large = [
   { R: 2, K: 16, M: 40, weight: 'bf16', bias: true, add: false, pad: 1, padOut: 0 },
   { R: 1, K: 16, M: 72, weight: 'i8', bias: false, add: true, pad: 0, padOut: 1 },
   { R: 2, K: 32, M: 40, weight: 'i8', bias: true, add: false, pad: 0, padOut: 0 },
+  // projections of a small model over a chunk of text
+  { R: 200, K: 64, M: 256, weight: 'bf16', bias: false, add: false, pad: 0, padOut: 0 },
+  { R: 200, K: 128, M: 36, weight: 'bf16', bias: false, add: false, pad: 128, padOut: 0 },
+  { R: 200, K: 4, M: 128, weight: 'f32', bias: false, add: false, pad: 32, padOut: 0 },
+  { R: 200, K: 4, M: 128, weight: 'bf16', bias: false, add: false, pad: 32, padOut: 0 },
   { R: 8, K: 2049, M: 33, weight: 'i8', bias: false, add: false, pad: 0, padOut: 0 },
 ] as const;
 

@@ -15,6 +15,14 @@ const axes = {
 
 const long = { B: 1, T: 2049, E: 17, N: 16, D: true, z: true, bias: true, softplus: true, pad: 17 } as const;
 
+/** As a model has it, whole vectors in every row. */
+const whole = { N: 16, D: true, z: true, bias: true, softplus: true } as const;
+const model = [
+  { B: 3, T: 64, E: 128, ...whole, pad: 0 },
+  { B: 1, T: 200, E: 128, ...whole, pad: 4 },
+  { B: 1, T: 512, E: 256, ...whole, pad: 0 },
+] as const;
+
 /** Steps on both sides of softplus's border at 20 where it applies, else positive ones. */
 function stepRange(softplus: boolean): [number, number] {
   return softplus ? [-6, 24] : [0.001, 2];
@@ -26,6 +34,7 @@ export const selectiveScan: OpCase[] = [
     [
       ...pairs({ ...axes, chunks: [false, true], kept: [false, true] }),
       { ...long, state: 'in and out', chunks: true, kept: false },
+      ...model.map((row, i) => ({ ...row, state: 'in place' as const, chunks: i === 1, kept: false })),
     ],
     ({ B, T, E, N, D, z, bias, softplus, state, pad, chunks, kept }, random) => ({
       outs: {
@@ -57,6 +66,7 @@ export const selectiveScan: OpCase[] = [
     [
       ...pairs({ ...axes, state: ['none', 'in', 'in and out'], accumulate: [false, true] }),
       { ...long, state: 'in and out', accumulate: false },
+      ...model.map((row) => ({ ...row, state: 'none' as const, accumulate: false })),
     ],
     ({ B, T, E, N, D, z, bias, softplus, state, pad, accumulate }, random) => {
       const into = (...shape: number[]) =>
