@@ -145,6 +145,14 @@ export class Device {
   compile(tensors: Float64Array, nodes: Int32Array, attrs: Float64Array, scopes: string[]): NativePlan {
     return this.call(() => this.#native.compile(tensors, nodes, attrs, scopes));
   }
+  /** What every rank of a group must hand to `joinGroup`. @throws NativeError when NCCL cannot be loaded */
+  newGroupId(): Uint8Array {
+    return this.call(() => this.#native.newGroupId());
+  }
+  /** Waits for all `world` ranks; `all_reduce` nodes of plans compiled afterwards sum over them. @throws NativeError */
+  joinGroup(id: Uint8Array, rank: number, world: number): void {
+    this.call(() => this.#native.joinGroup(id, rank, world));
+  }
   get disposed(): boolean {
     return this.#disposed;
   }

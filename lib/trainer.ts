@@ -2,13 +2,14 @@ import { checkChoice, checkFunction, checkInteger, checkNumber, checkOptions, de
 import { grad } from './grad.ts';
 import { Graph } from './graph.ts';
 import type { Model } from './model.ts';
-import { mambaBackbone, mambaHead, matrixNames, RECOMPUTE, type Recompute } from './models/mamba.ts';
+import { mambaBackbone, mambaHead, mambaParams, matrixNames, RECOMPUTE, type Recompute } from './models/mamba.ts';
 import { adamw, globalNorm } from './ops/adamw.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
-import { add } from './ops/elementwise.ts';
+import { add, mul } from './ops/elementwise.ts';
 import { Arena, arenaBytes, compile, type Plan } from './plan.ts';
 import { recompute } from './recompute.ts';
 import type { Tensor } from './tensor.ts';
+import { gradientMemory, type Rank, reduceGradients, sumOverRanks } from './train/data-parallel.ts';
 import { type Schedule, scheduleFactor } from './train/schedule.ts';
 
 export interface TrainerOptions {
@@ -59,6 +60,8 @@ export interface Batch {
    */
   bytes: Uint8Array | Int32Array;
   batch: number;
+  /** @internal How much it counts beside the batches of the other ranks; default 1. */
+  weight?: number;
 }
 
 export interface StepResult {
@@ -83,6 +86,9 @@ export interface OptimizerState {
 /** What a plan does with a micro-batch: overwrite loss and gradients, add to them, or only tell the loss. */
 type Pass = 'first' | 'more' | 'loss';
 
+/** Where a step's figures lie in `report`. */
+const [LOSS, VOTES, NORM] = [0, 1, 2];
+
 interface Compiled {
   /** (2, batch, T) i32: inputs and targets. */
   ids: Tensor;
@@ -91,9 +97,10 @@ interface Compiled {
 
 /**
  * A trainer over a trainable model: AdamW with global-norm clipping; forward, backward and update run as native plans.
+ * @param rank internal: this process as one of several that train together
  * @throws TypeError or RangeError naming a wrong option
  */
-export async function createTrainer(model: Model, options: TrainerOptions = {}): Promise<Trainer> {
+export async function createTrainer(model: Model, options: TrainerOptions = {}, rank?: Rank): Promise<Trainer> {
   const where = 'createTrainer';
   checkOptions(where, options, KEYS);
   model.assertOpen(where);
@@ -102,7 +109,7 @@ export async function createTrainer(model: Model, options: TrainerOptions = {}):
       expected(where, 'the model', 'be trainable', 'one with frozen weights', 'Load it with { trainable: true }.'),
     );
   }
-  return new Trainer(model, options);
+  return new Trainer(model, options, rank);
 }
 
 export class Trainer {
@@ -121,17 +128,20 @@ export class Trainer {
   readonly #v = new Map<string, Tensor>();
   readonly #scalars: Tensor;
   readonly #dloss: Tensor;
-  /** (2) f32: loss and gradient norm of a step, read once. */
+  /** (3) f32, read once a step: its loss, how many ranks want to end, its gradient norm. */
   readonly #report: Tensor;
   readonly #ids = new Map<string, Tensor>();
   readonly #plans = new Map<string, Promise<Plan>>();
   readonly #updates = new Map<number, Promise<Plan>>();
   readonly #arena: Arena;
+  /** Parts of the gradients' memory that are summed over the ranks together. */
+  readonly #buckets: readonly Tensor[];
+  readonly #rank: Rank | undefined;
   #step = 0;
   #busy = false;
 
   /** @internal use createTrainer */
-  constructor(model: Model, options: TrainerOptions) {
+  constructor(model: Model, options: TrainerOptions, rank?: Rank) {
     const where = 'createTrainer';
     const [beta1, beta2] = options.betas ?? [0.9, 0.95];
     const rate = (name: string, value: unknown) => checkNumber(where, name, value, { min: 0, below: 1 });
@@ -163,13 +173,19 @@ export class Trainer {
     this.#decay = typeof decay === 'function' ? decay : () => decay;
     this.#arena = new Arena(device);
     this.#scalars = device.tensor([2], 'f32', 'scalars');
-    this.#report = device.tensor([2], 'f32', 'report');
+    this.#report = device.tensor([3], 'f32', 'report');
     this.#dloss = device.tensorFrom(Float32Array.of(1), [1], 'f32', 'dloss');
     const matrices = new Set(this.precision === 'bf16' ? matrixNames(model.config) : []);
+    // The backward pass goes through the parameters from the last to the first.
+    const shapes = mambaParams(model.config).map(({ name, shape }) => [name, shape] as const);
+    const { gradients, buckets } = gradientMemory(device, shapes.reverse());
+    this.#rank = rank;
+    this.#buckets = buckets;
     for (const [name, t] of model.weights) {
       const used = matrices.has(name) ? device.tensor(t.shape, 'bf16', `bf16 ${name}`) : t;
       this.#weights.set(name, used);
-      this.#gradients.set(used, device.tensor(t.shape, 'f32', `d ${name}`));
+      const gradient = gradients.get(name);
+      if (gradient) this.#gradients.set(used, gradient);
       this.#m.set(name, device.tensor(t.shape, 'f32', `m ${name}`));
       this.#v.set(name, device.tensor(t.shape, 'f32', `v ${name}`));
     }
@@ -191,15 +207,20 @@ export class Trainer {
     if (batches.length === 0) throw new RangeError(expected(where, 'batches', 'hold at least one', 'none'));
     return this.exclusively(where, async () => {
       const lengths = batches.map((b) => this.checkBatch(where, b));
-      for (const [i, b] of batches.entries()) await this.pass(i > 0 ? 'more' : 'first', b, lengths[i] ?? 0);
+      if (this.#rank) this.model.runtime.write(this.#report.slice(VOTES), Float32Array.of(this.#rank.wantsEnd ? 1 : 0));
+      for (const [i, b] of batches.entries()) {
+        await this.pass(i > 0 ? 'more' : 'first', b, lengths[i] ?? 0, i === batches.length - 1);
+      }
       const update = await this.update(batches.length);
       const step = this.#step + 1;
       const lr = this.#options.lr * scheduleFactor(where, this.#options, step);
       this.model.runtime.write(this.#scalars, Float32Array.of(lr, step));
       await update.run();
       this.#step = step;
-      const [loss = Number.NaN, gradNorm = Number.NaN] = this.model.runtime.read(this.#report);
-      return { loss: loss / batches.length, gradNorm, lr, step };
+      const figures = this.model.runtime.read(this.#report);
+      const [loss = Number.NaN, gradNorm = Number.NaN] = [figures[LOSS], figures[NORM]];
+      if (this.#rank) this.#rank.ending = figures[VOTES] !== 0;
+      return { loss: loss / (batches.length * this.world), gradNorm, lr, step };
     });
   }
 
@@ -208,7 +229,7 @@ export class Trainer {
     const where = 'trainer.loss';
     return this.exclusively(where, async () => {
       await this.pass('loss', batch, this.checkBatch(where, batch));
-      return this.model.runtime.read(this.#report)[0] ?? Number.NaN;
+      return this.model.runtime.read(this.#report)[LOSS] ?? Number.NaN;
     });
   }
 
@@ -246,6 +267,10 @@ export class Trainer {
     this.#step = step;
   }
 
+  private get world(): number {
+    return this.#rank?.world ?? 1;
+  }
+
   private checkBatch(where: string, b: Batch): number {
     const { vocab } = this.model.config;
     if (!(b?.bytes instanceof Uint8Array || b?.bytes instanceof Int32Array)) {
@@ -278,9 +303,10 @@ export class Trainer {
     }
   }
 
-  /** Forward, and but for 'loss' backward, of one micro-batch. */
-  private async pass(pass: Pass, b: Batch, T: number): Promise<void> {
-    const { ids, plan } = await this.compiled(pass, b.batch, T);
+  /** Forward, and but for 'loss' backward, of one micro-batch; the last one of a step sums over the ranks. */
+  private async pass(pass: Pass, b: Batch, T: number, last = false): Promise<void> {
+    const { ids, plan } = await this.compiled(pass, b.batch, T, last && this.#rank !== undefined);
+    if (this.#rank) this.model.runtime.write(this.#dloss, Float32Array.of(b.weight ?? 1));
     const { ignore } = this.#options;
     const both = new Int32Array(2 * b.batch * T);
     const targets = both.subarray(b.batch * T);
@@ -296,7 +322,7 @@ export class Trainer {
     await plan.run();
   }
 
-  private async compiled(pass: Pass, batch: number, T: number): Promise<Compiled> {
+  private async compiled(pass: Pass, batch: number, T: number, summed: boolean): Promise<Compiled> {
     const shape = `${batch}x${T}`;
     let ids = this.#ids.get(shape);
     if (!ids) {
@@ -304,10 +330,10 @@ export class Trainer {
       this.#ids.set(shape, ids);
       await this.reserve(ids);
     }
-    const key = `${pass} ${shape}`;
+    const key = `${pass} ${shape}${summed ? ' summed' : ''}`;
     let entry = this.#plans.get(key);
     if (!entry) {
-      entry = compile(this.model.runtime, this.graph(pass, ids), [], this.#arena);
+      entry = compile(this.model.runtime, this.graph(pass, ids, summed), [], this.#arena);
       this.#plans.set(key, entry);
     }
     return { ids, plan: await entry };
@@ -323,8 +349,8 @@ export class Trainer {
     this.#arena.buffer(bytes);
   }
 
-  /** @internal Records a pass over (2, batch, T) ids. */
-  graph(pass: Pass, ids: Tensor): Graph {
+  /** @internal Records a pass over (2, batch, T) ids; `summed`: with loss and gradients summed over the ranks. */
+  graph(pass: Pass, ids: Tensor, summed = false): Graph {
     const { model, precision } = this;
     const [, batch = 0, T = 0] = ids.shape;
     const [inputs, targets] = [0, 1].map((i) => ids.slice(i).reshape(batch, T)) as [Tensor, Tensor];
@@ -340,12 +366,15 @@ export class Trainer {
     const { loss } = g.scope('loss', () =>
       crossEntropy(g, mambaHead(g, model.config, this.#weights, x, { activations }), targets, this.#options.ignore),
     );
-    const total = this.#report.slice(0);
-    g.op('copy', { y: total }, { x: pass === 'more' ? add(g, total, loss) : loss });
+    const total = this.#report.slice(LOSS);
+    const counted = this.#rank ? mul(g, loss, this.#dloss) : loss;
+    g.op('copy', { y: total }, { x: pass === 'more' ? add(g, total, counted) : counted });
     if (pass === 'loss') return g;
+    if (summed) sumOverRanks(g, this.#report.slice(LOSS, 2));
     const backward = g.nodes.length;
     grad(g, loss, this.#dloss, this.#gradients, pass === 'more');
     recompute(g, backward);
+    if (summed) reduceGradients(g, this.#buckets);
     return g;
   }
 
@@ -369,8 +398,8 @@ export class Trainer {
     const { weights, runtime } = this.model;
     const { betas, eps, clip } = this.#options;
     const g = new Graph();
-    const scale = 1 / microBatches;
-    const norm = globalNorm(g, [...this.#gradients.values()], this.#report.slice(1), scale);
+    const scale = 1 / (microBatches * this.world);
+    const norm = globalNorm(g, [...this.#gradients.values()], this.#report.slice(NORM), scale);
     for (const [name, param] of weights) {
       const m = this.#m.get(name);
       const v = this.#v.get(name);

@@ -116,8 +116,18 @@ export class WindowSampler {
 
   /** The next `rows` windows as (rows, T + 1); a document that is too short is followed by PADDING. */
   batch(rows: number): Batch {
+    return this.read(this.draw(rows));
+  }
+
+  /** The next `rows` windows. */
+  draw(rows: number): Window[] {
+    return Array.from({ length: rows }, () => this.next());
+  }
+
+  /** Windows as a batch (windows, T + 1), padded as by `batch`. */
+  read(windows: readonly Window[]): Batch {
+    const rows = windows.length;
     const width = this.#options.context + 1;
-    const windows = Array.from({ length: rows }, () => this.next());
     const bytes = new Uint8Array(rows * width);
     for (const [r, w] of windows.entries()) {
       this.#data.read(w.document, w.start, bytes.subarray(r * width, r * width + w.length));
