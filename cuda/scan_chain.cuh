@@ -12,6 +12,12 @@ constexpr int kChannels = 16;  // of a block
 constexpr int kSteps = 8;      // of a segment
 constexpr int kPairs = 8;      // (channel, state) pairs of a lane: 2 channels by 4 states
 
+// How a segment uses the state that it receives.
+// local: its own end state is ready before, so passing the state on takes one product a state: the shortest chain
+// lean: the same, but computes dt u B twice instead of keeping it in registers
+// walk: its steps are run through then: the least work; for when other blocks fill the waits
+enum class Mode { local, lean, walk };
+
 template <class T>
 struct Args {
   const T *u, *delta, *z, *B, *C;  // z may be null
@@ -29,7 +35,14 @@ struct Args {
 
 // A lane has two roles. At the edges (memory, softplus, gate) it owns step lane / 4 and the 4 channels (or states) from
 // 4 (lane % 4). In the core it owns channels 2 (lane / 4) and the next, and the 4 states from 4 (lane % 4).
-struct Shared {
+template <class T>
+struct alignas(16) Shared {
+  struct Inputs {
+    T u[32][4], delta[32][4], z[32][4], B[32][4], C[32][4];  // [lane]: a lane reads what it has copied
+  };
+  Inputs inputs[2];   // of this segment and of the warp's next
+  float A[2][32][4];  // log2(e) A, [channel][lane][state]
+  float bias[kChannels], D[kChannels];
   float dt[kSteps / 2][kChannels / 2][4];   // of two steps (outer) and two channels
   float dtu[kSteps / 2][kChannels / 2][4];  // dt u
   float B[kSteps][kStates];
@@ -37,43 +50,41 @@ struct Shared {
   float y[4][kSteps * kChannels + 8];  // partial sums over 4 states; the gap spreads the four over the banks
 };
 
-template <class T>
-struct Raw {
-  alignas(4 * sizeof(T)) T v[4];
-};
-
-__device__ __forceinline__ void widen(const Raw<float>& from, float (&v)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) v[i] = from.v[i];
+__device__ __forceinline__ void widen(const float (&from)[4], float (&v)[4]) {
+  const float4 q = *reinterpret_cast<const float4*>(from);
+  v[0] = q.x, v[1] = q.y, v[2] = q.z, v[3] = q.w;
 }
 // One instruction an element: a bf16 is the upper half of a float.
-__device__ __forceinline__ void widen(const Raw<bf16>& from, float (&v)[4]) {
-  const uint2 words = *reinterpret_cast<const uint2*>(from.v);
+__device__ __forceinline__ void widen(const bf16 (&from)[4], float (&v)[4]) {
+  const uint2 words = *reinterpret_cast<const uint2*>(from);
   v[0] = __uint_as_float(words.x << 16);
   v[1] = __uint_as_float(words.x & 0xFFFF0000u);
   v[2] = __uint_as_float(words.y << 16);
   v[3] = __uint_as_float(words.y & 0xFFFF0000u);
 }
+__device__ __forceinline__ void store4(float* to, const float (&v)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+}
 
-// Loads the first `count` of 4 (all of them where Vec and count > 0) and leaves the rest as they are.
+// Copies the first `count` of 4 to shared memory (all of them where Vec and count > 0) without waiting for them, and
+// leaves the rest as they are.
 template <bool Vec, class T>
-__device__ __forceinline__ void load4(const char* bytes, int count, Raw<T>& to) {
-  const T* from = reinterpret_cast<const T*>(bytes);
+__device__ __forceinline__ void copy4(const char* bytes, int count, T (&to)[4]) {
   if constexpr (Vec) {
-    if (count > 0) load_raw<4>(from, to.v);
+    if (count <= 0) return;
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(bytes), "n"(sizeof(T) * 4) : "memory");
   } else {
+    const T* from = reinterpret_cast<const T*>(bytes);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if (i < count) to.v[i] = from[i];
+      if (i < count) to[i] = from[i];
     }
   }
 }
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// What a lane reads of a segment in its edge role, and where it lies; beyond the end the last values stay.
-template <class T>
-struct Edge {
-  Raw<T> u, delta, z, B, C;
-};
+// Where a lane's inputs of its warp's next segment lie.
 struct Cursor {
   const char *u, *delta, *z, *B, *C;
 };
@@ -87,13 +98,14 @@ __device__ __forceinline__ Cursor cursor_at(const Args<T>& p, int64_t row, int c
 }
 
 template <bool Vec, class T>
-__device__ __forceinline__ void load_edge(const Args<T>& p, Cursor& at, bool inside, int count, Edge<T>& to) {
+__device__ __forceinline__ void fetch(const Args<T>& p, Cursor& at, bool inside, int count, int lane,
+                                      typename Shared<T>::Inputs& to) {
   if (inside) {
-    load4<Vec>(at.u, count, to.u);
-    load4<Vec>(at.delta, count, to.delta);
-    if (p.z) load4<Vec>(at.z, count, to.z);
-    load4<Vec>(at.B, 4, to.B);
-    load4<Vec>(at.C, 4, to.C);
+    copy4<Vec>(at.u, count, to.u[lane]);
+    copy4<Vec>(at.delta, count, to.delta[lane]);
+    if (p.z) copy4<Vec>(at.z, count, to.z[lane]);
+    copy4<Vec>(at.B, 4, to.B[lane]);
+    copy4<Vec>(at.C, 4, to.C[lane]);
   }
   at.u += p.u_step;
   at.delta += p.delta_step;
@@ -104,16 +116,20 @@ __device__ __forceinline__ void load_edge(const Args<T>& p, Cursor& at, bool ins
 
 // dt and dt u of 4 channels; both 0 beyond the end, which leaves the state as it is.
 template <class T>
-__device__ __forceinline__ void stage(Shared& s, const Edge<T>& e, const float (&bias)[4], bool softplus, bool inside,
-                                      int row, int quad) {
-  float u[4], delta[4], B[4], C[4], dt[4], dtu[4];
-  widen(e.u, u);
-  widen(e.delta, delta);
-  widen(e.B, B);
-  widen(e.C, C);
+__device__ __forceinline__ void stage(Shared<T>& s, const typename Shared<T>::Inputs& from, bool softplus, bool inside,
+                                      int lane) {
+  const int row = lane / 4, quad = lane % 4;
+  float u[4], dt[4], bias[4], B[4], C[4];
+  widen(from.delta[lane], dt);
+  widen(from.u[lane], u);
+  widen(from.B[lane], B);
+  widen(from.C[lane], C);
+  store4(&s.B[row][4 * quad], B);
+  store4(&s.C[row][4 * quad], C);
+  widen(reinterpret_cast<const float(&)[4]>(s.bias[4 * quad]), bias);
   // Branches lie around the loops, so that the four chains of dependent instructions run side by side.
 #pragma unroll
-  for (int i = 0; i < 4; i++) dt[i] = delta[i] + bias[i];
+  for (int i = 0; i < 4; i++) dt[i] += bias[i];
   if (softplus) {
 #pragma unroll
     for (int i = 0; i < 4; i++) dt[i] = softplus_fast(dt[i]);
@@ -121,47 +137,44 @@ __device__ __forceinline__ void stage(Shared& s, const Edge<T>& e, const float (
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     dt[i] = inside ? dt[i] : 0.0f;
-    dtu[i] = dt[i] * u[i];
+    u[i] *= dt[i];
   }
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     const int pair = 2 * quad + i / 2, at = row % 2 * 2;
     *reinterpret_cast<float2*>(&s.dt[row / 2][pair][at]) = make_float2(dt[i], dt[i + 1]);
-    *reinterpret_cast<float2*>(&s.dtu[row / 2][pair][at]) = make_float2(dtu[i], dtu[i + 1]);
+    *reinterpret_cast<float2*>(&s.dtu[row / 2][pair][at]) = make_float2(u[i], u[i + 1]);
   }
-  *reinterpret_cast<float4*>(&s.B[row][4 * quad]) = make_float4(B[0], B[1], B[2], B[3]);
-  *reinterpret_cast<float4*>(&s.C[row][4 * quad]) = make_float4(C[0], C[1], C[2], C[3]);
 }
 
 // Sums the partial sums, adds D u, gates and stores 4 channels of one step.
 template <bool Vec, class T>
-__device__ __forceinline__ void finish(const Args<T>& p, const Shared& s, const Raw<T>& u, const Raw<T>& z,
-                                       const float (&D)[4], char* bytes, int count, int step, int quad) {
-  T* to = reinterpret_cast<T*>(bytes);
-  float v[4];
-  widen(u, v);
+__device__ __forceinline__ void finish(const Shared<T>& s, const typename Shared<T>::Inputs& from, bool gated, char* to,
+                                       int count, int lane) {
+  const int row = lane / 4, quad = lane % 4;
+  float v[4], q[4];
+  widen(from.u[lane], v);
+  widen(reinterpret_cast<const float(&)[4]>(s.D[4 * quad]), q);
 #pragma unroll
-  for (int i = 0; i < 4; i++) v[i] *= D[i];
+  for (int i = 0; i < 4; i++) v[i] *= q[i];
 #pragma unroll
   for (int g = 0; g < 4; g++) {
-    const float4 q = *reinterpret_cast<const float4*>(&s.y[g][step * kChannels + 4 * quad]);
-    v[0] += q.x;
-    v[1] += q.y;
-    v[2] += q.z;
-    v[3] += q.w;
-  }
-  if (p.z) {
-    float gate[4];
-    widen(z, gate);
+    widen(reinterpret_cast<const float(&)[4]>(s.y[g][row * kChannels + 4 * quad]), q);
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] *= gate[i] * sigmoid_fast(gate[i]);
+    for (int i = 0; i < 4; i++) v[i] += q[i];
   }
+  if (gated) {
+    widen(from.z[lane], q);
+#pragma unroll
+    for (int i = 0; i < 4; i++) v[i] *= q[i] * sigmoid_fast(q[i]);
+  }
+  T* y = reinterpret_cast<T*>(to);
   if constexpr (Vec) {
-    if (count > 0) store_vector<4>(to, v);
+    if (count > 0) store_vector<4>(y, v);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      if (i < count) to[i] = from_float<T>(v[i]);
+      if (i < count) y[i] = from_float<T>(v[i]);
     }
   }
 }
@@ -184,14 +197,13 @@ __device__ __forceinline__ void store8(float4* to, const float (&v)[8]) {
   to[32] = make_float4(v[4], v[5], v[6], v[7]);
 }
 
-// Local: the segment's own end state is computed before the state arrives, so that passing it on takes one product a
-// state (few blocks: the chain of segments decides). Otherwise the steps are run through when it arrives.
-template <class T, bool Vec, bool Local, int Warps, int Blocks, int Polynomials = 0>
+// Polynomials of every 16 exponentials are taken by the FMA units.
+template <class T, bool Vec, Mode M, int Warps, int Blocks, int Polynomials>
 __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   extern __shared__ __align__(16) char shared[];
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float4* const carry = reinterpret_cast<float4*>(shared);  // [warps][2][32]
-  Shared& s = reinterpret_cast<Shared*>(shared + warps * 64 * sizeof(float4))[warp];
+  Shared<T>& s = reinterpret_cast<Shared<T>*>(shared + warps * 64 * sizeof(float4))[warp];
 
   const int b = blockIdx.x / p.groups, first_channel = (blockIdx.x % p.groups) * kChannels;
   const int quad = lane % 4, row = lane / 4;
@@ -199,46 +211,43 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   const int64_t first_row = int64_t{b} * p.T_steps;
   const int segments = (p.T_steps + kSteps - 1) / kSteps;
 
-  // Each lane of a warp hands its states to the same lane of the next one, so a lane's own writes need no barrier.
-  const int before = warp == 0 ? warps - 1 : warp - 1;
-  if (warp == 0) {
-    float h[kPairs];
-#pragma unroll
-    for (int i = 0; i < kPairs; i++) {
-      const int e = core_channel + i / 4;
-      h[i] = p.state && e < p.E ? p.state[(int64_t{b} * p.E + e) * p.state_stride + 4 * quad + i % 4] : 0.0f;
-    }
-    store8(carry + before * 64 + lane, h);
-  }
-
-  float A[kPairs], bias[4], D[4];
-#pragma unroll
-  for (int i = 0; i < kPairs; i++) {
-    const int e = core_channel + i / 4;
-    A[i] = e < p.E ? p.A[e * p.A_stride + 4 * quad + i % 4] * kLog2e : 0.0f;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const bool inside = edge_channel + i < p.E;
-    bias[i] = inside && p.delta_bias ? p.delta_bias[edge_channel + i] : 0.0f;
-    D[i] = inside && p.D ? p.D[edge_channel + i] : 0.0f;
-  }
-
   const int count = p.E - edge_channel;
   Cursor at = cursor_at(p, first_row + warp * kSteps + row, edge_channel, quad);
   char* y_at = reinterpret_cast<char*>(p.y + (first_row + warp * kSteps + row) * p.y_stride + edge_channel);
-  Edge<T> next = {};
-  load_edge<Vec>(p, at, warp * kSteps + row < p.T_steps, count, next);
-  for (int segment = warp; segment < segments; segment += warps) {
-    const int t0 = segment * kSteps;
-    stage(s, next, bias, p.softplus, t0 + row < p.T_steps, row, quad);
-    const Raw<T> u = next.u, z = next.z;
-    __syncwarp();
-    load_edge<Vec>(p, at, t0 + warps * kSteps + row < p.T_steps, count, next);
+  for (int i = lane; i < static_cast<int>(sizeof(s.inputs) / 4); i += 32) reinterpret_cast<int*>(s.inputs)[i] = 0;
+  __syncwarp();
+  fetch<Vec>(p, at, warp * kSteps + row < p.T_steps, count, lane, s.inputs[0]);
 
-    float a[kSteps][kPairs];               // exp(dt A), then without Local the states
-    float in[Local ? kSteps : 1][kPairs];  // dt u B
-    float h[kPairs], end[kPairs], total[2] = {0.0f, 0.0f};
+  // Each lane of a warp hands its states to the same lane of the next one, so a lane's own writes need no barrier.
+  const int before = warp == 0 ? warps - 1 : warp - 1;
+  float h[kPairs];
+#pragma unroll
+  for (int i = 0; i < kPairs; i++) {
+    const int e = core_channel + i / 4;
+    h[i] = p.state && e < p.E ? p.state[(int64_t{b} * p.E + e) * p.state_stride + 4 * quad + i % 4] : 0.0f;
+    s.A[i / 4][lane][i % 4] = e < p.E ? p.A[e * p.A_stride + 4 * quad + i % 4] * kLog2e : 0.0f;
+  }
+  if (warp == 0) store8(carry + before * 64 + lane, h);
+  if (lane < kChannels) {
+    const bool inside = first_channel + lane < p.E;
+    s.bias[lane] = inside && p.delta_bias ? p.delta_bias[first_channel + lane] : 0.0f;
+    s.D[lane] = inside && p.D ? p.D[first_channel + lane] : 0.0f;
+  }
+  __syncwarp();
+
+  int buffer = 0;
+  for (int segment = warp; segment < segments; segment += warps, buffer ^= 1) {
+    const int t0 = segment * kSteps;
+    wait_for_copies();
+    stage(s, s.inputs[buffer], p.softplus, t0 + row < p.T_steps, lane);
+    __syncwarp();
+    fetch<Vec>(p, at, t0 + warps * kSteps + row < p.T_steps, count, lane, s.inputs[buffer ^ 1]);
+
+    float a[kSteps][kPairs];                          // exp(dt A); mode walk: then the states
+    float in[M == Mode::local ? kSteps : 1][kPairs];  // dt u B
+    float end[kPairs];
+    float A[kPairs], total[2] = {0.0f, 0.0f};
+    load8(reinterpret_cast<const float4*>(s.A[0][lane]), A);
 #pragma unroll
     for (int t = 0; t < kSteps; t++) {
       const float2 dt = pair_at(s.dt, t, row);
@@ -247,30 +256,30 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
         const float x = (i < 4 ? dt.x : dt.y) * A[i];
         a[t][i] = (t % 2 * kPairs + i) * Polynomials % 16 < Polynomials ? exp2_polynomial(x) : exp2_fast(x);
       }
-      if constexpr (Local) {
+      if constexpr (M != Mode::walk) {
         const float2 dtu = pair_at(s.dtu, t, row);
-        const float4 B = *reinterpret_cast<const float4*>(&s.B[t][4 * quad]);
-        const float Bn[4] = {B.x, B.y, B.z, B.w};
+        float B[4];
+        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
         total[0] += dt.x;
         total[1] += dt.y;
 #pragma unroll
         for (int i = 0; i < kPairs; i++) {
-          in[t][i] = (i < 4 ? dtu.x : dtu.y) * Bn[i % 4];
-          end[i] = t == 0 ? in[t][i] : fmaf(a[t][i], end[i], in[t][i]);
+          const float input = (i < 4 ? dtu.x : dtu.y) * B[i % 4];
+          if constexpr (M == Mode::local) in[t][i] = input;
+          end[i] = t == 0 ? input : fmaf(a[t][i], end[i], input);
         }
       }
     }
-    float decay[kPairs];
-    if constexpr (Local) {
+    if constexpr (M != Mode::walk) {
 #pragma unroll
-      for (int i = 0; i < kPairs; i++) decay[i] = exp2_fast(total[i / 4] * A[i]);
+      for (int i = 0; i < kPairs; i++) A[i] = exp2_fast(total[i / 4] * A[i]);
     }
 
     if (warps > 1 && segment > 0) wait(before);
     load8(carry + before * 64 + lane, h);
-    if constexpr (Local) {
+    if constexpr (M != Mode::walk) {
 #pragma unroll
-      for (int i = 0; i < kPairs; i++) end[i] = fmaf(decay[i], h[i], end[i]);
+      for (int i = 0; i < kPairs; i++) end[i] = fmaf(A[i], h[i], end[i]);
       store8(carry + warp * 64 + lane, end);
       if (warps > 1 && segment + 1 < segments) arrive(warp);
     }
@@ -281,51 +290,57 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       if (core_channel < p.E) *reinterpret_cast<float4*>(to) = make_float4(h[0], h[1], h[2], h[3]);
       if (core_channel + 1 < p.E) *reinterpret_cast<float4*>(to + kStates) = make_float4(h[4], h[5], h[6], h[7]);
     }
-    if constexpr (!Local) {
+    if constexpr (M == Mode::walk) {
 #pragma unroll
       for (int t = 0; t < kSteps; t++) {
         const float2 dtu = pair_at(s.dtu, t, row);
-        const float4 B = *reinterpret_cast<const float4*>(&s.B[t][4 * quad]);
-        const float Bn[4] = {B.x, B.y, B.z, B.w};
+        float B[4];
+        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
 #pragma unroll
         for (int i = 0; i < kPairs; i++) {
-          h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * Bn[i % 4]);
+          h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * B[i % 4]);
           a[t][i] = h[i];
         }
       }
-#pragma unroll
-      for (int i = 0; i < kPairs; i++) end[i] = h[i];
-      store8(carry + warp * 64 + lane, end);
+      store8(carry + warp * 64 + lane, h);
       if (warps > 1 && segment + 1 < segments) arrive(warp);
     }
 
 #pragma unroll
     for (int t = 0; t < kSteps; t++) {
-      const float4 C = *reinterpret_cast<const float4*>(&s.C[t][4 * quad]);
-      const float Cn[4] = {C.x, C.y, C.z, C.w};
-      float y[2];
+      float B[4], C[4], y[2];
+      float2 dtu;
+      if constexpr (M == Mode::lean) {
+        dtu = pair_at(s.dtu, t, row);
+        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
+      }
+      widen(reinterpret_cast<const float(&)[4]>(s.C[t][4 * quad]), C);
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
-        if constexpr (Local) h[i] = fmaf(a[t][i], h[i], in[t][i]);
-        const float state = Local ? h[i] : a[t][i];
-        y[i / 4] = i % 4 == 0 ? Cn[0] * state : fmaf(Cn[i % 4], state, y[i / 4]);
+        if constexpr (M == Mode::local) h[i] = fmaf(a[t][i], h[i], in[t][i]);
+        if constexpr (M == Mode::lean) h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * B[i % 4]);
+        const float state = M == Mode::walk ? a[t][i] : h[i];
+        y[i / 4] = i % 4 == 0 ? C[0] * state : fmaf(C[i % 4], state, y[i / 4]);
       }
       *reinterpret_cast<float2*>(&s.y[quad][t * kChannels + 2 * row]) = make_float2(y[0], y[1]);
     }
     __syncwarp();
-    if (t0 + row < p.T_steps) finish<Vec>(p, s, u, z, D, y_at, count, row, quad);
+    if (t0 + row < p.T_steps) finish<Vec>(s, s.inputs[buffer], p.z != nullptr, y_at, count, lane);
     y_at += p.y_step;
   }
   if (p.state_out && (segments - 1) % warps == warp) {
-    load8(carry + warp * 64 + lane, A);
+    load8(carry + warp * 64 + lane, h);
 #pragma unroll
     for (int i = 0; i < kPairs; i++) {
       const int e = core_channel + i / 4;
-      if (e < p.E) p.state_out[(int64_t{b} * p.E + e) * p.state_out_stride + 4 * quad + i % 4] = A[i];
+      if (e < p.E) p.state_out[(int64_t{b} * p.E + e) * p.state_out_stride + 4 * quad + i % 4] = h[i];
     }
   }
 }
 
-inline int shared_bytes(int warps) { return warps * static_cast<int>(64 * sizeof(float4) + sizeof(Shared)); }
+template <class T>
+int shared_bytes(int warps) {
+  return warps * static_cast<int>(64 * sizeof(float4) + sizeof(Shared<T>));
+}
 
 }  // namespace mb::cuda::chain

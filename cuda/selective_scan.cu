@@ -218,15 +218,16 @@ chain::Args<T> chain_args(const Node& node, int warps) {
           node.attr(attr::softplus) != 0};
 }
 
-template <class T, bool Vec, bool Local, int Warps, int Blocks>
+template <class T, bool Vec, chain::Mode M, int Warps, int Blocks, int Polynomials>
 Status launch_chain(const Node& node, const Launch& launch) {
   const Sizes s = sizes_of(node);
-  const int warps = static_cast<int>(std::min<int64_t>(Warps, ceil_div(s.T, chain::kSteps)));
+  const int most = std::min(Warps, launch.props->max_shared_per_block / chain::shared_bytes<T>(1));
+  const int warps = static_cast<int>(std::min<int64_t>(most, ceil_div(s.T, chain::kSteps)));
   const chain::Args<T> p = chain_args<T>(node, warps);
   const int64_t jobs = s.B * p.groups;
-  const int shared = chain::shared_bytes(warps);
-  const auto kernel = chain::scan<T, Vec, Local, Warps, Blocks>;
-  MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, chain::shared_bytes(Warps)));
+  const int shared = chain::shared_bytes<T>(warps);
+  const auto kernel = chain::scan<T, Vec, M, Warps, Blocks, Polynomials>;
+  MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, chain::shared_bytes<T>(most)));
   kernel<<<static_cast<unsigned>(jobs), 32 * warps, shared, launch.stream>>>(p);
   MB_CUDA_LAUNCHED("selective_scan");
   return {};
@@ -235,8 +236,9 @@ Status launch_chain(const Node& node, const Launch& launch) {
 template <class T, bool Vec>
 Status run_chain(const Node& node, const Launch& launch) {
   const int64_t jobs = node.in(in::u).dim(0) * ceil_div(node.in(in::u).dim(2), chain::kChannels);
-  if (jobs <= 2 * int64_t{launch.props->sm_count}) return launch_chain<T, Vec, true, 8, 1>(node, launch);
-  return launch_chain<T, Vec, false, 8, 2>(node, launch);
+  if (jobs <= 2 * int64_t{launch.props->sm_count})
+    return launch_chain<T, Vec, chain::Mode::local, 8, 1, 0>(node, launch);
+  return launch_chain<T, Vec, chain::Mode::walk, 4, 4, 0>(node, launch);
 }
 
 Status run_selective_scan(const Node& node, const Launch& launch) {
