@@ -13,7 +13,7 @@ import { cuda } from './support/devices.ts';
 import { fileOf } from './support/folder.ts';
 
 const CONFIG = { layers: 1, dModel: 8 };
-const library = join(dirname(native().file), 'libmambabyte_cuda.so');
+const library = process.env.MAMBABYTE_CUDA_LIB || join(dirname(native().file), 'libmambabyte_cuda.so');
 
 interface Opened {
   device?: string;
@@ -106,12 +106,13 @@ test('the compiled backend refuses cleanly where there is no GPU', (t) => {
     return t.pass();
   }
   // With every GPU hidden this is also what a machine with one says.
-  const refused = open('cuda', { CUDA_VISIBLE_DEVICES: '' });
+  const hidden = { CUDA_VISIBLE_DEVICES: '', MAMBABYTE_CUDA_LIB: library };
+  const refused = open('cuda', hidden);
   t.is(refused.name, 'DeviceUnavailableError');
   t.true(['no-driver', 'driver-too-old', 'no-device'].includes(refused.reason ?? ''), JSON.stringify(refused));
   t.regex(refused.message ?? '', /^device: cuda: .*(or use device 'cpu')\.$/);
   t.log(refused.message);
-  const auto = open('auto', { CUDA_VISIBLE_DEVICES: '' });
+  const auto = open('auto', hidden);
   t.regex(auto.note ?? '', /^cpu: .*(no NVIDIA driver|too old|finds no GPU)/);
 });
 
