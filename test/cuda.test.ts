@@ -141,17 +141,22 @@ async function losses(device: string, steps: number, options: Parameters<typeof 
   return found;
 }
 
-onGpu('twenty steps of training lose as on the CPU, and the same every time', async (t) => {
-  const want = await losses('cpu', 20);
-  const got = await losses('cuda', 20);
-  for (const [i, w] of want.entries()) {
-    const g = got[i];
-    t.true(Math.abs((g?.loss ?? 0) / w.loss - 1) < 5e-3, `step ${i + 1}: loss ${g?.loss}, on the CPU ${w.loss}`);
-    t.true(Math.abs((g?.gradNorm ?? 0) / w.gradNorm - 1) < 5e-2, `step ${i + 1}: norm ${g?.gradNorm}, ${w.gradNorm}`);
-  }
-  t.log(`last loss: GPU ${got.at(-1)?.loss.toFixed(5)}, CPU ${want.at(-1)?.loss.toFixed(5)}`);
-  t.deepEqual(await losses('cuda', 20), got);
-});
+for (const [precision, loss, norm] of [
+  ['f32', 2e-4, 2e-3],
+  ['bf16', 1e-2, 5e-2],
+] as const) {
+  onGpu(`twenty steps of training lose as on the CPU, and the same every time · ${precision}`, async (t) => {
+    const want = await losses('cpu', 20);
+    const got = await losses('cuda', 20, { precision });
+    for (const [i, w] of want.entries()) {
+      const g = got[i];
+      t.true(Math.abs((g?.loss ?? 0) / w.loss - 1) < loss, `step ${i + 1}: loss ${g?.loss}, on the CPU ${w.loss}`);
+      t.true(Math.abs((g?.gradNorm ?? 0) / w.gradNorm - 1) < norm, `step ${i + 1}: norm ${g?.gradNorm}, ${w.gradNorm}`);
+    }
+    t.log(`last loss: GPU ${got.at(-1)?.loss.toFixed(5)}, CPU ${want.at(-1)?.loss.toFixed(5)}`);
+    t.deepEqual(await losses('cuda', 20, { precision }), got);
+  });
+}
 
 onGpu('a run goes from the GPU to the CPU and back through its checkpoints', async (t) => {
   const data = fileOf('corpus.txt', text);

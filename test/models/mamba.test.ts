@@ -1,12 +1,12 @@
 // Whole models against PyTorch, and against themselves: step by step = prefill = chunked prefill, on every instruction
-// set and weight type.
+// set, on a GPU where there is one, and with every weight type.
 
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { createModel, createTrainer, loadModel, type Model } from '../../lib/index.ts';
 import type { Session } from '../../lib/session.ts';
 import { compare, errors, type Tolerance } from '../support/close.ts';
-import { cpuTargets } from '../support/devices.ts';
+import { cpuTargets, cuda } from '../support/devices.ts';
 import { FIXTURES, readFixture, readJson } from '../support/fixtures.ts';
 import { Random } from '../support/random.ts';
 
@@ -20,7 +20,11 @@ const SAME_F32: Tolerance = { rms: 2e-6, worst: 2e-5 };
 const SAME_BF16: Tolerance = { rms: 1e-2, worst: 5e-2 };
 
 const folder = (name: string) => join(FIXTURES, name);
-const targets = [['ref', undefined] as const, ...cpuTargets().supported.map((target) => ['cpu', target] as const)];
+const targets = [
+  ['ref', undefined] as const,
+  ...cpuTargets().supported.map((target) => ['cpu', target] as const),
+  ...(cuda().info ? [['cuda', undefined] as const] : []),
+];
 
 /** Loads a model on one instruction set. Serial tests only: the choice is a variable of the process. */
 async function load(
@@ -54,7 +58,7 @@ async function rowLogits(model: Model, name: string): Promise<{ got: Float64Arra
 }
 
 for (const target of targets) {
-  const where = target[1] ? `cpu ${target[1]}` : 'ref';
+  const where = target[1] ? `cpu ${target[1]}` : target[0];
 
   for (const name of ['hf-tiny', 'hf-tiny-48', 'byte-tiny', 'byte-tiny-bin', 'byte-tiny-module']) {
     test.serial(`logits equal PyTorch in float64 · ${name} · ${where}`, async (t) => {
@@ -102,7 +106,7 @@ for (const target of targets) {
     using model = await load('byte-tiny', target, { trainable: true });
     const expected = readFixture('byte-tiny.expected.safetensors');
     // With beta1 = 0 AdamW's first moment is the gradient itself.
-    const trainer = await createTrainer(model, { lr: 0, betas: [0, 0.95], clip: 0 });
+    const trainer = await createTrainer(model, { lr: 0, betas: [0, 0.95], clip: 0, precision: 'f32' });
     const { loss } = await trainer.step({ bytes: Uint8Array.from(expected.get('bytes')?.values ?? []), batch: 2 });
     const want = expected.get('loss64')?.values[0] ?? Number.NaN;
     t.true(Math.abs(loss - want) < 1e-6 * want, `loss ${loss}, expected ${want}`);
@@ -129,7 +133,7 @@ for (const target of targets) {
     const bytes = Uint8Array.from(readFixture('training.safetensors').get('bytes')?.values ?? []);
     using model = await load('byte-tiny', target, { trainable: true });
     const decay = (name: string) => (decayed.includes(name) ? weightDecay : 0);
-    const trainer = await createTrainer(model, { lr, betas, eps, clip, weightDecay: decay });
+    const trainer = await createTrainer(model, { lr, betas, eps, clip, weightDecay: decay, precision: 'f32' });
     for (let s = 0; s < 10; s++) {
       const { loss, gradNorm } = await trainer.step({ bytes: bytes.subarray(s * 132, (s + 1) * 132), batch: 4 });
       t.is(compare([loss], [golden.loss64[s] ?? 0], { rms: 1e-5, worst: 1e-5 }), undefined, `loss of step ${s + 1}`);
@@ -144,7 +148,8 @@ for (const target of targets) {
   for (const dtype of ['f32', 'bf16', 'int8'] as const) {
     test.serial(`step by step = prefill = chunked prefill · ${dtype} · ${where}`, async (t) => {
       using model = await load('byte-tiny', target, dtype === 'f32' ? {} : { dtype });
-      const rounded = (target[1] === 'avx512' || target[1] === 'amx') && dtype !== 'f32';
+      const rounds = target[1] === 'avx512' || target[1] === 'amx' || target[0] === 'cuda';
+      const rounded = rounds && dtype !== 'f32';
       await sameInPieces(t, model, rounded ? SAME_BF16 : SAME_F32);
     });
   }
