@@ -25,15 +25,26 @@ export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>
     if (controller.signal.aborted) process.exit(EXIT_CODES[name]);
     controller.abort(new Interrupted(EXIT_CODES[name]));
   };
-  running.add(controller);
   process.on('SIGINT', stop).on('SIGTERM', stop);
   try {
-    const result = await work(controller.signal);
+    const result = await endedByPipe(controller, work);
     controller.signal.throwIfAborted();
     return result;
   } finally {
-    running.delete(controller);
     process.off('SIGINT', stop).off('SIGTERM', stop);
+  }
+}
+
+/** Runs `work` with the controller's signal, which a closed stdout aborts. */
+export async function endedByPipe<T>(
+  controller: AbortController,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  running.add(controller);
+  try {
+    return await work(controller.signal);
+  } finally {
+    running.delete(controller);
   }
 }
 

@@ -1,12 +1,16 @@
 import { Presets, SingleBar } from 'cli-progress';
-import { Command, Option } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { expected } from '../errors.ts';
 import { PRESETS } from '../models/config.ts';
 import { RECOMPUTE } from '../models/mamba.ts';
-import { train } from '../train/loop.ts';
+import type { Rank } from '../train/data-parallel.ts';
+import { train, trainAsRank } from '../train/loop.ts';
 import type { TrainOptions, TrainProgress } from '../train/options.ts';
 import { interruptible } from './interrupt.ts';
 import { grouped, note, print } from './output.ts';
-import { defined, parseCount, parseNumber, parsePositive, separatorOption } from './usage.ts';
+import { startedAsRank } from './rank.ts';
+import { runRanks } from './ranks.ts';
+import { defined, parseCount, parseNumber, parsePositive, separatorOption, UsageError } from './usage.ts';
 
 interface TrainFlags extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress'> {
   layers?: number;
@@ -15,6 +19,7 @@ interface TrainFlags extends Omit<TrainOptions, 'config' | 'betas' | 'separator'
   beta1?: number;
   beta2?: number;
   separator?: string;
+  devices?: readonly number[];
   json?: boolean;
   quiet?: boolean;
 }
@@ -63,7 +68,8 @@ export function trainCommand(): Command {
     .option('--save-every <n>', 'steps between checkpoints (default: 500)', parsePositive)
     .option('--keep <n>', 'newest checkpoints to keep beside the best (default: 2)', parsePositive)
     .optionsGroup('Machine:')
-    .option('--device <name>', 'auto, cpu, or ref (slow, obviously right)')
+    .option('--device <name>', 'auto, cuda, cuda:1 (the second GPU), cpu, or ref (slow, obviously right)')
+    .option('--devices <list>', 'GPUs that share every batch, a process each: 0,1', parseDevices)
     .option('--threads <n>', 'threads (default: one per core)', parsePositive)
     .addOption(
       new Option('--precision <type>', 'of activations and products (default: bf16 on a GPU, else f32)').choices([
@@ -79,16 +85,41 @@ export function trainCommand(): Command {
     )
     .option('--json', 'print one JSON line a step')
     .option('-q, --quiet', 'no progress on stderr');
-  return command.action((flags: TrainFlags) => interruptible((signal) => run(flags, signal)));
+  return command.action((flags: TrainFlags) => {
+    const rank = startedAsRank();
+    if (rank) return rank.run((signal) => run(flags, signal, rank));
+    return interruptible((signal) => start(flags, signal));
+  });
 }
 
-async function run(flags: TrainFlags, signal: AbortSignal): Promise<void> {
+/** "0,1" as numbers of GPUs. */
+export function parseDevices(text: string): number[] {
+  const devices = text.split(',').map((part) => (/^\s*\d{1,4}\s*$/.test(part) ? Number(part) : -1));
+  if (devices.includes(-1)) throw new InvalidArgumentError('Expected numbers of GPUs with commas between: 0,1.');
+  const twice = devices.find((device, i) => devices.indexOf(device) < i);
+  if (twice !== undefined) throw new InvalidArgumentError(`Expected every GPU once, got ${twice} twice.`);
+  return devices;
+}
+
+function start(flags: TrainFlags, signal: AbortSignal): Promise<void> {
+  const { devices, device } = flags;
+  if (!devices) return run(flags, signal);
+  if (device !== undefined && device !== 'cuda' && device !== 'auto') {
+    throw new UsageError(expected('train', '--device', "be 'cuda' where --devices is given", `'${device}'`));
+  }
+  return devices.length > 1 ? runRanks(devices, signal) : run(flags, signal);
+}
+
+async function run(flags: TrainFlags, signal: AbortSignal, rank?: Rank): Promise<void> {
+  const options = { ...trainOptions(flags, rank?.rank), signal };
+  if (rank && rank.rank > 0) return void (await trainAsRank(options, rank));
   const progress = flags.quiet ? silent : process.stderr.isTTY ? barProgress() : lineProgress();
   const onProgress = (p: TrainProgress) => {
     progress.update(p);
     if (flags.json) void print(`${JSON.stringify(p)}\n`);
   };
-  const result = await train({ ...trainOptions(flags), signal, onProgress }).finally(progress.stop);
+  const training = rank ? trainAsRank({ ...options, onProgress }, rank) : train({ ...options, onProgress });
+  const result = await training.finally(progress.stop);
   if (flags.json) return print(`${JSON.stringify(result)}\n`);
   const { step, steps, checkpoint, best } = result;
   const held = best === null ? '' : `, best ${best.bitsPerByte.toFixed(4)} bits per byte at step ${best.step}`;
@@ -96,13 +127,14 @@ async function run(flags: TrainFlags, signal: AbortSignal): Promise<void> {
   await print(`${checkpoint}\n`);
 }
 
-function trainOptions(flags: TrainFlags): TrainOptions {
-  const { layers, dModel, dState, beta1, beta2, separator, json, quiet, ...rest } = flags;
+function trainOptions(flags: TrainFlags, rank = 0): TrainOptions {
+  const { layers, dModel, dState, beta1, beta2, separator, devices, json, quiet, ...rest } = flags;
   const shaped = layers !== undefined || dModel !== undefined || dState !== undefined;
   // What is missing here is refused, by name, where the configuration is checked.
   const config = shaped ? (defined({ layers, dModel, dState }) as { layers: number; dModel: number }) : undefined;
   const betas = beta1 === undefined && beta2 === undefined ? undefined : ([beta1 ?? 0.9, beta2 ?? 0.95] as const);
-  return { ...rest, ...defined({ config, betas, separator: separator === '' ? null : separator }) };
+  const device = devices ? `cuda:${devices[rank]}` : rest.device;
+  return { ...rest, ...defined({ config, betas, device, separator: separator === '' ? null : separator }) };
 }
 
 interface Progress {

@@ -5,7 +5,7 @@ import { WindowSampler } from '../data/windows.ts';
 import { CheckpointError, DataError, expected, MambaByteError } from '../errors.ts';
 import { createModel, loadModel, type Model } from '../model.ts';
 import { resolveModel } from '../shipped.ts';
-import { createTrainer, type StepResult, type Trainer, type TrainerOptions } from '../trainer.ts';
+import { type Batch, createTrainer, type StepResult, type Trainer, type TrainerOptions } from '../trainer.ts';
 import { version } from '../version.ts';
 import {
   latestCheckpoint,
@@ -15,6 +15,7 @@ import {
   restoreTrainer,
   writeCheckpoint,
 } from './checkpoint.ts';
+import { type Rank, shareOf } from './data-parallel.ts';
 import { evaluate } from './evaluate.ts';
 import { RunLog } from './log.ts';
 import {
@@ -40,9 +41,21 @@ const WHERE = 'train';
  * @throws TypeError, RangeError for wrong options; DataError; CheckpointError (what was saved is intact); a
  * MambaByteError with code ERR_DIVERGED when the loss is no number any more
  */
-export async function train(options: TrainOptions): Promise<TrainResult> {
+export function train(options: TrainOptions): Promise<TrainResult> {
+  return trainAs(undefined, options);
+}
+
+/**
+ * train() in one of several processes, each with a GPU of its own: together they do what one GPU does, each with its rows
+ * of every batch. Only the first one evaluates, logs and saves.
+ */
+export function trainAsRank(options: TrainOptions, rank: Rank): Promise<TrainResult> {
+  return trainAs(rank, options);
+}
+
+async function trainAs(rank: Rank | undefined, options: TrainOptions): Promise<TrainResult> {
   checkTrainOptions(options);
-  const run = options.resume ? await resumeRun(options) : await newRun(options);
+  const run = options.resume ? await resumeRun(options, rank) : await newRun(options, rank);
   try {
     return await trainingLoop(run, options);
   } finally {
@@ -56,7 +69,9 @@ interface Run {
   trainer: Trainer;
   sampler: WindowSampler;
   valid: Dataset | undefined;
-  log: RunLog;
+  /** Undefined on all ranks but the first. */
+  log: RunLog | undefined;
+  rank: Rank | undefined;
   /** As of the last step. */
   state: RunState;
   /** Newest checkpoint, if there is one. */
@@ -64,7 +79,7 @@ interface Run {
   close(): void;
 }
 
-async function newRun(options: TrainOptions): Promise<Run> {
+async function newRun(options: TrainOptions, rank: Rank | undefined): Promise<Run> {
   const { out, init } = options;
   const settings = newSettings(options);
   const found = await latestCheckpoint(out);
@@ -79,10 +94,10 @@ async function newRun(options: TrainOptions): Promise<Run> {
     config
       ? createModel(config, { seed: settings.seed, ...placed })
       : loadModel(resolveModel(init ?? ''), { trainable: true, ...placed });
-  return openRun(options, settings, makeModel, undefined);
+  return openRun(options, settings, makeModel, undefined, rank);
 }
 
-async function resumeRun(options: TrainOptions): Promise<Run> {
+async function resumeRun(options: TrainOptions, rank: Rank | undefined): Promise<Run> {
   const { out, device, threads } = options;
   const folder = await latestCheckpoint(out);
   if (folder === undefined) {
@@ -96,7 +111,7 @@ async function resumeRun(options: TrainOptions): Promise<Run> {
   const placed = { ...(device !== undefined && { device }), ...(threads !== undefined && { threads }) };
   const settings = resumedSettings(stored.settings, options);
   const makeModel = () => loadModel(folder, { trainable: true, ...placed });
-  return openRun(options, settings, makeModel, { folder, stored });
+  return openRun(options, settings, makeModel, { folder, stored }, rank);
 }
 
 /** Opens data, model, trainer and log; `from` is the checkpoint to go on from. */
@@ -105,8 +120,12 @@ async function openRun(
   settings: TrainSettings,
   makeModel: () => Promise<Model>,
   from: { folder: string; stored: RunState } | undefined,
+  rank: Rank | undefined,
 ): Promise<Run> {
   const { out, signal } = options;
+  if (rank && settings.batch % rank.world !== 0) {
+    throw new RangeError(expected(WHERE, 'batch', `be a multiple of the ${rank.world} devices`, `${settings.batch}`));
+  }
   const opened: { close(): void }[] = [];
   const closeAll = () => {
     for (const item of opened.reverse()) item.close();
@@ -125,14 +144,16 @@ async function openRun(
     if (model.config.vocab !== 256) {
       throw new TypeError(expected(WHERE, 'the model', 'read bytes (256 classes)', `${model.config.vocab} classes`));
     }
-    const trainer = await createTrainer(model, trainerOptions(settings, options));
-    await prepareFolder(out);
+    await rank?.join(model.runtime);
+    const trainer = await createTrainer(model, trainerOptions(settings, options), rank);
+    const leads = !rank || rank.rank === 0;
+    if (leads) await prepareFolder(out);
     if (from) {
       await restoreTrainer(from.folder, trainer, from.stored.step);
       sampler.position = from.stored.position;
     }
-    const log = new RunLog(join(out, 'log.jsonl'), trainer.steps);
-    opened.push(log);
+    const log = leads ? new RunLog(join(out, 'log.jsonl'), trainer.steps) : undefined;
+    if (log) opened.push(log);
     const state: RunState = {
       format: 1,
       version,
@@ -145,7 +166,7 @@ async function openRun(
       valid: validPaths,
       best: from?.stored.best ?? null,
     };
-    return { model, trainer, sampler, valid, log, state, checkpoint: from?.folder, close: closeAll };
+    return { model, trainer, sampler, valid, log, rank, state, checkpoint: from?.folder, close: closeAll };
   } catch (error) {
     closeAll();
     throw error;
@@ -175,7 +196,7 @@ function checkSameData({ data: then }: RunState, now: Dataset): void {
 }
 
 async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResult> {
-  const { model, trainer, sampler, valid, log, state } = run;
+  const { model, trainer, sampler, valid, log, rank, state } = run;
   const { signal } = options;
   const { steps, batch, accumulate, context } = state.settings;
   const { evalEvery, saveEvery } = state.cadence;
@@ -184,14 +205,15 @@ async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResul
   let saved = run.checkpoint === undefined ? -1 : state.step;
   let loss = Number.NaN;
   const save = async () => {
-    if (saved === state.step) return;
+    if (!log || saved === state.step) return;
     log.sync();
-    run.checkpoint = await writeCheckpoint(options.out, model, trainer, state);
+    const write = () => writeCheckpoint(options.out, model, trainer, state);
+    run.checkpoint = await (rank ? rank.saving(write) : write());
     saved = state.step;
   };
   // A folder that cannot be written is found out now, and a run that is killed early has something to resume from.
   await save();
-  while (state.step < steps && !signal?.aborted) {
+  while (state.step < steps && !(rank ? rank.ending : signal?.aborted)) {
     const started = performance.now();
     const micro = await drawn(run, accumulate, batch, save);
     const result = await trainer.step(micro);
@@ -200,7 +222,7 @@ async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResul
     speed.add(performance.now() - started);
     state.step = result.step;
     state.position = sampler.position;
-    const evaluates = valid && (state.step % evalEvery === 0 || state.step === steps);
+    const evaluates = log && valid && (state.step % evalEvery === 0 || state.step === steps);
     const validBitsPerByte = evaluates ? await heldOut(run, valid, options) : undefined;
     const improved = validBitsPerByte !== undefined && validBitsPerByte < (state.best?.bitsPerByte ?? Infinity);
     if (improved) state.best = { step: state.step, bitsPerByte: validBitsPerByte };
@@ -215,7 +237,7 @@ async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResul
       ...(validBitsPerByte !== undefined && { validBitsPerByte }),
       bytesPerSecond: perStep / speed.seconds,
     };
-    log.append({ ...line, seconds: speed.last });
+    log?.append({ ...line, seconds: speed.last });
     if (improved || state.step % saveEvery === 0 || state.step === steps) await save();
     options.onProgress?.({ ...line, steps, eta: (steps - state.step) * speed.seconds });
   }
@@ -232,9 +254,14 @@ async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResul
 }
 
 /** The next step's batches. When the data has become unreadable, what was learned so far is saved first. */
-async function drawn({ sampler }: Run, accumulate: number, batch: number, save: () => Promise<void>) {
+async function drawn({ sampler, rank }: Run, accumulate: number, batch: number, save: () => Promise<void>) {
+  const own = (): Batch => {
+    if (!rank) return sampler.batch(batch);
+    const { windows, weight } = shareOf(sampler.draw(batch), rank);
+    return { ...sampler.read(windows), weight };
+  };
   try {
-    return Array.from({ length: accumulate }, () => sampler.batch(batch));
+    return Array.from({ length: accumulate }, own);
   } catch (error) {
     if (error instanceof DataError) await save();
     throw error;

@@ -1,0 +1,177 @@
+// `mambabyte train --devices`: one process a GPU. The parent starts them, lets them find each other, passes Ctrl-C on, and
+// ends all of them as soon as one fails.
+import { type ChildProcess, fork } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Interrupted } from './interrupt.ts';
+import { type FromRank, RANK_VARIABLE, type ToRank } from './rank.ts';
+import { UsageError } from './usage.ts';
+
+export interface LaunchOptions {
+  /** What a rank runs; default: this program with its own arguments. */
+  script?: string;
+  argv?: readonly string[];
+  /** Milliseconds from SIGTERM to SIGKILL, in which a checkpoint that is being written can be finished. */
+  graceMs?: number;
+}
+
+const GRACE_MS = 10_000;
+/** A fault that ranks share is reported by all of them within this time; the words of the first one are then shown. */
+const SHARED_FAULT_MS = 1000;
+const STDERR_CHARACTERS = 2000;
+
+/**
+ * Runs this program once per device and waits for all of them. `signal` asks them to end after the same step, with a
+ * checkpoint.
+ * @throws Error naming the rank that failed and why; UsageError; Interrupted
+ */
+export async function runRanks(
+  devices: readonly number[],
+  signal: AbortSignal,
+  options: LaunchOptions = {},
+): Promise<void> {
+  const ranks = devices.map((device, rank) => new Child(rank, devices.length, device, options));
+  const endAll = (how: NodeJS.Signals) => {
+    for (const rank of ranks) rank.kill(how);
+  };
+  const tellAll = (message: ToRank) => {
+    for (const rank of ranks) rank.send(message);
+  };
+  let joined = false;
+  const stop = () => {
+    if (!joined)
+      endAll('SIGKILL'); // nothing is learned yet that could be saved
+    else tellAll({ kind: 'stop', exitCode: signal.reason instanceof Interrupted ? signal.reason.exitCode : 1 });
+  };
+  const killAll = () => endAll('SIGKILL');
+  process.on('exit', killAll);
+  signal.addEventListener('abort', stop);
+  if (signal.aborted) stop();
+  void Promise.all(ranks.map((rank) => rank.ready.promise)).then(([id = '']) => {
+    if (signal.aborted) return;
+    joined = true;
+    tellAll({ kind: 'join', id });
+  });
+  try {
+    const allDone = Promise.all(ranks.map((rank) => rank.done.promise));
+    const failed = await Promise.race([allDone.then(() => undefined), ...ranks.map((rank) => rank.failed.promise)]);
+    const cause = failed && (await causeOf(ranks, failed));
+    await untilGone(ranks, cause !== undefined, options.graceMs ?? GRACE_MS);
+    if (!joined) signal.throwIfAborted();
+    if (cause) throw errorOf(cause);
+    const interrupted = (await allDone).find((exitCode) => exitCode !== undefined);
+    if (interrupted !== undefined) throw new Interrupted(interrupted);
+  } finally {
+    process.off('exit', killAll);
+    signal.removeEventListener('abort', stop);
+  }
+}
+
+/** A rank that went without a word explains what the others report; of several reports the first rank's is shown. */
+async function causeOf(ranks: readonly Child[], first: Failure): Promise<Failure> {
+  if (!first.reported) return first;
+  await Promise.race([Promise.all(ranks.map((rank) => rank.failed.promise)), pause(SHARED_FAULT_MS)]);
+  const failures = ranks.flatMap((rank) => rank.failure ?? []);
+  return failures.find((failure) => !failure.reported) ?? failures[0] ?? first;
+}
+
+/** Waits until all processes are gone; after a failure sees to it that they go. */
+async function untilGone(ranks: readonly Child[], failed: boolean, graceMs: number): Promise<void> {
+  const gone = Promise.all(ranks.map((rank) => rank.gone.promise)).then(() => true);
+  if (failed) for (const rank of ranks) rank.kill('SIGTERM');
+  if (await Promise.race([gone, pause(graceMs)])) return;
+  for (const rank of ranks) rank.kill('SIGKILL');
+  await gone;
+}
+
+/** Does not keep this process alive. */
+function pause(milliseconds: number): Promise<undefined> {
+  return sleep(milliseconds, undefined, { ref: false });
+}
+
+function errorOf({ rank, cause, reported, usage }: Failure): Error {
+  if (usage) return new UsageError(cause);
+  return new Error(`train: ${rank} ${reported ? 'failed: ' : ''}${cause}`);
+}
+
+/** Why a rank ended too early. */
+interface Failure {
+  rank: string;
+  cause: string;
+  /** The rank said so itself, rather than just being gone. */
+  reported: boolean;
+  usage: boolean;
+}
+
+interface Deferred<T> {
+  promise: Promise<T>;
+  resolve: (value: T) => void;
+}
+
+function deferred<T>(): Deferred<T> {
+  let resolve: (value: T) => void = () => undefined;
+  const promise = new Promise<T>((fulfil) => {
+    resolve = fulfil;
+  });
+  return { promise, resolve };
+}
+
+/** One rank, seen from the parent. */
+class Child {
+  /** Once it waits to join: the group's id, from rank 0. */
+  readonly ready = deferred<string | undefined>();
+  /** Once its work is done: its exit code, if it was interrupted. */
+  readonly done = deferred<number | undefined>();
+  readonly failed = deferred<Failure>();
+  /** Once the process has ended. */
+  readonly gone = deferred<void>();
+  failure: Failure | undefined;
+  /** "rank 1 (cuda:1)" */
+  readonly #name: string;
+  readonly #process: ChildProcess;
+  #isDone = false;
+  #stderr = '';
+
+  constructor(rank: number, world: number, device: number, { script, argv }: LaunchOptions) {
+    this.#name = `rank ${rank} (cuda:${device})`;
+    // The first rank speaks for all; what another one prints is shown when it is gone without a word.
+    const [out, err] = rank === 0 ? (['inherit', 'inherit'] as const) : (['ignore', 'pipe'] as const);
+    this.#process = fork(script ?? process.argv[1] ?? '', argv ?? process.argv.slice(2), {
+      env: { ...process.env, [RANK_VARIABLE]: `${rank}/${world}` },
+      stdio: ['ignore', out, err, 'ipc'],
+    });
+    this.#process.stderr?.setEncoding('utf8').on('data', (text: string) => {
+      this.#stderr = (this.#stderr + text).slice(-STDERR_CHARACTERS);
+    });
+    this.#process.on('message', (message: FromRank) => this.receive(message));
+    this.#process.on('error', (error) => this.fail(error.message, false));
+    this.#process.on('close', (code, signal) => this.closed(code, signal));
+  }
+
+  send(message: ToRank): void {
+    if (this.#process.connected) this.#process.send(message, () => undefined); // one that has just gone: `close` follows
+  }
+  kill(signal: NodeJS.Signals): void {
+    this.#process.kill(signal);
+  }
+
+  private receive(message: FromRank): void {
+    if (message.kind === 'ready') this.ready.resolve(message.id);
+    else if (message.kind === 'failed') this.fail(message.message, true, message.usage);
+    else {
+      this.#isDone = true;
+      this.done.resolve(message.exitCode);
+    }
+  }
+
+  private closed(code: number | null, signal: NodeJS.Signals | null): void {
+    const words = signal === null ? `ended with exit code ${code}` : `was ended by ${signal}`;
+    const said = this.#stderr.trim();
+    if (!this.#isDone) this.fail(said === '' ? `${words}.` : `${words}: ${said}`, false);
+    this.gone.resolve();
+  }
+
+  private fail(cause: string, reported: boolean, usage = false): void {
+    this.failure ??= { rank: this.#name, cause, reported, usage };
+    this.failed.resolve(this.failure);
+  }
+}
