@@ -1,6 +1,7 @@
 // linear, linear_grad_input and linear_grad_weight as matrix products.
 //
-//   y(R,M) = x(R,K) weight(M,K)^T + bias + add      dx(R,K) = dy(R,M) weight(M,K)      dweight(M,K) = dy(R,M)^T x(R,K)
+//   y(R,M) = x(R,K) weight(M,K)^T + bias + add
+//   dx(R,K) = dy(R,M) weight(M,K) + add      dweight(M,K) = dy(R,M)^T x(R,K)
 //
 // f32 factors are multiplied in f32. Where the weight of linear and linear_grad_input is bf16 or i8, or either factor
 // of linear_grad_weight is bf16, both factors are bf16 (f32 ones are rounded, i8 ones are exact) and their sums f32. A
@@ -137,8 +138,12 @@ Job linear_job(const Node& node) {
 
 Job grad_input_job(const Node& node) {
   const Tensor& weight = node.in(at::linear_grad_input::in::weight);
-  return job(node.in(at::linear_grad_input::in::dy), false, weight, true, weight.dtype,
-             plain_epilogue(node.out(at::linear_grad_input::out::dx), false));
+  const Tensor& add = node.in(at::linear_grad_input::in::add);
+  Epilogue epilogue = plain_epilogue(node.out(at::linear_grad_input::out::dx), false);
+  epilogue.add = add.data;
+  epilogue.add_stride = add.row_stride;
+  epilogue.add_bf16 = add.dtype == DType::bf16;
+  return job(node.in(at::linear_grad_input::in::dy), false, weight, true, weight.dtype, epilogue);
 }
 
 Job grad_weight_job(const Node& node) {
@@ -201,6 +206,7 @@ int64_t grad_input_scratch(const Node& node, const Props& props) { return job_sc
 const char* grad_input_why_not(const Node& node, const Props&) {
   namespace in = at::linear_grad_input::in;
   const bool ok = is_activation(node.in(in::dy)) && is_activation(node.in(in::weight)) &&
+                  (!node.in(in::add) || is_activation(node.in(in::add))) &&
                   is_activation(node.out(at::linear_grad_input::out::dx));
   return ok ? nullptr : "an operand is not f32 or bf16";
 }

@@ -243,9 +243,8 @@ Status run_norm_grad(const Node& node, const Launch& launch) {
       using X = decltype(t);
       using DY = decltype(u);
       constexpr int N = kGradVector<X, DY>;
-      const bool vectors =
-          D % N == 0 && vectors_fit(dy, N) && vectors_fit(x, N) && (!add || vectors_fit(add, N)) &&
-          vectors_fit(dx, N) && vectors_fit(weight, N);
+      const bool vectors = D % N == 0 && vectors_fit(dy, N) && vectors_fit(x, N) && (!add || vectors_fit(add, N)) &&
+                           vectors_fit(dx, N) && vectors_fit(weight, N);
       return launch_grad<kLayer, X, DY>(a, vectors, launch);
     });
   });
@@ -262,11 +261,13 @@ int64_t norm_grad_scratch(const Node& node, const Props& props) {
   return most_slices(x.rows(), props) * 2 * x.cols() * 4;
 }
 
+template <int kAdd>
 const char* norm_grad_why_not(const Node& node, const Props&) {
   const Tensor &dy = node.in(at::layer_norm_grad::in::dy), &x = node.in(at::layer_norm_grad::in::x);
   if (!is_activation(x) || !is_activation(dy)) return "x or dy is neither f32 nor bf16";
   if (node.out(0).dtype != x.dtype) return "dx and x differ in dtype";
-  for (int i = 2; i < node.n_in; i++) {
+  if (node.in(kAdd) && node.in(kAdd).dtype != x.dtype) return "add and x differ in dtype";
+  for (int i = 2; i < kAdd; i++) {
     if (node.in(i).dtype != DType::f32) return "the weight, the mean or rstd is not f32";
     if (!node.in(i).contiguous()) return "the mean or rstd has gaps between rows";
   }
@@ -278,7 +279,9 @@ const char* norm_grad_why_not(const Node& node, const Props&) {
 
 }  // namespace
 
-const Kernel rms_norm_grad_kernel = {run_norm_grad<false>, norm_grad_scratch, norm_grad_why_not};
-const Kernel layer_norm_grad_kernel = {run_norm_grad<true>, norm_grad_scratch, norm_grad_why_not};
+const Kernel rms_norm_grad_kernel = {run_norm_grad<false>, norm_grad_scratch,
+                                     norm_grad_why_not<at::rms_norm_grad::in::add>};
+const Kernel layer_norm_grad_kernel = {run_norm_grad<true>, norm_grad_scratch,
+                                       norm_grad_why_not<at::layer_norm_grad::in::add>};
 
 }  // namespace mb::cuda

@@ -103,6 +103,21 @@ function backward(
     return { tensors, accumulate: add && together };
   };
 
+  into.adding = (name: string) => {
+    const t = input(name);
+    if (!t) return undefined;
+    const root = rootOf(t);
+    const have = gradients.get(root);
+    const whole = !gradientOf.has(root) && t.elems === root.elems;
+    if (!whole || !have || !covers(have, root) || have.tensor.dtype !== root.dtype) {
+      const tensor = into(name);
+      return tensor && { tensor, add: undefined };
+    }
+    const sum = g.value(root.shape, root.dtype);
+    gradients.set(root, { tensor: sum, written: [[0, root.cols]] });
+    return { tensor: sum.reshape(...t.shape), add: have.tensor.reshape(...t.shape) };
+  };
+
   into.same = (name: string, dt: Tensor) => {
     const t = input(name);
     if (!t) return;
@@ -111,7 +126,7 @@ function backward(
     const have = gradients.get(root);
     if (whole && !have) {
       gradients.set(root, { tensor: dt.reshape(...root.shape), written: [[0, root.cols]], shared: true });
-    } else if (whole && have && have.written[0]?.[1] === root.cols) {
+    } else if (whole && have && covers(have, root)) {
       const sum = g.value(root.shape, root.dtype);
       g.op('add', { y: sum }, { a: have.tensor, b: dt.reshape(...root.shape) });
       gradients.set(root, { tensor: sum, written: [[0, root.cols]] });
@@ -163,6 +178,11 @@ function ownCopy(g: Graph, root: Tensor, gradient: Gradient): Gradient {
   const tensor = g.value(root.shape, root.dtype);
   g.op('copy', { y: tensor }, { x: gradient.tensor });
   return { tensor, written: gradient.written };
+}
+
+/** True when a gradient was written as a whole, not by columns. */
+function covers({ written }: Gradient, root: Tensor): boolean {
+  return written[0]?.[0] === 0 && written[0][1] === root.cols;
 }
 
 /** The gradient of `out`, as the matching view of its root's gradient. */

@@ -7,6 +7,8 @@ export interface GradientSink {
   (input: string): Tensor | undefined;
   /** For ops that can add to what is there: overwrite, or add when `accumulate` is set. */
   accumulating(...inputs: string[]): { tensors: (Tensor | undefined)[]; accumulate: boolean } | undefined;
+  /** For ops that can write `their part + add`, where `add` is what other uses of `input` have contributed so far. */
+  adding(input: string): { tensor: Tensor; add: Tensor | undefined } | undefined;
   /** The gradient of `input` is `d` itself: nothing needs to be copied. */
   same(input: string, d: Tensor): void;
 }

@@ -34,8 +34,8 @@ export function linear(g: Graph, x: Tensor, weight: Tensor, options: LinearOptio
     if (add) into.same('add', d.y);
     // Both products below take factors of one dtype: rounded once here, not by each of them.
     const dy = d.y.dtype === x.dtype ? d.y : cast(g, d.y, x.dtype);
-    const dx = into('x');
-    if (dx) g.op('linear_grad_input', { dx }, { dy, weight });
+    const dx = into.adding('x');
+    if (dx) g.op('linear_grad_input', { dx: dx.tensor }, { dy, weight, add: dx.add });
     const dw = into.accumulating('weight');
     if (dw) g.op('linear_grad_weight', { dweight: dw.tensors[0] }, { dy, x }, { accumulate: Number(dw.accumulate) });
     const db = into.accumulating('bias');

@@ -13,10 +13,14 @@ export function rmsNorm(g: Graph, x: Tensor, weight: Tensor, eps = 1e-5, dtype: 
   const y = g.value(x.shape, dtype);
   const rstd = g.value([x.rows], accumulatorDType(x.dtype));
   g.op('rms_norm', { y, rstd }, { x, weight }, { eps }, (d, into) => {
-    const dx = into('x') ?? g.like(x);
+    const dx = into.adding('x');
     const sink = into.accumulating('weight');
-    const outs = { dx, dweight: sink?.tensors[0] ?? g.like(weight) };
-    g.op('rms_norm_grad', outs, { dy: d.y, x, weight, rstd }, { accumulate: Number(sink?.accumulate ?? false) });
+    g.op(
+      'rms_norm_grad',
+      { dx: dx?.tensor ?? g.like(x), dweight: sink?.tensors[0] ?? g.like(weight) },
+      { dy: d.y, x, weight, rstd, add: dx?.add },
+      { accumulate: Number(sink?.accumulate ?? false) },
+    );
   });
   return y;
 }
@@ -42,13 +46,13 @@ export function layerNorm(
   const mean = g.value([x.rows], accumulatorDType(x.dtype));
   const rstd = g.value([x.rows], accumulatorDType(x.dtype));
   g.op('layer_norm', { y, mean, rstd }, { x, weight, bias }, { eps }, (d, into) => {
-    const dx = into('x') ?? g.like(x);
+    const dx = into.adding('x');
     const sink = into.accumulating('weight', 'bias');
     const [dweight = g.like(weight), dbias = bias && g.like(bias)] = sink?.tensors ?? [];
     g.op(
       'layer_norm_grad',
-      { dx, dweight, dbias },
-      { dy: d.y, x, weight, mean, rstd },
+      { dx: dx?.tensor ?? g.like(x), dweight, dbias },
+      { dy: d.y, x, weight, mean, rstd, add: dx?.add },
       { accumulate: Number(sink?.accumulate ?? false) },
     );
   });

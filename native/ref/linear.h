@@ -4,7 +4,7 @@
 // quantize_rows makes such a weight: scale = max|row| / 127 and q = x / scale to nearest even, both in f32, so that
 // every backend gives the same bytes. A row of zeros has scale 0; a row with a NaN or an infinity has scale NaN and q =
 // 0.
-//   dx = dy weight      dweight = dy^T x      dbias[m] = sum_r dy[r,m]
+//   dx = dy weight + add      dweight = dy^T x      dbias[m] = sum_r dy[r,m]
 #pragma once
 #include <limits>
 
@@ -47,7 +47,8 @@ inline void linear_grad_input(const Node& node) {
   const Vec dy = load(node.in(at::linear_grad_input::in::dy));
   const Vec weight = load(weight_tensor);
   const int64_t R = node.in(at::linear_grad_input::in::dy).rows(), M = weight_tensor.rows(), K = weight_tensor.cols();
-  Vec dx(R * K);
+  Vec dx = load(node.in(at::linear_grad_input::in::add));
+  dx.resize(R * K);
   for (int64_t r = 0; r < R; r++) {
     for (int64_t m = 0; m < M; m++) {
       for (int64_t k = 0; k < K; k++) dx[r * K + k] += dy[r * M + m] * weight[m * K + k];

@@ -3,8 +3,8 @@
 //   rms_norm:   rstd = 1 / sqrt(mean(x^2) + eps);                        y = x rstd weight
 //   layer_norm: mean(x), rstd = 1 / sqrt(mean((x - mean)^2) + eps);      y = (x - mean) rstd weight + bias
 // With xhat the normalised x and g = dy weight:
-//   rms_norm:   dx = rstd (g - xhat mean(g xhat))                        dweight = sum_r dy xhat
-//   layer_norm: dx = rstd (g - mean(g) - xhat mean(g xhat))              dbias = sum_r dy
+//   rms_norm:   dx = rstd (g - xhat mean(g xhat)) + add                  dweight = sum_r dy xhat
+//   layer_norm: dx = rstd (g - mean(g) - xhat mean(g xhat)) + add        dbias = sum_r dy
 #pragma once
 #include "operand.h"
 
@@ -39,8 +39,9 @@ struct NormGradient {
   Vec dx, dweight, dbias;
 };
 
-// mean is empty for RMSNorm.
-inline NormGradient norm_gradient(const Vec& dy, const Vec& x, const Vec& weight, const Vec& mean, const Vec& rstd) {
+// mean is empty for RMSNorm, add may be.
+inline NormGradient norm_gradient(const Vec& dy, const Vec& x, const Vec& weight, const Vec& mean, const Vec& rstd,
+                                  const Vec& add) {
   const int64_t D = static_cast<int64_t>(weight.size()), R = static_cast<int64_t>(rstd.size());
   NormGradient n{Vec(R * D), Vec(D), Vec(D)};
   for (int64_t r = 0; r < R; r++) {
@@ -56,7 +57,7 @@ inline NormGradient norm_gradient(const Vec& dy, const Vec& x, const Vec& weight
     if (mean.empty()) g_mean = 0;
     for (int64_t d = 0; d < D; d++) {
       const double xhat = (x[r * D + d] - centre) * rstd[r], g = dy[r * D + d] * weight[d];
-      n.dx[r * D + d] = rstd[r] * (g - g_mean - xhat * g_xhat_mean);
+      n.dx[r * D + d] = rstd[r] * (g - g_mean - xhat * g_xhat_mean) + (add.empty() ? 0 : add[r * D + d]);
     }
   }
   return n;
@@ -73,7 +74,7 @@ inline void rms_norm(const Node& node) {
 inline void rms_norm_grad(const Node& node) {
   namespace in = at::rms_norm_grad::in;
   const NormGradient n = norm_gradient(load(node.in(in::dy)), load(node.in(in::x)), load(node.in(in::weight)), {},
-                                       load(node.in(in::rstd)));
+                                       load(node.in(in::rstd)), load(node.in(in::add)));
   store(node.out(at::rms_norm_grad::out::dx), n.dx);
   store_gradient(node.out(at::rms_norm_grad::out::dweight), n.dweight,
                  node.attr(at::rms_norm_grad::attr::accumulate) != 0);
@@ -93,7 +94,7 @@ inline void layer_norm_grad(const Node& node) {
   namespace in = at::layer_norm_grad::in;
   namespace out = at::layer_norm_grad::out;
   const NormGradient n = norm_gradient(load(node.in(in::dy)), load(node.in(in::x)), load(node.in(in::weight)),
-                                       load(node.in(in::mean)), load(node.in(in::rstd)));
+                                       load(node.in(in::mean)), load(node.in(in::rstd)), load(node.in(in::add)));
   const bool accumulate = node.attr(at::layer_norm_grad::attr::accumulate) != 0;
   store(node.out(out::dx), n.dx);
   store_gradient(node.out(out::dweight), n.dweight, accumulate);

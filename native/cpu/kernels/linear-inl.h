@@ -108,7 +108,7 @@ static void k_linear(const Node& node, const Team& team) {
 #endif
 }
 
-// dx(R,K) = dy(R,M) weight(M,K)
+// dx(R,K) = dy(R,M) weight(M,K) + add(R,K)
 static int64_t s_linear_grad_input(const Node& node, int) {
   const Tensor &dy = node.in(at::linear_grad_input::in::dy), &weight = node.in(at::linear_grad_input::in::weight);
   return gemm_scratch(dy.rows(), weight.cols(), weight.rows());
@@ -120,7 +120,8 @@ static void k_linear_grad_input(const Node& node, const Team& team) {
   const int64_t m_count = weight.rows(), k = weight.cols();
   const ReadWide<float> read_dy{dy.ptr<float>(), dy.row_stride, m_count};
   const Rows rows_w{weight.ptr<float>(), weight.row_stride};
-  const GemmOutput out{dx.ptr<float>(), dx.row_stride, nullptr, nullptr, nullptr, 0, false};
+  const Tensor& add = node.in(at::linear_grad_input::in::add);
+  const GemmOutput out{dx.ptr<float>(), dx.row_stride, nullptr, nullptr, add.ptr<float>(), add.row_stride, false};
   const auto pack_dy = [&](int64_t first, int64_t n, int64_t begin, int64_t end, float* to) {
     pack_across(read_dy, first, n, static_cast<int>(n), begin, end, to);
   };

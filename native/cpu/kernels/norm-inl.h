@@ -85,7 +85,7 @@ static void k_layer_norm(const Node& node, const Team& team) {
 constexpr int64_t kNormGroups = 16;
 
 struct NormGrad {
-  Tensor dx, dweight, dbias, dy, x, weight, mean, rstd;
+  Tensor dx, dweight, dbias, dy, x, weight, mean, rstd, add;
   bool accumulate;
 };
 
@@ -93,6 +93,7 @@ struct NormGrad {
 static void norm_grad_row(const NormGrad& g, int64_t r, float* dweight, float* dbias) {
   const int64_t D = g.x.cols();
   const float *x = g.x.row<float>(r), *dy = g.dy.row<float>(r), *weight = g.weight.ptr<float>();
+  const float* add = g.add ? g.add.row<float>(r) : nullptr;
   float* dx = g.dx.row<float>(r);
   const V rstd = set1(g.rstd.ptr<float>()[r]), mean = set1(g.mean ? g.mean.ptr<float>()[r] : 0.0f);
   V g_sum = zero(), gx_sum = zero();
@@ -105,7 +106,8 @@ static void norm_grad_row(const NormGrad& g, int64_t r, float* dweight, float* d
   const V gx_mean = set1(reduce_add(gx_sum) / static_cast<float>(D));
   each_part(D, [&](int64_t d, int n) {
     const V up = load_part(dy + d, n), xhat = (load_part(x + d, n) - mean) * rstd;
-    store_part(dx + d, rstd * (up * load_part(weight + d, n) - g_mean - xhat * gx_mean), n);
+    const V own = rstd * (up * load_part(weight + d, n) - g_mean - xhat * gx_mean);
+    store_part(dx + d, add ? own + load_part(add + d, n) : own, n);
     store_part(dweight + d, fma(up, xhat, load_part(dweight + d, n)), n);
     store_part(dbias + d, up + load_part(dbias + d, n), n);
   });
@@ -150,14 +152,14 @@ static void k_rms_norm_grad(const Node& node, const Team& team) {
   namespace out = at::rms_norm_grad::out;
   norm_grad(team,
             {node.out(out::dx), node.out(out::dweight), Tensor{}, node.in(in::dy), node.in(in::x), node.in(in::weight),
-             Tensor{}, node.in(in::rstd), node.attr(at::rms_norm_grad::attr::accumulate) != 0});
+             Tensor{}, node.in(in::rstd), node.in(in::add), node.attr(at::rms_norm_grad::attr::accumulate) != 0});
 }
 
 static void k_layer_norm_grad(const Node& node, const Team& team) {
   namespace in = at::layer_norm_grad::in;
   namespace out = at::layer_norm_grad::out;
   norm_grad(team, {node.out(out::dx), node.out(out::dweight), node.out(out::dbias), node.in(in::dy), node.in(in::x),
-                   node.in(in::weight), node.in(in::mean), node.in(in::rstd),
+                   node.in(in::weight), node.in(in::mean), node.in(in::rstd), node.in(in::add),
                    node.attr(at::layer_norm_grad::attr::accumulate) != 0});
 }
 

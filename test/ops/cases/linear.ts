@@ -89,14 +89,19 @@ export const linear: OpCase[] = [
     },
     close: closeTo(weight, 'f32', R),
   })),
-  ...cases('linear_grad_input', [...gradRows, ...long], ({ R, K, M, pad, padOut }, random) => ({
-    outs: { dx: blank([R, K], padOut) },
-    ins: {
-      dy: given('f32', [R, M], random.normal(size(R, M)), pad),
-      weight: given('f32', [M, K], random.normal(size(M, K))),
-    },
-    close: 'f32',
-  })),
+  ...cases(
+    'linear_grad_input',
+    [...gradRows, ...long].map((row, i) => ({ ...row, add: i % 3 === 1 })),
+    ({ R, K, M, pad, padOut, add }, random) => ({
+      outs: { dx: blank([R, K], padOut) },
+      ins: {
+        dy: given('f32', [R, M], random.normal(size(R, M)), pad),
+        weight: given('f32', [M, K], random.normal(size(M, K))),
+        add: add ? given('f32', [R, K], random.normal(size(R, K)), pad) : undefined,
+      },
+      close: 'f32',
+    }),
+  ),
   ...cases(
     'linear_grad_weight',
     [...gradRows, ...long].map((row, i) => ({ ...row, accumulate: i % 2 === 1 })),

@@ -13,6 +13,7 @@ const gradRows = pairs({
   D: [2, 7, 15, 16, 17, 64, 65, 257],
   bias: [true, false],
   accumulate: [false, true],
+  add: [false, true],
   pad: [0, 3],
   padOut: [0, 1],
 });
@@ -38,7 +39,7 @@ const forward = (op: string, layer: boolean) =>
   });
 
 const backward = (op: string, layer: boolean) =>
-  cases(op, gradRows, ({ R, D, bias, accumulate, pad, padOut }, random): CaseParts => {
+  cases(op, gradRows, ({ R, D, bias, accumulate, add, pad, padOut }, random): CaseParts => {
     const vector = () => (accumulate ? given('f32', [D], random.normal(D)) : blank([D]));
     return {
       outs: { dx: blank([R, D], padOut), dweight: vector(), ...(layer && bias ? { dbias: vector() } : {}) },
@@ -48,6 +49,7 @@ const backward = (op: string, layer: boolean) =>
         weight: given('f32', [D], random.normal(D)),
         ...(layer ? { mean: given('f32', [R], random.normal(R, 0.3)) } : {}),
         rstd: given('f32', [R], random.uniform(R, 0.5, 2)),
+        add: add ? given('f32', [R, D], random.normal(size(R, D)), pad) : undefined,
       },
       attrs: { accumulate: Number(accumulate) },
       close: 'f32',
