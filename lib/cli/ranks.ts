@@ -1,7 +1,6 @@
 // `mambabyte train --devices`: one process a GPU. The parent starts them, lets them find each other, passes Ctrl-C on, and
 // ends all of them as soon as one fails.
 import { type ChildProcess, fork } from 'node:child_process';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { Interrupted } from './interrupt.ts';
 import { type FromRank, RANK_VARIABLE, type ToRank } from './rank.ts';
 import { UsageError } from './usage.ts';
@@ -69,23 +68,32 @@ export async function runRanks(
 /** A rank that went without a word explains what the others report; of several reports the first rank's is shown. */
 async function causeOf(ranks: readonly Child[], first: Failure): Promise<Failure> {
   if (!first.reported) return first;
-  await Promise.race([Promise.all(ranks.map((rank) => rank.failed.promise)), pause(SHARED_FAULT_MS)]);
+  await within(
+    SHARED_FAULT_MS,
+    Promise.all(ranks.map((rank) => Promise.race([rank.failed.promise, rank.gone.promise]))),
+  );
   const failures = ranks.flatMap((rank) => rank.failure ?? []);
   return failures.find((failure) => !failure.reported) ?? failures[0] ?? first;
 }
 
 /** Waits until all processes are gone; after a failure sees to it that they go. */
 async function untilGone(ranks: readonly Child[], failed: boolean, graceMs: number): Promise<void> {
-  const gone = Promise.all(ranks.map((rank) => rank.gone.promise)).then(() => true);
+  const gone = Promise.all(ranks.map((rank) => rank.gone.promise));
   if (failed) for (const rank of ranks) rank.kill('SIGTERM');
-  if (await Promise.race([gone, pause(graceMs)])) return;
+  if (await within(graceMs, gone)) return;
   for (const rank of ranks) rank.kill('SIGKILL');
   await gone;
 }
 
-/** Does not keep this process alive. */
-function pause(milliseconds: number): Promise<undefined> {
-  return sleep(milliseconds, undefined, { ref: false });
+/** Whether `event` comes to pass in time. */
+async function within(milliseconds: number, event: Promise<unknown>): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), milliseconds);
+  });
+  const came = await Promise.race([event.then(() => true), late]);
+  clearTimeout(timer);
+  return came;
 }
 
 function errorOf({ rank, cause, reported, usage }: Failure): Error {
