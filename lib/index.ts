@@ -2,7 +2,7 @@ export { type ConvertOptions, convertModel } from './convert.ts';
 export { Dataset, type DatasetOptions, type DocumentSpan, openDataset } from './data/dataset.ts';
 export type { DataFile } from './data/files.ts';
 export { type DataPosition, type Sampling, type Window, type WindowOptions, WindowSampler } from './data/windows.ts';
-export type { CudaInfo } from './device.ts';
+export type { BackendName, CudaInfo, DeviceInfo } from './device.ts';
 export { type BackendReport, type DoctorReport, doctor } from './doctor.ts';
 export * from './errors.ts';
 export {

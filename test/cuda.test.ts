@@ -6,10 +6,11 @@ import test, { type ExecutionContext } from 'ava';
 import { Device } from '../lib/device.ts';
 import { OutOfMemoryError } from '../lib/errors.ts';
 import { createModel, loadModel, type Model } from '../lib/model.ts';
+import { ops } from '../lib/ops/eager.ts';
 import { train } from '../lib/train/loop.ts';
 import { createTrainer } from '../lib/trainer.ts';
 import type { WeightDType } from '../lib/weights/load.ts';
-import { compare, type Tolerance } from './support/close.ts';
+import { compare, TOLERANCES, type Tolerance } from './support/close.ts';
 import { cuda } from './support/devices.ts';
 import { fileOf, folder } from './support/folder.ts';
 import { prose } from './support/prose.ts';
@@ -183,6 +184,16 @@ onGpu('a run goes from the GPU to the CPU and back through its checkpoints', asy
   using model = await loadModel(join(out, 'latest'), { device: 'cpu' });
   t.true(Number.isFinite((await model.score(text)).bitsPerByte));
   t.true(readFileSync(join(out, 'latest', 'optimizer.safetensors')).length > 0);
+});
+
+onGpu('ops run one by one on typed arrays', async (t) => {
+  const x = { data: Float32Array.from({ length: 1000 }, (_, i) => Math.sin(i)), shape: [10, 100] };
+  const [gpu, cpu] = [
+    await ops.silu({ x }, { device: 'cuda', dy: x }),
+    await ops.silu({ x }, { device: 'ref', dy: x }),
+  ];
+  t.is(compare(gpu.y.data, cpu.y.data, TOLERANCES.f32), undefined);
+  t.is(compare(gpu.grads?.x?.data ?? [], cpu.grads?.x?.data ?? [], TOLERANCES.f32), undefined);
 });
 
 onGpu('an abort ends a run within 10 ms', async (t) => {

@@ -1,4 +1,4 @@
-import { Device } from '../device.ts';
+import { type BackendName, Device } from '../device.ts';
 import { checkOptions, describe, expected, ShapeError } from '../errors.ts';
 import { grad } from '../grad.ts';
 import { Graph } from '../graph.ts';
@@ -23,8 +23,8 @@ export interface NDArray<A extends TypedArray = TypedArray> {
 
 /** Options of every op. */
 export interface OpOptions {
-  /** 'cpu' (default) or 'ref'. */
-  device?: 'cpu' | 'ref';
+  /** 'cpu' (default), 'cuda' or 'ref'. */
+  device?: BackendName;
   /** Gradient of the result; with it the gradients of all floating inputs are returned too. */
   dy?: NDArray;
 }
@@ -47,7 +47,7 @@ type Recipe = (
 
 const devices = new Map<string, Device>();
 
-function sharedDevice(name: 'cpu' | 'ref'): Device {
+function sharedDevice(name: BackendName): Device {
   let device = devices.get(name);
   if (!device) {
     device = Device.open(name);
