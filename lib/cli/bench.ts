@@ -3,14 +3,15 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { isCuda } from '../device.ts';
-import { createModel, type Model } from '../model.ts';
+import type { Model } from '../model.ts';
 import { PRESETS, presetConfig } from '../models/config.ts';
 import { chromeTrace, collectPlans, type DeviceLimits, measureLimits, type PlanProfile, profile } from '../profile.ts';
 import { version } from '../version.ts';
 import { interruptible } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
 import { grouped, print, printJson, sized, table } from './output.ts';
-import { defined, parsePositive } from './usage.ts';
+import { writeRandomCheckpoint } from './random-checkpoint.ts';
+import { parsePositive } from './usage.ts';
 
 interface BenchFlags extends ModelFlags {
   decode: number;
@@ -133,13 +134,11 @@ async function repeated(repeats: number, run: () => Promise<number>): Promise<Sp
   return { median: sorted[Math.floor((sorted.length - 1) / 2)] ?? 0, best: sorted.at(-1) ?? 0, runs };
 }
 
-/** A preset with random weights, written out and loaded again so that it has the storage that was asked for. */
+/** A preset with random weights. */
 async function randomModel(name: string, flags: ModelFlags, signal: AbortSignal): Promise<Model> {
   const folder = await mkdtemp(join(tmpdir(), 'mambabyte-bench-'));
   try {
-    const { device, threads } = flags;
-    using random = await createModel(presetConfig(name), { seed: 0, ...defined({ device, threads }) });
-    await random.save(folder);
+    await writeRandomCheckpoint(folder, presetConfig(name));
     return await openModel(folder, flags, signal);
   } finally {
     await rm(folder, { recursive: true, force: true }); // what is mapped stays readable
