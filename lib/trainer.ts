@@ -1,3 +1,4 @@
+import { isCuda } from './device.ts';
 import { checkChoice, checkFunction, checkInteger, checkNumber, checkOptions, describe, expected } from './errors.ts';
 import { grad } from './grad.ts';
 import { Graph } from './graph.ts';
@@ -40,10 +41,14 @@ export interface TrainerOptions {
   precision?: Precision;
   /**
    * Memory for time: what is computed again in the backward pass instead of being kept, to the same bits. 'none'; 'cheap':
-   * all but the wide products; 'layer': everything but the inputs of the layers. Default: 'cheap' on a GPU, else 'none'.
+   * all but the wide products; 'layer': everything but the inputs of the layers; 'auto' (default): on a GPU the first of
+   * these that leaves its memory free enough, else 'none'.
    */
-  recompute?: Recompute;
+  recompute?: Recompute | 'auto';
 }
+
+/** 'auto' takes 'none' where it needs less than this fraction of the GPU's memory, and 'cheap' where that needs less. */
+const MEMORY_SHARE = { none: 0.25, cheap: 0.6 } as const;
 
 const PRECISIONS = ['f32', 'bf16'] as const;
 export type Precision = (typeof PRECISIONS)[number];
@@ -115,7 +120,7 @@ export async function createTrainer(model: Model, options: TrainerOptions = {}, 
 export class Trainer {
   readonly model: Model;
   readonly precision: Precision;
-  readonly recompute: Recompute;
+  readonly recompute: Recompute | 'auto';
   readonly #options: Required<Omit<TrainerOptions, 'steps' | 'weightDecay' | 'precision' | 'recompute'>> & {
     steps: number | undefined;
   };
@@ -132,6 +137,7 @@ export class Trainer {
   readonly #report: Tensor;
   readonly #ids = new Map<string, Tensor>();
   readonly #plans = new Map<string, Promise<Plan>>();
+  readonly #levels = new Map<string, Recompute>();
   readonly #updates = new Map<number, Promise<Plan>>();
   readonly #arena: Arena;
   /** Parts of the gradients' memory that are summed over the ranks together. */
@@ -152,7 +158,7 @@ export class Trainer {
     const gpu = device.info.backend === 'cuda';
     this.model = model;
     this.precision = checkChoice(where, 'precision', options.precision ?? (gpu ? 'bf16' : 'f32'), PRECISIONS);
-    this.recompute = checkChoice(where, 'recompute', options.recompute ?? (gpu ? 'cheap' : 'none'), RECOMPUTE);
+    this.recompute = checkChoice(where, 'recompute', options.recompute ?? 'auto', ['auto', ...RECOMPUTE] as const);
     if (this.precision === 'bf16' && device.info.backend === 'cpu') {
       throw new TypeError(
         expected(where, 'precision', "be 'f32' on the CPU", "'bf16'", 'Its kernels keep activations in f32.'),
@@ -349,8 +355,23 @@ export class Trainer {
     this.#arena.buffer(bytes);
   }
 
+  /** What is recomputed for batches of a shape: no bit depends on it. */
+  private levelFor(ids: Tensor): Recompute {
+    const { recompute: wanted, model } = this;
+    if (wanted !== 'auto') return wanted;
+    const { info } = model.runtime;
+    if (!isCuda(info)) return 'none';
+    const shape = ids.shape.join();
+    const known = this.#levels.get(shape);
+    if (known) return known;
+    const share = (again: Recompute) => arenaBytes(this.graph('first', ids, false, again)) / info.memoryBytes;
+    const level = (['none', 'cheap'] as const).find((again) => share(again) < MEMORY_SHARE[again]) ?? 'layer';
+    this.#levels.set(shape, level);
+    return level;
+  }
+
   /** @internal Records a pass over (2, batch, T) ids; `summed`: with loss and gradients summed over the ranks. */
-  graph(pass: Pass, ids: Tensor, summed = false): Graph {
+  graph(pass: Pass, ids: Tensor, summed = false, again = this.levelFor(ids)): Graph {
     const { model, precision } = this;
     const [, batch = 0, T = 0] = ids.shape;
     const [inputs, targets] = [0, 1].map((i) => ids.slice(i).reshape(batch, T)) as [Tensor, Tensor];
@@ -360,7 +381,7 @@ export class Trainer {
     const activations = precision;
     const x = mambaBackbone(g, model.config, this.#weights, inputs, {
       differentiable: pass !== 'loss',
-      recompute: this.recompute,
+      recompute: pass === 'loss' ? 'none' : again,
       activations,
     });
     const { loss } = g.scope('loss', () =>

@@ -96,7 +96,7 @@ test('the CPU refuses bf16, and unknown choices are named', async (t) => {
   await refuse({ precision: 'fp8' }, /precision .*f32.*bf16/);
   await refuse({ recompute: 'all' }, /recompute .*none.*cheap.*layer/);
   const trainer = await createTrainer(model);
-  t.deepEqual([trainer.precision, trainer.recompute], ['f32', 'none']);
+  t.deepEqual([trainer.precision, trainer.recompute], ['f32', 'auto']);
 });
 
 for (const [device, precision] of [

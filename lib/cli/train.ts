@@ -80,8 +80,8 @@ export function trainCommand(): Command {
     .addOption(
       new Option(
         '--recompute <what>',
-        'in the backward pass, to save memory: none, cheap (default on a GPU) or layer',
-      ).choices(RECOMPUTE),
+        'in the backward pass, to save memory: none, cheap, layer or auto (default: what the GPU has room for)',
+      ).choices(['auto', ...RECOMPUTE]),
     )
     .option('--json', 'print one JSON line a step')
     .option('-q, --quiet', 'no progress on stderr');

@@ -102,7 +102,7 @@ export interface TrainOptions {
   /** As of createTrainer; like the device free to change on resume. */
   precision?: Precision;
   /** As of createTrainer. */
-  recompute?: Recompute;
+  recompute?: Recompute | 'auto';
   onProgress?: (progress: TrainProgress) => void;
   /** Aborting finishes the current step, saves and returns. */
   signal?: AbortSignal;
