@@ -31,6 +31,7 @@ struct Args {
   int groups;       // ceil(E / 16)
   int chunk_shift;  // a chunk is 2^chunk_shift segments
   bool softplus;
+  int zero;  // 0, which the compiler does not know
 };
 
 // A lane has two roles. At the edges (memory, softplus, gate) it owns step lane / 4 and the 4 channels (or states) from
@@ -246,7 +247,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     float a[kSteps][kPairs];                          // exp(dt A); mode walk: then the states
     float in[M == Mode::local ? kSteps : 1][kPairs];  // dt u B
     float end[kPairs];
-    float A[kPairs], total[2] = {0.0f, 0.0f};
+    float A[kPairs], total[2];
     load8(reinterpret_cast<const float4*>(s.A[0][lane]), A);
 #pragma unroll
     for (int t = 0; t < kSteps; t++) {
@@ -260,8 +261,8 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
         const float2 dtu = pair_at(s.dtu, t, row);
         float B[4];
         widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
-        total[0] += dt.x;
-        total[1] += dt.y;
+        total[0] = t == 0 ? dt.x : total[0] + dt.x;
+        total[1] = t == 0 ? dt.y : total[1] + dt.y;
 #pragma unroll
         for (int i = 0; i < kPairs; i++) {
           const float input = (i < 4 ? dtu.x : dtu.y) * B[i % 4];
@@ -275,13 +276,27 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       for (int i = 0; i < kPairs; i++) A[i] = exp2_fast(total[i / 4] * A[i]);
     }
 
-    if (warps > 1 && segment > 0) wait(before);
+    // The assembler moves arithmetic across barriers, which would put the exponentials between this segment's wait and
+    // its arrival, on the chain; so the barrier's number is made to depend on them.
+    int used = 0;
+    if constexpr (M == Mode::walk) {
+#pragma unroll
+      for (int i = 0; i < kSteps * kPairs; i++) used |= __float_as_int(a[i / kPairs][i % kPairs]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPairs; i++) used |= __float_as_int(end[i]) | __float_as_int(A[i]);
+    }
+    if (warps > 1 && segment > 0) {
+      wait(before + (used & p.zero));
+    }
     load8(carry + before * 64 + lane, h);
     if constexpr (M != Mode::walk) {
 #pragma unroll
       for (int i = 0; i < kPairs; i++) end[i] = fmaf(A[i], h[i], end[i]);
       store8(carry + warp * 64 + lane, end);
-      if (warps > 1 && segment + 1 < segments) arrive(warp);
+      if (warps > 1 && segment + 1 < segments) {
+        arrive(warp);
+      }
     }
     if (p.chunks && (segment & ((1 << p.chunk_shift) - 1)) == 0) {
       const int64_t chunks = ((segments - 1) >> p.chunk_shift) + 1;
@@ -303,7 +318,9 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
         }
       }
       store8(carry + warp * 64 + lane, h);
-      if (warps > 1 && segment + 1 < segments) arrive(warp);
+      if (warps > 1 && segment + 1 < segments) {
+        arrive(warp);
+      }
     }
 
 #pragma unroll
