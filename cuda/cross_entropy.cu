@@ -23,24 +23,35 @@ struct LossArgs {
   int32_t* counts;  // of counted rows, one a block
 };
 
-// A row whose largest logit is infinite has it as its lse, as in the reference.
+// sum_v exp(x[v] - max) - 1: the largest logit itself, whose 1 would swallow what a sure row has beside it, is left
+// out.
+struct Excess {
+  float rest = 0;  // of logits below the largest
+  int largest = 0;
+  __device__ __forceinline__ void add(float x, float max) {
+    rest += x == max ? 0.0f : expf(x - max);
+    largest += x == max;
+  }
+};
+
+// The excess is that of the whole row. A row whose largest logit is infinite has it as its lse, as in the reference.
 struct RowLoss {
   float lse, nll;
 };
-__device__ __forceinline__ RowLoss row_loss(float max, float sum, float at_target) {
+__device__ __forceinline__ RowLoss row_loss(float max, Excess excess, float at_target) {
   if (isinf(max)) return {max, max - at_target};
-  const float log_sum = logf(sum);
+  const float log_sum = log1pf(excess.rest + static_cast<float>(excess.largest - 1));
   return {max + log_sum, log_sum - (at_target - max)};
 }
 
 // Writes row r and returns its share of the loss; one thread.
 template <class T>
-__device__ __forceinline__ float write_row(const LossArgs& a, const T* row, int64_t r, float max, float sum,
+__device__ __forceinline__ float write_row(const LossArgs& a, const T* row, int64_t r, float max, Excess excess,
                                            bool& counted) {
   const int target = a.targets[r];
   const bool inside = target >= 0 && target < a.V;
   counted = target != a.ignore;
-  const RowLoss loss = row_loss(max, sum, inside ? to_float(row[target]) : 0.0f);
+  const RowLoss loss = row_loss(max, excess, inside ? to_float(row[target]) : 0.0f);
   const float nll = !counted ? 0.0f : inside ? loss.nll : __int_as_float(0x7FC00000);
   a.lse[r] = loss.lse;
   a.nll[r] = nll;
@@ -72,16 +83,18 @@ __global__ void __launch_bounds__(kThreads) loss_warps_kernel(LossArgs a) {
       }
     }
     max = warp_max(max);
-    float sum = 0;
+    Excess excess;
 #pragma unroll
     for (int u = 0; u < Units; u++) {
 #pragma unroll
-      for (int j = 0; j < N; j++) sum += expf(x[u][j] - max);
+      for (int j = 0; j < N; j++) {
+        if ((int64_t{u} * 32 + lane) * N < a.V) excess.add(x[u][j], max);
+      }
     }
-    sum = warp_sum(sum);
+    excess = {warp_sum(excess.rest), __reduce_add_sync(kFullWarp, excess.largest)};
     if (lane == 0) {
       bool counted;
-      loss += write_row(a, row, r, max, sum, counted);
+      loss += write_row(a, row, r, max, excess, counted);
       count += counted;
     }
   }
@@ -103,18 +116,20 @@ __global__ void __launch_bounds__(kThreads) loss_warps_kernel(LossArgs a) {
 template <class T>
 __global__ void __launch_bounds__(kThreads) loss_blocks_kernel(LossArgs a) {
   __shared__ float room[2][kWarps];
+  __shared__ int count_room[kWarps];
   const int64_t r = blockIdx.x;
   const T* row = static_cast<const T*>(a.logits) + r * a.stride;
-  float max = -INFINITY, sum = 0;
+  float max = -INFINITY;
 #pragma unroll 4
   for (int64_t c = threadIdx.x; c < a.V; c += kThreads) max = fmaxf(max, to_float(row[c]));
   max = block_reduce<kThreads>(max, room[0], Max{});
+  Excess excess;
 #pragma unroll 4
-  for (int64_t c = threadIdx.x; c < a.V; c += kThreads) sum += expf(to_float(row[c]) - max);
-  sum = block_sum<kThreads>(sum, room[1]);
+  for (int64_t c = threadIdx.x; c < a.V; c += kThreads) excess.add(to_float(row[c]), max);
+  excess = {block_sum<kThreads>(excess.rest, room[1]), block_sum<kThreads>(excess.largest, count_room)};
   if (threadIdx.x != 0) return;
   bool counted;
-  a.sums[r] = write_row(a, row, r, max, sum, counted);
+  a.sums[r] = write_row(a, row, r, max, excess, counted);
   a.counts[r] = counted;
 }
 
@@ -238,7 +253,8 @@ __global__ void __launch_bounds__(kMapThreads) loss_grad_kernel(LossGradArgs a) 
     load_vector<N>(row + c, x);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      x[j] = counted ? share * (expf(x[j] - lse) - (c + j == target ? 1.0f : 0.0f)) : 0.0f;
+      const float log_p = x[j] - lse;
+      x[j] = counted ? share * (c + j == target ? expm1f(log_p) : expf(log_p)) : 0.0f;
     }
     store_vector<N>(out + c, x);
   }
