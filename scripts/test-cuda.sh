@@ -90,7 +90,9 @@ sanitize() {
   echo && echo "== $tool"
   export MAMBABYTE_TEST_EVERY=${MAMBABYTE_TEST_EVERY:-16}
   {
-    echo "sanitized $tool model $node --import=tsx test/support/cuda-smoke.ts"
+    for what in train read decode; do
+      echo "sanitized $tool model-$what $node --import=tsx test/support/cuda-smoke.ts $what"
+    done
     for op in $(ops); do
       echo "sanitized $tool $op $node node_modules/ava/entrypoints/cli.mjs test/ops/parity.test.ts --timeout=800s" \
         "--match '$op on cuda*' --match '$op with bf16*'"
