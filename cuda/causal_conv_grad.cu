@@ -16,7 +16,9 @@ namespace in = at::causal_conv1d_grad::in;
 namespace out = at::causal_conv1d_grad::out;
 namespace attr = at::causal_conv1d_grad::attr;
 
-constexpr int kLanes = 32, kRuns = 8;  // of a block: along the channels, along time
+constexpr int kLanes = 32, kRuns = 8;        // of a block: along the channels, along time
+constexpr int kWide = 4, kWideChannels = 4;  // the fast kernel
+constexpr int kWidest = 8;
 
 template <class T>
 struct ConvGradArgs {
@@ -89,33 +91,40 @@ struct ConvGradThread {
 
   // ds of new step i, from dy, which lies in ds[Wide - 1 + i].
   __device__ __forceinline__ void differentiate(int i, bool counted) {
+    if (p.silu) {
 #pragma unroll
-    for (int v = 0; v < V; v++) {
-      float d = ds[Wide - 1 + i][v];
-      if (p.silu) {
+      for (int v = 0; v < V; v++) {
         float s = bias[v];
 #pragma unroll
         for (int k = 0; k < Wide; k++) s = fmaf(weight[k][v], x[i + k][v], s);
         const float sg = sigmoid_fast(s);
-        d *= sg * fmaf(s, 1.0f - sg, 1.0f);
+        ds[Wide - 1 + i][v] *= sg * fmaf(s, 1.0f - sg, 1.0f);
       }
-      ds[Wide - 1 + i][v] = d;
-      const float c = counted ? d : 0.0f;
-      dbias[v] += c;
+    }
+    if (!counted) return;
 #pragma unroll
-      for (int k = 0; k < Wide; k++) dweight[k][v] = fmaf(c, x[i + k][v], dweight[k][v]);
+    for (int v = 0; v < V; v++) {
+      const float d = ds[Wide - 1 + i][v];
+      dbias[v] += d;
+#pragma unroll
+      for (int k = 0; k < Wide; k++) dweight[k][v] = fmaf(d, x[i + k][v], dweight[k][v]);
     }
   }
 
-  // The gradient of x, or of the state, at step t, which lies Wide - 1 before new step i.
-  __device__ __forceinline__ void emit(int i, int64_t t) const {
-    float d[V];
+  // The gradient of x at the step that lies Wide - 1 before new step i.
+  __device__ __forceinline__ void gradient(int i, float (&d)[V]) const {
 #pragma unroll
     for (int v = 0; v < V; v++) {
-      d[v] = 0.0f;
+      d[v] = weight[Wide - 1][v] * ds[i][v];
 #pragma unroll
-      for (int k = 0; k < Wide; k++) d[v] = fmaf(weight[Wide - 1 - k][v], ds[i + k][v], d[v]);
+      for (int k = 1; k < Wide; k++) d[v] = fmaf(weight[Wide - 1 - k][v], ds[i + k][v], d[v]);
     }
+  }
+
+  // The same at a step that may belong to the state, or pass a gradient on to it.
+  __device__ __forceinline__ void emit_edge(int i, int64_t t) const {
+    float d[V];
+    gradient(i, d);
     const int64_t to_state = t + p.K - 1 - p.T_;
     if (p.dstate_out && to_state >= 0) {
 #pragma unroll
@@ -129,36 +138,95 @@ struct ConvGradThread {
     for (int v = 0; v < V; v++) p.dstate[(b * (p.K - 1) + t + p.K - 1) * p.dstate_stride + e + v] = d[v];
   }
 
-  __device__ __forceinline__ void walk(int64_t first, int64_t end) {
-    start(first);
-    const int64_t first_out = first > 0 ? first : p.dstate ? 1 - p.K : 0;
-#pragma unroll 1
-    for (int64_t t = first; t < end + Wide - 1; t += Wide) {
+  __device__ __forceinline__ void shift() {
 #pragma unroll
-      for (int i = 0; i < Wide; i++) {
-        load_x(t + i, x[Wide - 1 + i]);
-        load_dy(t + i, ds[Wide - 1 + i]);
-      }
+    for (int i = 0; i < Wide - 1; i++) {
 #pragma unroll
-      for (int i = 0; i < Wide; i++) {
-        differentiate(i, t + i < end);
-        const int64_t to = t + i - (Wide - 1);
-        if (to >= first_out && to < end) emit(i, to);
-      }
-#pragma unroll
-      for (int i = 0; i < Wide - 1; i++) {
-#pragma unroll
-        for (int v = 0; v < V; v++) {
-          x[i][v] = x[Wide + i][v];
-          ds[i][v] = ds[Wide + i][v];
-        }
+      for (int v = 0; v < V; v++) {
+        x[i][v] = x[Wide + i][v];
+        ds[i][v] = ds[Wide + i][v];
       }
     }
+  }
+
+  // Wide steps from t on, some of which may lie outside the run [first, end).
+  __device__ __forceinline__ void walk_edge(int64_t t, int64_t first, int64_t end) {
+    const int64_t first_out = first > 0 ? first : p.dstate ? 1 - p.K : 0;
+#pragma unroll
+    for (int i = 0; i < Wide; i++) {
+      load_x(t + i, x[Wide - 1 + i]);
+      load_dy(t + i, ds[Wide - 1 + i]);
+    }
+#pragma unroll
+    for (int i = 0; i < Wide; i++) {
+      differentiate(i, t + i < end);
+      const int64_t to = t + i - (Wide - 1);
+      if (to >= first_out && to < end) emit_edge(i, to);
+    }
+    shift();
+  }
+
+  // As they lie in memory, so that the next ones fit beside the current.
+  struct Ahead {
+    alignas(16) T x[Wide][V], dy[Wide][V];
+  };
+  __device__ __forceinline__ void fetch(int64_t t, Ahead& ahead) const {
+    const T* x_from = p.x + (b * p.T_ + t) * p.x_stride + e;
+    const T* dy_from = p.dy + (b * p.T_ + t) * p.dy_stride + e;
+#pragma unroll
+    for (int i = 0; i < Wide; i++) load_raw<V>(x_from + i * p.x_stride, ahead.x[i]);
+#pragma unroll
+    for (int i = 0; i < Wide; i++) load_raw<V>(dy_from + i * p.dy_stride, ahead.dy[i]);
+  }
+
+  __device__ __forceinline__ void take(const Ahead& ahead) {
+#pragma unroll
+    for (int i = 0; i < Wide; i++) {
+#pragma unroll
+      for (int v = 0; v < V; v++) {
+        x[Wide - 1 + i][v] = to_float(ahead.x[i][v]);
+        ds[Wide - 1 + i][v] = to_float(ahead.dy[i][v]);
+      }
+    }
+  }
+
+  // Steps [t, t + Wide), already taken, and the Wide - 1 before them all lie in the run.
+  __device__ __forceinline__ void walk_inner(int64_t t) {
+    T* to = p.dx + (b * p.T_ + t - (Wide - 1)) * p.dx_stride + e;
+#pragma unroll
+    for (int i = 0; i < Wide; i++) {
+      differentiate(i, true);
+      float d[V];
+      gradient(i, d);
+      store_vector<V>(to + i * p.dx_stride, d);
+    }
+    shift();
+  }
+
+  __device__ __forceinline__ void walk(int64_t first, int64_t end) {
+    start(first);
+    int64_t t = first;
+    if (t + 2 * Wide <= end) {
+      Ahead ahead;
+      fetch(t + Wide, ahead);
+      walk_edge(t, first, end);
+      t += Wide;
+#pragma unroll 1
+      while (t + Wide <= end) {
+        take(ahead);
+        if (t + 2 * Wide <= end) fetch(t + Wide, ahead);
+        walk_inner(t);
+        t += Wide;
+      }
+    }
+#pragma unroll 1
+    for (; t < end + Wide - 1; t += Wide) walk_edge(t, first, end);
   }
 };
 
 template <class T, int Wide, int V>
-__global__ void __launch_bounds__(kLanes* kRuns) conv_grad_kernel(const __grid_constant__ ConvGradArgs<T> p) {
+__global__ void __launch_bounds__(kLanes* kRuns, Wide == kWide ? 2 : 1)
+    conv_grad_kernel(const __grid_constant__ ConvGradArgs<T> p) {
   __shared__ float partial[kRuns][(Wide + 1) * V][kLanes];
   const int lane = threadIdx.x, part = threadIdx.y;
   const int64_t channel_blocks = (p.E + kLanes * V - 1) / (kLanes * V);
@@ -198,9 +266,6 @@ __global__ void conv_grad_sums(const float* sums, int64_t parts, int64_t E, int 
   for (int64_t part = 0; part < parts; part++) sum += sums[part * E * (K + 1) + i];
   *to = accumulate ? *to + sum : sum;
 }
-
-constexpr int kWide = 4, kWideChannels = 4;  // the fast kernel
-constexpr int kWidest = 8;
 
 bool fast(const Node& node) {
   return node.in(in::weight).cols() <= kWide && node.in(in::x).cols() % kWideChannels == 0 &&

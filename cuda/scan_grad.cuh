@@ -4,6 +4,8 @@
 // A warp owns 16 channels times 16 states. Lane (g = lane / 4, q = lane % 4) holds the states 4 q .. 4 q + 3 of the
 // channel pair 2 g, 2 g + 1, and looks after that pair's scalars at the steps 2 q, 2 q + 1 of every sub-chunk of 8.
 #pragma once
+#include <type_traits>
+
 #include "kernel.h"
 #include "scan.cuh"
 
@@ -21,6 +23,7 @@ template <class T>
 struct GradRows {
   T* data = nullptr;
   int64_t stride = 0;
+  uint32_t row_bytes = 0;  // the stride again, for operands as wide as u
 };
 
 template <class T>
@@ -28,7 +31,7 @@ struct ScanGradArgs {
   int64_t B, time, E, N;
   int64_t chunks_per_batch, chunks_per_segment, segments, chunks_per_piece, pieces, channel_blocks;
   int64_t first_state;  // of this pass
-  bool softplus, paired, vector_states, first_pass, last_pass;
+  bool softplus, vector_states, vector_projections, whole, first_pass, last_pass;
   GradRows<const T> dy, u, delta, z, B_in, C_in;
   GradRows<T> du, ddelta, dz;
   GradRows<const float> A, chunks, dstate_out;
@@ -39,30 +42,13 @@ struct ScanGradArgs {
   float *bc_sums, *piece_end, *piece_time, *dA_sums, *dD_sums, *bias_sums, *passes;
 };
 
-// The two channels of a pair; `paired` says that both lie in one aligned load. Channels past the end read as 0.
-__device__ __forceinline__ float2 load_pair(const float* p, bool paired, int channels) {
-  if (paired && channels == 2) return *reinterpret_cast<const float2*>(p);
+// The two channels of a pair; those past the end are 0, and not stored.
+__device__ __forceinline__ float2 load_pair(const float* p, int channels) {
   return {channels > 0 ? p[0] : 0.0f, channels > 1 ? p[1] : 0.0f};
 }
-__device__ __forceinline__ float2 load_pair(const bf16* p, bool paired, int channels) {
-  if (paired && channels == 2) return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
-  return {channels > 0 ? to_float(p[0]) : 0.0f, channels > 1 ? to_float(p[1]) : 0.0f};
-}
-__device__ __forceinline__ void store_pair(float* p, float2 v, bool paired, int channels) {
-  if (paired && channels == 2) {
-    *reinterpret_cast<float2*>(p) = v;
-    return;
-  }
+__device__ __forceinline__ void store_pair(float* p, float2 v, int channels) {
   if (channels > 0) p[0] = v.x;
   if (channels > 1) p[1] = v.y;
-}
-__device__ __forceinline__ void store_pair(bf16* p, float2 v, bool paired, int channels) {
-  if (paired && channels == 2) {
-    *reinterpret_cast<__nv_bfloat162*>(p) = __float22bfloat162_rn(v);
-    return;
-  }
-  if (channels > 0) p[0] = from_float<bf16>(v.x);
-  if (channels > 1) p[1] = from_float<bf16>(v.y);
 }
 
 __device__ __forceinline__ float2 operator*(float2 a, float2 b) { return {a.x * b.x, a.y * b.y}; }
@@ -94,6 +80,91 @@ struct GradLane {
     const int64_t left = E - channel;
     channels = left < 0 ? 0 : left > 2 ? 2 : static_cast<int>(left);
     state = first_state + 4 * q;
+  }
+};
+
+// The lane's pair at steps 2 q and 2 q + 1 of a sub-chunk, as it lies in memory.
+template <class T>
+struct Raw;
+template <>
+struct Raw<float> {
+  using Pair = float2;
+  Pair v[2];
+  __device__ __forceinline__ float2 at(int j) const { return v[j]; }
+  static __device__ __forceinline__ Pair pack(float2 v) { return v; }
+};
+template <>
+struct Raw<bf16> {
+  using Pair = uint32_t;
+  Pair v[2];
+  __device__ __forceinline__ float2 at(int j) const {
+    return {__uint_as_float(v[j] << 16), __uint_as_float(v[j] & 0xFFFF0000u)};
+  }
+  static __device__ __forceinline__ Pair pack(float2 v) {
+    const __nv_bfloat162 pair = __float22bfloat162_rn(v);
+    return reinterpret_cast<const Pair&>(pair);
+  }
+};
+
+// One chunk as a lane sees it. kWhole: every pair exists as a whole, aligned to its size.
+template <class T, bool kWhole>
+struct ChunkView {
+  const ScanGradArgs<T>& p;
+  const GradLane& at;
+  uint32_t row;  // of the lane's first step
+  int steps;     // from there on; none for a lane without channels
+
+  using Pair = typename Raw<T>::Pair;
+  __device__ __forceinline__ ChunkView(const ScanGradArgs<T>& args, const GradLane& lane, int64_t first_row, int count)
+      : p(args),
+        at(lane),
+        row(static_cast<uint32_t>(first_row + 2 * lane.q)),
+        steps(lane.channels ? count - 2 * lane.q : 0) {}
+
+  __device__ __forceinline__ bool inside(int k, int j) const { return kGradSteps * k + j < steps; }
+  template <class Element>
+  __device__ __forceinline__ Element* address(const GradRows<Element>& rows, int k, int j) const {
+    const uint32_t r = row + static_cast<uint32_t>(kGradSteps * k + j);
+    const uint64_t offset = uint64_t{r} * rows.row_bytes + static_cast<uint64_t>(at.channel) * sizeof(Element);
+    using Byte = std::conditional_t<std::is_const_v<Element>, const char, char>;
+    return reinterpret_cast<Element*>(reinterpret_cast<Byte*>(rows.data) + offset);
+  }
+  __device__ __forceinline__ Raw<T> load(const GradRows<const T>& rows, int k) const {
+    Raw<T> raw{};
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const T* from = address(rows, k, j);
+      const bool in = inside(k, j);
+      if constexpr (kWhole) {
+        if (in) raw.v[j] = *reinterpret_cast<const Pair*>(from);
+      } else {
+        raw.v[j] = Raw<T>::pack({in ? to_float(from[0]) : 0.0f, in && at.channels > 1 ? to_float(from[1]) : 0.0f});
+      }
+    }
+    return raw;
+  }
+  __device__ __forceinline__ void store(const GradRows<T>& rows, int k, int j, float2 v) const {
+    if (!inside(k, j)) return;
+    T* to = address(rows, k, j);
+    if constexpr (kWhole) {
+      *reinterpret_cast<Pair*>(to) = Raw<T>::pack(v);
+    } else {
+      to[0] = from_float<T>(v.x);
+      if (at.channels > 1) to[1] = from_float<T>(v.y);
+    }
+  }
+  // A sum that takes part in `which` of s, sum g B and sum g A2 a h, with what passes over other states left of it.
+  __device__ __forceinline__ float2 add_passes(int which, int k, int j, float2 sum) const {
+    if constexpr (kWhole) return sum;
+    if ((p.first_pass && p.last_pass) || !inside(k, j)) return sum;
+    float* left =
+        address(GradRows<float>{p.passes + which * p.B * p.time * p.E, p.E, static_cast<uint32_t>(4 * p.E)}, k, j);
+    if (!p.first_pass) sum = {sum.x + left[0], at.channels > 1 ? sum.y + left[1] : 0.0f};
+    if (!p.last_pass) {
+      left[0] = sum.x;
+      if (at.channels > 1) left[1] = sum.y;
+    }
+    return sum;
   }
 };
 
@@ -143,14 +214,16 @@ __device__ __forceinline__ void incoming_gradient(float (&g)[2][4], const float 
 }
 
 // The block's sums of dB and dC over its channels, cell for cell as its warps left them in their slots.
-template <class T, class WarpShared>
-__device__ __forceinline__ void store_projection_sums(const ScanGradArgs<T>& p, const WarpShared* warps, int warp_count,
+template <int kWarps, class T, class WarpShared>
+__device__ __forceinline__ void store_projection_sums(const ScanGradArgs<T>& p, const WarpShared* warps,
                                                       int64_t channel_block, int64_t b, int64_t chunk) {
   float4* out =
       reinterpret_cast<float4*>(p.bc_sums) + ((channel_block * p.B + b) * p.chunks_per_batch + chunk) * kGradCells;
-  for (int i = threadIdx.x; i < kGradCells; i += blockDim.x) {
-    float4 sum = warps[0].slots[i / 64][i % 64];
-    for (int w = 1; w < warp_count; w++) sum = sum + warps[w].slots[i / 64][i % 64];
+  for (int i = threadIdx.x; i < kGradCells; i += 32 * kWarps) {
+    const int slot = i / 64, cell = i % 64;
+    float4 sum = warps[0].slots[slot][cell];
+#pragma unroll
+    for (int w = 1; w < kWarps; w++) sum = sum + warps[w].slots[slot][cell];
     out[i] = sum;
   }
 }
@@ -173,8 +246,8 @@ __device__ __forceinline__ void store_parameter_sums(const ScanGradArgs<T>& p, c
   dD = {quad_sum(dD.x), quad_sum(dD.y)};
   dbias = {quad_sum(dbias.x), quad_sum(dbias.y)};
   if (at.q != 0) return;
-  store_pair(p.dD_sums + row, dD, false, at.channels);
-  store_pair(p.bias_sums + row, dbias, false, at.channels);
+  store_pair(p.dD_sums + row, dD, at.channels);
+  store_pair(p.bias_sums + row, dbias, at.channels);
 }
 
 template <class T>
@@ -195,8 +268,6 @@ __device__ __forceinline__ void store_state_gradient(const ScanGradArgs<T>& p, c
 int scan_grad_warps(const Props& props);
 template <class T>
 Status launch_scan_grad_main(const ScanGradArgs<T>& args, int warps, cudaStream_t stream);
-// For bf16 activations; see scan_grad_mma_fits.
-Status launch_scan_grad_mma(const ScanGradArgs<bf16>& args, cudaStream_t stream);
 template <class T>
 Status launch_scan_grad_pieces(const ScanGradArgs<T>& args, cudaStream_t stream);
 

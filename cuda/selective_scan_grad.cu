@@ -1,7 +1,5 @@
 // The gradient of the selective scan: plan of its kernels, scratch, and the last sums. Shapes are those of
 // native/ops.def, equations those of docs/math/selective-scan-gradient.md.
-#include <type_traits>
-
 #include "check.h"
 #include "scan_grad.cuh"
 
@@ -94,7 +92,7 @@ int64_t scratch(const Node& node, const Props& props) {
 
 template <class T>
 GradRows<T> rows_of(const Tensor& t) {
-  return {t.ptr<T>(), t.row_stride};
+  return {t.ptr<T>(), t.row_stride, static_cast<uint32_t>(t.row_stride * sizeof(T))};
 }
 
 template <class T>
@@ -104,11 +102,12 @@ ScanGradArgs<T> args_of(const Node& node, const Sizes& s, char* base) {
   a.chunks_per_batch = s.cut.chunks, a.chunks_per_segment = s.cut.chunks_per_segment, a.segments = s.cut.segments;
   a.chunks_per_piece = s.cut.chunks_per_piece, a.pieces = s.cut.pieces, a.channel_blocks = s.channel_blocks;
   a.softplus = node.attr(attr::softplus) != 0;
-  a.paired = true;
-  for (int i : {in::dy, in::u, in::delta, in::z}) a.paired = a.paired && rows_aligned(node.in(i), 2 * sizeof(T));
-  for (int i : {out::du, out::ddelta, out::dz}) a.paired = a.paired && rows_aligned(node.out(i), 2 * sizeof(T));
+  a.whole = s.E % 2 == 0 && s.passes == 1;
+  for (int i : {in::dy, in::u, in::delta, in::z}) a.whole = a.whole && rows_aligned(node.in(i), 2 * sizeof(T));
+  for (int i : {out::du, out::ddelta, out::dz}) a.whole = a.whole && rows_aligned(node.out(i), 2 * sizeof(T));
   a.vector_states = s.N % 4 == 0 && rows_aligned(node.in(in::A), 16) && rows_aligned(node.in(in::chunks), 16) &&
                     rows_aligned(node.in(in::dstate_out), 16);
+  a.vector_projections = s.N % kGradStates == 0 && rows_aligned(node.in(in::B), 16) && rows_aligned(node.in(in::C), 16);
   a.dy = rows_of<const T>(node.in(in::dy)), a.u = rows_of<const T>(node.in(in::u));
   a.delta = rows_of<const T>(node.in(in::delta)), a.z = rows_of<const T>(node.in(in::z));
   a.B_in = rows_of<const T>(node.in(in::B)), a.C_in = rows_of<const T>(node.in(in::C));
@@ -122,34 +121,26 @@ ScanGradArgs<T> args_of(const Node& node, const Sizes& s, char* base) {
   return a;
 }
 
-// Where the j-th number of a cell belongs: its step in the sub-chunk and its state. The main kernel's cells are
-// (step, states / 4), those of the tensor cores the fragments (states, steps) of their accumulators.
-__device__ __forceinline__ int2 place_of(int cell, int j, bool fragments) {
-  if (fragments) return {2 * (cell % 4) + j % 2, cell / 4 + j / 2 * 8};
-  return {cell / 4, 4 * (cell % 4) + j};
-}
-
 // dB and dC of one pass: sums over channel blocks in their order, a cell a thread.
 template <class T>
-__global__ void sum_projections(const __grid_constant__ ScanGradArgs<T> p, GradRows<T> dB, GradRows<T> dC,
-                                bool fragments) {
+__global__ void sum_projections(const __grid_constant__ ScanGradArgs<T> p, GradRows<T> dB, GradRows<T> dC) {
   const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, chunks = p.B * p.chunks_per_batch;
   if (i >= chunks * kGradCells) return;
   const int64_t chunk = i / kGradCells;
   const int sub = static_cast<int>(i % kGradCells) / 64, cell = static_cast<int>(i % 32);
-  const int64_t first_step = chunk % p.chunks_per_batch * kGradChunk + sub * kGradSteps;
-  if (first_step >= p.time) return;
+  const int64_t t = chunk % p.chunks_per_batch * kGradChunk + sub * kGradSteps + cell / 4;
+  if (t >= p.time) return;
   const float4* from = reinterpret_cast<const float4*>(p.bc_sums) + i;
   float4 sum = *from;
 #pragma unroll 4
   for (int64_t block = 1; block < p.channel_blocks; block++) sum = sum + from[block * chunks * kGradCells];
   const GradRows<T> to = i / 32 % 2 ? dC : dB;
+  const int64_t n = p.first_state + 4 * (cell % 4);
+  T* row = to.data + (chunk / p.chunks_per_batch * p.time + t) * to.stride + n;
   const float v[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    const int2 at = place_of(cell, j, fragments);
-    const int64_t t = first_step + at.x, n = p.first_state + at.y;
-    if (t < p.time && n < p.N) to.data[(chunk / p.chunks_per_batch * p.time + t) * to.stride + n] = from_float<T>(v[j]);
+    if (n + j < p.N) row[j] = from_float<T>(v[j]);
   }
 }
 
@@ -177,32 +168,16 @@ Status launch_sum_parameters(const Tensor& to, int64_t stride, const float* sums
   return {};
 }
 
-// What selective_scan_grad_mma.cu asks for: whole warps of channels, aligned pairs and rows, offsets of 32 bits.
-bool tensor_cores_fit(const Node& node, const ScanGradArgs<bf16>& args, const Props& props) {
-  if (scan_grad_warps(props) != 8 || args.N != kGradStates || args.E % kGradChannels != 0) return false;
-  if (!args.paired || !args.vector_states) return false;
-  int64_t widest = 0;
-  for (int i : {in::dy, in::u, in::delta, in::z}) widest = std::max(widest, node.in(i).row_stride);
-  for (int i : {out::du, out::ddelta, out::dz}) widest = std::max(widest, node.out(i).row_stride);
-  if (kGradChunk * widest + args.E >= int64_t{1} << 31) return false;
-  return rows_aligned(node.in(in::B), 16) && rows_aligned(node.in(in::C), 16);
-}
-
 template <class T>
 Status launch_pass(ScanGradArgs<T> args, const Node& node, const Sizes& s, int64_t pass, const Launch& launch) {
   args.first_state = pass * kGradStates;
   args.first_pass = pass == 0;
   args.last_pass = pass + 1 == s.passes;
   if (s.cut.segments > 1) MB_TRY(launch_scan_grad_pieces(args, launch.stream));
-  bool fragments = false;
-  if constexpr (std::is_same_v<T, bf16>) fragments = tensor_cores_fit(node, args, *launch.props);
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (fragments) MB_TRY(launch_scan_grad_mma(args, launch.stream));
-  }
-  if (!fragments) MB_TRY(launch_scan_grad_main(args, scan_grad_warps(*launch.props), launch.stream));
+  MB_TRY(launch_scan_grad_main(args, scan_grad_warps(*launch.props), launch.stream));
   const int64_t cells = s.B * s.cut.chunks * kGradCells;
   sum_projections<T><<<static_cast<unsigned>(ceil_div(cells, 256)), 256, 0, launch.stream>>>(
-      args, rows_of<T>(node.out(out::dB)), rows_of<T>(node.out(out::dC)), fragments);
+      args, rows_of<T>(node.out(out::dB)), rows_of<T>(node.out(out::dC)));
   MB_CUDA_LAUNCHED("selective_scan_grad");
   const bool accumulate = node.attr(attr::accumulate) != 0;
   const Tensor& dA = node.out(out::dA);
@@ -245,7 +220,14 @@ const char* why_not(const Node& node, const Props& props) {
     return "A, D, delta_bias, chunks, states and their gradients must be f32";
   }
   if (node.attr(attr::chunk) != kGradChunk) return "chunk must be 64";
-  if (props.max_shared_per_block < 90 * 1024) return "a block needs 90 KiB of shared memory";
+  if (node.in(in::u).rows() >= int64_t{1} << 31) return "more than 2^31 steps";
+  for (int i : {in::dy, in::u, in::delta, in::z}) {
+    if (node.in(i).row_stride >= int64_t{1} << 30) return "a row stride is 2^30 or more";
+  }
+  for (int i : {out::du, out::ddelta, out::dz}) {
+    if (node.out(i).row_stride >= int64_t{1} << 30) return "a row stride is 2^30 or more";
+  }
+  if (props.max_shared_per_block < 96 * 1024) return "a block needs 96 KiB of shared memory";
   return nullptr;
 }
 

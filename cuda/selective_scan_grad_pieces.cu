@@ -9,32 +9,54 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// dt and ds of both channels of the lane's pair at two steps of sub-chunk k; sums dt.
+// What a sub-chunk reads, fetched one ahead.
 template <class T>
-__device__ __forceinline__ void stage_steps(const ScanGradArgs<T>& p, const GradLane& at,
-                                            float4 (&step)[kGradSteps][kGradPairs], float2 bias, int64_t row, int steps,
-                                            int k, float2& time) {
+struct Inputs {
+  Raw<T> delta, dy, z;
+};
+
+template <class T, bool kWhole>
+__device__ __forceinline__ Inputs<T> fetch(const ChunkView<T, kWhole>& view, int k) {
+  Inputs<T> in{view.load(view.p.delta, k), view.load(view.p.dy, k), {}};
+  if (view.p.z.data) in.z = view.load(view.p.z, k);
+  return in;
+}
+
+// dt and ds of both channels of the lane's pair at two steps of sub-chunk k; sums dt.
+template <class T, bool kWhole>
+__device__ __forceinline__ void stage_steps(const ChunkView<T, kWhole>& view, float4 (*step)[kGradPairs], float2 bias,
+                                            int k, const Inputs<T>& in, float2& time) {
 #pragma unroll
   for (int j = 0; j < 2; j++) {
-    const int in_sub = 2 * at.q + j, t = kGradSteps * k + in_sub;
-    const int channels = t < steps ? at.channels : 0;
-    const auto load = [&](const GradRows<const T>& rows) {
-      return load_pair(rows.data + (row + t) * rows.stride + at.channel, p.paired, channels);
-    };
-    float2 dt = load(p.delta) + bias;
-    if (p.softplus) dt = {softplus_fast(dt.x), softplus_fast(dt.y)};
-    if (t >= steps) dt = {0.0f, 0.0f};
-    float2 ds = load(p.dy);
-    if (p.z.data) {
-      const float2 z = load(p.z);
+    float2 dt = in.delta.at(j) + bias;
+    if (view.p.softplus) dt = {softplus_fast(dt.x), softplus_fast(dt.y)};
+    if (!view.inside(k, j)) dt = {0.0f, 0.0f};
+    float2 ds = in.dy.at(j);
+    if (view.p.z.data) {
+      const float2 z = in.z.at(j);
       ds = ds * z * float2{sigmoid_fast(z.x), sigmoid_fast(z.y)};
     }
     time = time + dt;
-    step[in_sub][at.g] = {dt.x, dt.y, ds.x, ds.y};
+    step[2 * view.at.q + j][view.at.g] = {dt.x, dt.y, ds.x, ds.y};
   }
 }
 
-template <class T>
+// Backwards through a sub-chunk: g <- a (g + ds C).
+__device__ __forceinline__ void reverse(const float4* __restrict__ steps, const float4* __restrict__ Cs,
+                                        const float (&A2)[2][4], float (&g)[2][4]) {
+#pragma unroll
+  for (int j = kGradSteps - 1; j >= 0; j--) {
+    const float4 s = steps[kGradPairs * j], C4 = Cs[4 * j];
+    const float C[4] = {C4.x, C4.y, C4.z, C4.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      g[0][i] = fmaf(s.z, C[i], g[0][i]) * exp2_fast(s.x * A2[0][i]);
+      g[1][i] = fmaf(s.w, C[i], g[1][i]) * exp2_fast(s.y * A2[1][i]);
+    }
+  }
+}
+
+template <class T, bool kWhole>
 __global__ void __launch_bounds__(32 * kWarps)
     scan_grad_pieces_kernel(const __grid_constant__ ScanGradArgs<T> p, int64_t channel_blocks, int64_t first_piece) {
   __shared__ float4 C_tile[kGradChunk * kGradStates / 4];
@@ -43,7 +65,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int64_t pieces = p.pieces - first_piece;
   const int64_t piece = first_piece + blockIdx.x / channel_blocks % pieces, b = blockIdx.x / channel_blocks / pieces;
   const GradLane at((channel_block * kWarps + threadIdx.x / 32) * kGradChannels, p.E, p.first_state);
-  const float2 bias = p.delta_bias ? load_pair(p.delta_bias + at.channel, false, at.channels) : float2{};
+  const float2 bias = p.delta_bias ? load_pair(p.delta_bias + at.channel, at.channels) : float2{};
   float A2[2][4], g[2][4] = {};
   load_states(A2, p.A.data + at.channel * p.A.stride, p.A.stride, at, p.N, p.vector_states);
   for (auto& row : A2) {
@@ -59,22 +81,17 @@ __global__ void __launch_bounds__(32 * kWarps)
     __syncthreads();
     stage_projection(reinterpret_cast<float*>(C_tile), p.C_in, row, steps, p.first_state, p.N);
     __syncthreads();
+    const ChunkView<T, kWhole> view(p, at, row, steps);
+    int k = (steps - 1) / kGradSteps;
+    Inputs<T> in = fetch(view, k);
 #pragma unroll 1
-    for (int k = (steps - 1) / kGradSteps; k >= 0; k--) {
+    for (; k >= 0; k--) {
       // Two buffers: a lane may still read the last sub-chunk's.
-      float4(&step)[kGradSteps][kGradPairs] = steps_of[threadIdx.x / 32][k % 2];
-      stage_steps(p, at, step, bias, row, steps, k, time);
+      float4(*step)[kGradPairs] = steps_of[threadIdx.x / 32][k % 2];
+      stage_steps(view, step, bias, k, in, time);
       __syncwarp();
-#pragma unroll
-      for (int j = kGradSteps - 1; j >= 0; j--) {
-        const float4 s = step[j][at.g], C4 = C_tile[4 * (kGradSteps * k + j) + at.q];
-        const float C[4] = {C4.x, C4.y, C4.z, C4.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          g[0][i] = fmaf(s.z, C[i], g[0][i]) * exp2_fast(s.x * A2[0][i]);
-          g[1][i] = fmaf(s.w, C[i], g[1][i]) * exp2_fast(s.y * A2[1][i]);
-        }
-      }
+      if (k > 0) in = fetch(view, k - 1);
+      reverse(&step[0][at.g], C_tile + 4 * kGradSteps * k + at.q, A2, g);
     }
   }
   const int64_t out = (b * p.pieces + piece) * p.E + at.channel;
@@ -85,7 +102,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
   time = {time.x + __shfl_xor_sync(0xFFFFFFFFu, time.x, 1), time.y + __shfl_xor_sync(0xFFFFFFFFu, time.y, 1)};
   time = {time.x + __shfl_xor_sync(0xFFFFFFFFu, time.x, 2), time.y + __shfl_xor_sync(0xFFFFFFFFu, time.y, 2)};
-  if (at.q == 0) store_pair(p.piece_time + out, time, false, at.channels);
+  if (at.q == 0) store_pair(p.piece_time + out, time, at.channels);
 }
 
 }  // namespace
@@ -95,8 +112,8 @@ Status launch_scan_grad_pieces(const ScanGradArgs<T>& args, cudaStream_t stream)
   const int64_t channel_blocks = ceil_div(args.E, kWarps * kGradChannels);
   const int64_t first_piece = args.chunks_per_segment / args.chunks_per_piece;
   const int64_t blocks = channel_blocks * (args.pieces - first_piece) * args.B;
-  scan_grad_pieces_kernel<T>
-      <<<static_cast<unsigned>(blocks), 32 * kWarps, 0, stream>>>(args, channel_blocks, first_piece);
+  const auto kernel = args.whole ? scan_grad_pieces_kernel<T, true> : scan_grad_pieces_kernel<T, false>;
+  kernel<<<static_cast<unsigned>(blocks), 32 * kWarps, 0, stream>>>(args, channel_blocks, first_piece);
   MB_CUDA_LAUNCHED("selective_scan_grad");
   return {};
 }
