@@ -287,6 +287,51 @@ test.serial('bench measures a model and says on what', async (t) => {
   t.regex(device, /^(cpu|cuda:0) \(/);
 });
 
+test.serial('bench --profile says where the time goes, --trace writes it for a viewer', async (t) => {
+  const file = join(folder(), 'trace.json');
+  const args = [
+    'bench',
+    tiny,
+    '--decode',
+    '8',
+    '--prefill',
+    '70',
+    '--repeats',
+    '1',
+    '--device',
+    'cpu',
+    '--trace',
+    file,
+  ];
+  const { code, text, err } = await run([...args, '--json']);
+  t.is(code, 0, err);
+  const { limits, profiles } = JSON.parse(text);
+  t.true(limits.bytesPerSecond > 1e8 && limits.flopsPerSecond > 1e8);
+  const [decode] = profiles.decode;
+  const block = decode.kernels.find((k: { op: string }) => k.op === 'mamba_block');
+  t.true(block.nodes > 0 && block.seconds > 0 && block.bytes > 0 && block.flops > 0 && block.fractionOfLimit > 0);
+  t.true(decode.seconds >= block.seconds);
+  t.true(profiles.prefill.length > 0);
+  const { traceEvents } = JSON.parse(readFileSync(file, 'utf8'));
+  t.is(traceEvents.length, [...profiles.decode, ...profiles.prefill].flatMap((p) => p.trace).length);
+  t.true(traceEvents.every((e: { ph: string; dur: number }) => e.ph === 'X' && e.dur >= 0));
+  const shown = await run([
+    'bench',
+    tiny,
+    '--decode',
+    '8',
+    '--prefill',
+    '8',
+    '--repeats',
+    '1',
+    '--device',
+    'cpu',
+    '--profile',
+  ]);
+  t.regex(shown.text, /limits, measured now: a copy .* GB\/s/);
+  t.regex(shown.text, /decode: [\d.]+ us a step, \d+ steps\nkernel +nodes +us +share/);
+});
+
 const corpus = () => fileOf('text.txt', Array.from({ length: 400 }, (_, i) => `line ${i * i} of the text\n`).join(''));
 const training = (out: string) => ['--out', out, '--context', '32', '--batch', '2', '--sampling', 'uniform'];
 
