@@ -15,8 +15,8 @@ export type FromRank =
   | { kind: 'done'; exitCode?: number }
   | { kind: 'failed'; message: string; usage: boolean };
 
-/** What the parent tells a rank. */
-export type ToRank = { kind: 'join'; id: string } | { kind: 'stop'; exitCode: number };
+/** What the parent tells a rank: all are there; end after a step, as all do; another rank has failed. */
+export type ToRank = { kind: 'join'; id: string } | { kind: 'stop'; exitCode: number } | { kind: 'abandon' };
 
 /** The rank that this process was started as, if it was. */
 export function startedAsRank(): RankProcess | undefined {
@@ -34,7 +34,7 @@ export class RankProcess implements Rank {
   readonly #id: Promise<string>;
   /** Writes under way. */
   #writes = 0;
-  #terminated = false;
+  #abandoned = false;
 
   constructor(rank: number, world: number) {
     this.rank = rank;
@@ -42,7 +42,8 @@ export class RankProcess implements Rank {
     this.#id = new Promise((resolve) => {
       process.on('message', (message: ToRank) => {
         if (message.kind === 'join') resolve(message.id);
-        else this.#controller.abort(new Interrupted(message.exitCode));
+        else if (message.kind === 'stop') this.#controller.abort(new Interrupted(message.exitCode));
+        else this.abandon();
       });
     });
     this.#controller.signal.addEventListener('abort', () => {
@@ -53,10 +54,10 @@ export class RankProcess implements Rank {
   /** Runs this rank's work, tells the parent how it went, and lets the process end. */
   async run(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
     const { signal } = this.#controller;
-    // Ctrl-C reaches the parent too, which asks all ranks to end after the same step.
+    // Ctrl-C reaches the parent too, which tells all ranks; SIGTERM may be sent to one process alone.
     process.on('SIGINT', () => undefined);
-    process.on('SIGTERM', () => this.terminate());
-    const orphaned = () => this.terminate();
+    process.on('SIGTERM', () => this.#controller.abort(new Interrupted(143)));
+    const orphaned = () => this.abandon();
     process.on('disconnect', orphaned);
     let outcome: FromRank;
     try {
@@ -86,7 +87,7 @@ export class RankProcess implements Rank {
       return await write();
     } finally {
       this.#writes--;
-      if (this.#terminated) this.terminate();
+      if (this.#abandoned) this.abandon();
     }
   }
 
@@ -94,11 +95,9 @@ export class RankProcess implements Rank {
    * Ends this process at once, or as soon as a checkpoint that is being written is whole. Not by process.exit(): that
    * waits for work on the GPU, which never ends when another rank has gone.
    */
-  private terminate(): void {
-    this.#terminated = true;
-    if (this.#writes > 0) return;
-    process.removeAllListeners('SIGTERM');
-    process.kill(process.pid, 'SIGTERM');
+  private abandon(): void {
+    this.#abandoned = true;
+    if (this.#writes === 0) process.kill(process.pid, 'SIGKILL');
   }
 
   private send(message: FromRank): Promise<void> {

@@ -9,7 +9,7 @@ export interface LaunchOptions {
   /** What a rank runs; default: this program with its own arguments. */
   script?: string;
   argv?: readonly string[];
-  /** Milliseconds from SIGTERM to SIGKILL, in which a checkpoint that is being written can be finished. */
+  /** Milliseconds after a failure in which the other ranks can finish a checkpoint that is being written. */
   graceMs?: number;
 }
 
@@ -29,19 +29,17 @@ export async function runRanks(
   options: LaunchOptions = {},
 ): Promise<void> {
   const ranks = devices.map((device, rank) => new Child(rank, devices.length, device, options));
-  const endAll = (how: NodeJS.Signals) => {
-    for (const rank of ranks) rank.kill(how);
+  const killAll = () => {
+    for (const rank of ranks) rank.kill();
   };
   const tellAll = (message: ToRank) => {
     for (const rank of ranks) rank.send(message);
   };
   let joined = false;
   const stop = () => {
-    if (!joined)
-      endAll('SIGKILL'); // nothing is learned yet that could be saved
-    else tellAll({ kind: 'stop', exitCode: signal.reason instanceof Interrupted ? signal.reason.exitCode : 1 });
+    if (!joined) return killAll(); // nothing is learned yet that could be saved
+    tellAll({ kind: 'stop', exitCode: signal.reason instanceof Interrupted ? signal.reason.exitCode : 1 });
   };
-  const killAll = () => endAll('SIGKILL');
   process.on('exit', killAll);
   signal.addEventListener('abort', stop);
   if (signal.aborted) stop();
@@ -73,15 +71,18 @@ async function causeOf(ranks: readonly Child[], first: Failure): Promise<Failure
     Promise.all(ranks.map((rank) => Promise.race([rank.failed.promise, rank.gone.promise]))),
   );
   const failures = ranks.flatMap((rank) => rank.failure ?? []);
-  return failures.find((failure) => !failure.reported) ?? failures[0] ?? first;
+  const silent = failures.find((failure) => !failure.reported);
+  const shared = failures.length === ranks.length && failures.every(({ cause }) => cause === first.cause);
+  return silent ?? { ...(failures[0] ?? first), shared };
 }
 
 /** Waits until all processes are gone; after a failure sees to it that they go. */
 async function untilGone(ranks: readonly Child[], failed: boolean, graceMs: number): Promise<void> {
   const gone = Promise.all(ranks.map((rank) => rank.gone.promise));
-  if (failed) for (const rank of ranks) rank.kill('SIGTERM');
+  if (failed) for (const rank of ranks) rank.send({ kind: 'abandon' });
   if (await within(graceMs, gone)) return;
-  for (const rank of ranks) rank.kill('SIGKILL');
+  // One that waits in native code for a rank that has gone hears nothing.
+  for (const rank of ranks) rank.kill();
   await gone;
 }
 
@@ -96,8 +97,9 @@ async function within(milliseconds: number, event: Promise<unknown>): Promise<bo
   return came;
 }
 
-function errorOf({ rank, cause, reported, usage }: Failure): Error {
+function errorOf({ rank, cause, reported, shared, usage }: Failure): Error {
   if (usage) return new UsageError(cause);
+  if (shared) return new Error(cause);
   return new Error(`train: ${rank} ${reported ? 'failed: ' : ''}${cause}`);
 }
 
@@ -107,6 +109,8 @@ interface Failure {
   cause: string;
   /** The rank said so itself, rather than just being gone. */
   reported: boolean;
+  /** All ranks said the same. */
+  shared?: boolean;
   usage: boolean;
 }
 
@@ -158,8 +162,8 @@ class Child {
   send(message: ToRank): void {
     if (this.#process.connected) this.#process.send(message, () => undefined); // one that has just gone: `close` follows
   }
-  kill(signal: NodeJS.Signals): void {
-    this.#process.kill(signal);
+  kill(): void {
+    this.#process.kill('SIGKILL');
   }
 
   private receive(message: FromRank): void {

@@ -15,9 +15,8 @@ const device = {
   joinGroup: (id: Uint8Array, r: number, world: number) => note('joined', `${id.length} ${id[0]} ${r}/${world}`),
 } as unknown as Device;
 
-/** Blocks the thread, as waiting in NCCL may do: no handler of a signal runs. */
+/** Blocks the thread, as waiting in NCCL may do: no message is heard. */
 function block(): never {
-  process.on('SIGTERM', () => undefined);
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
   throw new Error('not reached');
 }
@@ -35,6 +34,9 @@ const BEHAVIOURS: Record<string, (signal: AbortSignal) => Promise<void> | void> 
   'wrong usage': () => {
     throw new TypeError('train: expected batch to be a multiple of 2, got 3.');
   },
+  'same failure': () => {
+    throw new Error('train: expected the folder to hold no checkpoint, got one.');
+  },
   failure: () => {
     throw new Error(`words of rank ${rank.rank}`);
   },
@@ -42,9 +44,9 @@ const BEHAVIOURS: Record<string, (signal: AbortSignal) => Promise<void> | void> 
     process.kill(process.pid, 'SIGKILL');
     return sleep(1000);
   },
-  'killed by TERM': () => {
+  terminated: (signal) => {
     process.kill(process.pid, 'SIGTERM');
-    return sleep(1000);
+    return idle(signal);
   },
   exit: () => {
     process.stderr.write('the driver is gone\n');
