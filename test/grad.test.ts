@@ -49,6 +49,26 @@ test('a value used n times gets the sum of n gradients', async (t) => {
   t.deepEqual(await gradientOf(device, Float64Array.of(1, -1), build), [20, 4]);
 });
 
+test('where a kernel can add what other uses contributed, no add is recorded', async (t) => {
+  using device = Device.open('ref');
+  const weight = device.tensorFrom(Float64Array.of(2, 0, 0, 3), [2, 2], 'f64', 'weight');
+  const build = (g: Graph, p: Tensor) => {
+    const v = scale(g, p, 1);
+    return linear(g, linear(g, v, weight, { add: v }), weight); // a residual connection, then another product
+  };
+  // y = D (x + D x) with D = diag(2, 3)
+  t.deepEqual(await gradientOf(device, Float64Array.of(1, 1), build), [6, 12]);
+  const g = new Graph();
+  const x = device.tensor([1, 2], 'f64', 'x');
+  const dx = device.tensor([1, 2], 'f64', 'dx');
+  const loss = linear(g, build(g, x), device.tensor([1, 2], 'f64', 'ones')).reshape(1);
+  const forward = g.nodes.length;
+  grad(g, loss, device.tensor([1], 'f64', 'dloss'), new Map([[x, dx]]));
+  const backward = g.nodes.slice(forward);
+  t.false(backward.some((node) => node.op.name === 'add'));
+  t.is(backward.filter((node) => node.op.name === 'linear_grad_input' && node.ins[2]).length, 1);
+});
+
 test('a value used whole and by columns gets both, and its neighbours keep theirs', async (t) => {
   using device = Device.open('ref');
   // z = (2x + 3x) + pad(columns of 2x squared): add hands one gradient to both of its operands.

@@ -10,7 +10,8 @@ import { initialValues } from '../lib/models/params.ts';
 import { crossEntropy } from '../lib/ops/cross-entropy.ts';
 import { add, mul, scale, silu } from '../lib/ops/elementwise.ts';
 import { linear } from '../lib/ops/linear.ts';
-import { compile, evaluate } from '../lib/plan.ts';
+import { rmsNorm } from '../lib/ops/norm.ts';
+import { Arena, arenaBytes, compile, evaluate } from '../lib/plan.ts';
 import { rootOf, type Tensor } from '../lib/tensor.ts';
 import { Random } from './support/random.ts';
 
@@ -67,6 +68,47 @@ test('values share memory when they do not live together', async (t) => {
   for (let i = 0; i < 21; i++) want = want.map((v) => v / (1 + Math.exp(-v)));
   const got = plan.read(y) as Float32Array;
   t.true(got.every((v, i) => Math.abs(v - (want[i] ?? 0)) <= 1e-5 * Math.abs(want[i] ?? 0) + 1e-12));
+});
+
+test('plans that share an arena take turns in it, and a larger one makes it grow', async (t) => {
+  using device = open();
+  const arena = new Arena(device);
+  const build = async (n: number) => {
+    const x = device.tensorFrom(Float32Array.from(new Random(n).normal(n)), [1, n], 'f32', 'x');
+    const g = new Graph();
+    const y = scale(g, silu(g, scale(g, x, 2)), 3);
+    const plan = await compile(device, g, [y], arena);
+    t.is(plan.arenaBytes, arenaBytes(g, [y]));
+    return { plan, y, want: (device.read(x) as Float32Array).map((v) => (6 * v) / (1 + Math.exp(-2 * v))) };
+  };
+  const large = await build(3000);
+  const bytes = arena.bytes;
+  const small = await build(100);
+  t.is(arena.bytes, bytes, 'the smaller plan found room');
+  const larger = await build(9000);
+  t.true(arena.bytes > bytes);
+  for (const { plan, y, want } of [large, small, larger, small, large]) {
+    await plan.run();
+    const got = plan.read(y) as Float32Array;
+    t.true(got.every((v, i) => Math.abs(v - (want[i] ?? 0)) < 1e-5 * (1 + Math.abs(v))));
+  }
+  for (const { plan } of [large, small, larger]) plan.dispose();
+  arena.dispose();
+  t.is(arena.bytes, 0);
+});
+
+test('optional outputs that nobody reads are not written', async (t) => {
+  using device = open();
+  const x = device.tensorFrom(Float32Array.of(3, 4), [1, 2], 'f32', 'x');
+  const weight = device.tensorFrom(Float32Array.of(1, 1), [2], 'f32', 'weight');
+  const g = new Graph();
+  const y = rmsNorm(g, x, weight);
+  t.truthy(g.nodes[0]?.outs[1], 'recorded with rstd');
+  using plan = await compile(device, g, [y]);
+  t.is(plan.arenaBytes, 0, 'rstd has no memory');
+  await plan.run();
+  const [a = 0, b = 0] = plan.read(y);
+  t.true(Math.abs(a / b - 0.75) < 1e-6 && Math.abs(a * a + b * b - 2) < 1e-4);
 });
 
 test('what no output needs is dropped', async (t) => {
