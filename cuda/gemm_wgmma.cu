@@ -18,19 +18,29 @@ constexpr int kTall = 128;
 constexpr int kDeep = 64;
 constexpr int kConsumers = 2;
 constexpr int kThreads = 128 * (kConsumers + 1);
-constexpr int kBox = 64 * kDeep * 2;  // bytes of 64 elements of a factor that lies across
+[[maybe_unused]] constexpr int kBox = 64 * kDeep * 2;  // bytes of 64 elements of a factor that lies across
 
 // Shared memory through which a warp writes 16 rows of C, 32 columns at a time.
 constexpr int kOutCols = 32;
 constexpr int kOutRow = kOutCols + 8;
 constexpr int kOutBytes = 16 * kOutRow * 4;
 
+// How sums reach C: each for itself, four to a store, or as bf16 eight to a store.
+enum class Way { each, quads, bf16 };
+
+Way way_of(const Product& p, int splits) {
+  const Epilogue& e = p.epilogue;
+  if (splits > 1) return p.cols % 4 == 0 ? Way::quads : Way::each;
+  if (e.bf16 && !e.add && e.stride % 8 == 0 && reinterpret_cast<uintptr_t>(e.c) % 16 == 0) return Way::bf16;
+  return takes_quads(e) ? Way::quads : Way::each;
+}
+
 template <int Wide>
 struct Shape {
   static constexpr int kA = kTall * kDeep * 2, kB = Wide * kDeep * 2, kStage = kA + kB;
   static constexpr int kStages = Wide == 256 ? 4 : Wide == 128 ? 6 : 8;
   // Blocks of a cluster: each has rows of its own and brings in its part of B for all of them.
-  static constexpr int kCluster = Wide == 256 ? 2 : 1;
+  static constexpr int kCluster = 1;
   static constexpr int kBytes = kStages * kStage + kConsumers * 4 * kOutBytes + kStages * 16 + 1024;
 };
 
@@ -47,7 +57,7 @@ struct Work {
 };
 
 // Neighbouring pieces share rows and columns: sixteen tiles down, then the next column.
-__device__ __forceinline__ Work work_at(const Grid& g, int64_t n) {
+[[maybe_unused]] __device__ __forceinline__ Work work_at(const Grid& g, int64_t n) {
   constexpr int64_t kDown = 16;
   Work w;
   const int64_t tiles = g.rows * g.cols;
@@ -126,6 +136,50 @@ __device__ __forceinline__ void write_out(const Product& p, const Epilogue& e, b
   }
 }
 
+// The same for bf16 without `add`, 64 columns at a time: rounded before they are turned, so half of the bytes.
+template <int Wide>
+__device__ __forceinline__ void write_bf16(const Product& p, const Epilogue& e, char* out, int64_t i0, int64_t j0,
+                                           const float (&acc)[Wide / 2]) {
+  const int lane = threadIdx.x % 32;
+  // Rows of 128 bytes; the 16 bytes at `column` of a row lie where no two rows of eight share banks.
+  const auto place = [&](int row, int column) { return out + row * 128 + (column ^ row % 8) * 16; };
+#pragma unroll
+  for (int chunk = 0; chunk < Wide / 64; chunk++) {
+    __syncwarp();
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+      uint32_t packed[4];
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const float* s = acc + (chunk * 8 + n + half) * 4;
+        const int64_t j = j0 + chunk * 64 + (n + half) * 8 + lane % 4 * 2;
+        float2 scale = make_float2(1, 1), bias = make_float2(0, 0);
+        if (e.scale && j < p.cols) scale = make_float2(e.scale[j], e.scale[min(j + 1, p.cols - 1)]);
+        if (e.bias && j < p.cols) bias = make_float2(e.bias[j], e.bias[min(j + 1, p.cols - 1)]);
+        packed[half * 2] = pack_bf16(fmaf(s[0], scale.x, bias.x), fmaf(s[1], scale.y, bias.y));
+        packed[half * 2 + 1] = pack_bf16(fmaf(s[2], scale.x, bias.x), fmaf(s[3], scale.y, bias.y));
+      }
+      store_matrices(place(lane % 16, n + lane / 16), packed);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+      const int row = r * 4 + lane / 8;
+      const int64_t i = i0 + row, j = j0 + chunk * 64 + lane % 8 * 8;
+      if (i >= p.rows) break;
+      const uint4 v = *reinterpret_cast<const uint4*>(place(row, lane % 8));
+      bf16* to = static_cast<bf16*>(e.c) + i * e.stride + j;
+      if (j + 7 < p.cols) {
+        *reinterpret_cast<uint4*>(to) = v;
+      } else {
+        const auto* each = reinterpret_cast<const bf16*>(place(row, lane % 8));
+#pragma unroll 1
+        for (int n = 0; j + n < p.cols; n++) to[n] = each[n];
+      }
+    }
+  }
+}
+
 // A stage may be filled again, here and by the other blocks of the cluster.
 template <int Cluster>
 __device__ __forceinline__ void release(uint64_t* empty) {
@@ -134,7 +188,7 @@ __device__ __forceinline__ void release(uint64_t* empty) {
 }
 
 template <int Wide, bool AcrossA, bool AcrossB>
-__device__ void consume(const Product& p, const Grid& g, float* partials, bool quads, char* stages, float* out,
+__device__ void consume(const Product& p, const Grid& g, float* partials, Way way, char* stages, float* out,
                         uint64_t* full, uint64_t* empty) {
   using S = Shape<Wide>;
   const int group = __shfl_sync(~0u, threadIdx.x / 128 - 1, 0), warp = threadIdx.x % 128 / 32;
@@ -177,15 +231,20 @@ __device__ void consume(const Product& p, const Grid& g, float* partials, bool q
       e.c = partials + w.split * p.rows * p.cols;
       e.stride = p.cols;
     }
-    write_out<Wide>(p, e, quads, out + (group * 4 + warp) * (kOutBytes / 4),
-                    (w.i * S::kCluster + rank) * kTall + group * 64 + warp * 16, w.j * Wide, acc);
+    float* turned = out + (group * 4 + warp) * (kOutBytes / 4);
+    const int64_t i0 = (w.i * S::kCluster + rank) * kTall + group * 64 + warp * 16, j0 = w.j * Wide;
+    if (way == Way::bf16) {
+      write_bf16<Wide>(p, e, reinterpret_cast<char*>(turned), i0, j0, acc);
+    } else {
+      write_out<Wide>(p, e, way == Way::quads, turned, i0, j0, acc);
+    }
   }
 }
 
 template <int Wide, bool AcrossA, bool AcrossB>
 __global__ void __launch_bounds__(kThreads, 1)
     wgmma_kernel(const Product p, const Grid g, const __grid_constant__ CUtensorMap map_a,
-                 const __grid_constant__ CUtensorMap map_b, float* partials, bool quads) {
+                 const __grid_constant__ CUtensorMap map_b, float* partials, Way way) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using S = Shape<Wide>;
   extern __shared__ char raw[];
@@ -206,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) produce<Wide, AcrossA, AcrossB>(g, map_a, map_b, stages, full, empty);
   } else {
     take_registers<232>();
-    consume<Wide, AcrossA, AcrossB>(p, g, partials, quads, stages, out, full, empty);
+    consume<Wide, AcrossA, AcrossB>(p, g, partials, way, stages, out, full, empty);
   }
   __syncwarp();
   // A block's barriers are in use until the others of its cluster are done.
@@ -261,7 +320,7 @@ Status run(const Product& p, int splits, float* partials, const Props& props, cu
   MB_TRY(encode(call, &map_b, p.b, p.cols, p.depth, Wide / Shape<Wide>::kCluster));
   MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<Wide>::kBytes));
   const Grid g = grid_of(p, Wide, splits);
-  const bool quads = splits > 1 ? p.cols % 4 == 0 : takes_quads(p.epilogue);
+  const Way way = way_of(p, splits);
   constexpr int kCluster = Shape<Wide>::kCluster;
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -274,7 +333,7 @@ Status run(const Product& p, int splits, float* partials, const Props& props, cu
   config.attrs = &cluster;
   config.numAttrs = 1;
   float* to = splits > 1 ? partials : nullptr;
-  MB_CUDA(cudaLaunchKernelEx(&config, kernel, p, g, map_a, map_b, to, quads));
+  MB_CUDA(cudaLaunchKernelEx(&config, kernel, p, g, map_a, map_b, to, way));
   return {};
 }
 

@@ -2,6 +2,7 @@
 // ISA 9.0, sections on wgmma, mbarrier and cp.async.bulk.tensor). Empty on other architectures.
 #pragma once
 #include <cuda.h>
+#include <cuda_bf16.h>
 
 #include <cstdint>
 
@@ -63,6 +64,20 @@ __device__ __forceinline__ void cluster_sync() {
 #endif
 }
 
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Four 8 x 8 matrices, of which a lane holds two neighbours each, to the rows that lanes point at, eight a matrix.
+__device__ __forceinline__ void store_matrices(void* row, const uint32_t (&r)[4]) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#endif
+}
+
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
@@ -115,6 +130,42 @@ __device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint6
         "l"(map), "r"(shared_address(barrier)), "r"(inner), "r"(outer), "h"(blocks)
         : "memory");
   }
+#endif
+}
+
+// A box of shared memory to a matrix; what lies outside of the matrix is left out. The copies of a thread since its
+// last commit end together.
+__device__ __forceinline__ void store_box(const CUtensorMap* map, const void* from, int inner, int outer) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(from)), "r"(inner), "r"(outer)
+               : "memory");
+#endif
+}
+
+__device__ __forceinline__ void bulk_commit() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+
+// The copies of this thread have read their shared memory.
+__device__ __forceinline__ void bulk_wait_read() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void bulk_wait() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+#endif
+}
+
+// What this thread wrote to shared memory can be read by the copy engine.
+__device__ __forceinline__ void bulk_fence() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
