@@ -1,54 +1,14 @@
-import type { BackendName, Device } from './device.ts';
+import type { Device } from './device.ts';
 import { checkInteger, expected } from './errors.ts';
-import { Graph } from './graph.ts';
 import type { MambaConfig } from './models/config.ts';
-import {
-  decayRates,
-  decayRatesName,
-  type ForwardOptions,
-  type LayerState,
-  layerStateShapes,
-  mambaBackbone,
-  mambaHead,
-  matrixNames,
-  type Weights,
-} from './models/mamba.ts';
+import { type LayerState, layerStateShapes, type Weights } from './models/mamba.ts';
 import type { RunResult } from './native.ts';
-import { crossEntropy } from './ops/cross-entropy.ts';
-import { BLOCK_ROWS } from './ops/mamba-block.ts';
-import { SAMPLE_COLUMNS, SAMPLE_PARAMS, sample } from './ops/sample.ts';
-import { Arena, compile, type Plan } from './plan.ts';
+import { SAMPLE_COLUMNS, SAMPLE_PARAMS } from './ops/sample.ts';
+import { type ChunkOutput, chunksOf, type DecodePlan, SessionPlans } from './session-plans.ts';
 import { Tensor } from './tensor.ts';
-
-/**
- * Steps that one plan reads at most, and the smaller chunks that make up any other length, since the state carries over.
- * A GPU needs thousands of rows to be full; all rows of a plan together are no more than its largest chunk.
- */
-const CHUNKS: Readonly<Record<BackendName, readonly number[]>> = {
-  ref: [512, 64, 8, 1],
-  cpu: [512, 64, 8, 1],
-  cuda: [8192, 2048, 512, 128, 32, 8, 1],
-};
-
-/** How many independent sequences of a length a session should read together for its largest plan to be full, up to 64. */
-export function sequencesAtOnce(backend: BackendName, length: number): number {
-  const [rows = 1, ...smaller] = CHUNKS[backend];
-  const chunk = [rows, ...smaller].find((size) => size <= length) ?? 1;
-  return Math.min(64, Math.floor(rows / chunk));
-}
 
 /** Most bytes that one verify pass reads. */
 export const VERIFY_STEPS = 32;
-
-/** What a chunk gives back beside the updated state. */
-type ChunkOutput = 'state' | 'logits' | 'nll';
-
-interface ChunkPlan {
-  plan: Plan;
-  ids: Tensor;
-  targets?: Tensor;
-  output?: Tensor;
-}
 
 export interface SamplingSettings {
   temperature: number;
@@ -72,65 +32,14 @@ export interface SequenceStart {
   drawn?: number;
 }
 
-interface VerifyPlan {
-  plan: Plan;
-  ids: Tensor;
-  logits: Tensor;
-}
-
-interface DecodePlan {
-  plan: Plan;
-  ids: Tensor;
-  params: Tensor;
-  rng: Tensor;
-  seen: Tensor | undefined;
-  bias: Tensor | undefined;
-  logprob: Tensor;
-}
-
-const withDecayRates = new WeakMap<Weights, Promise<Weights>>();
-
-/** Weights that do not change, with what every plan needs of them computed once; others as they are. */
-function prepared(device: Device, config: MambaConfig, weights: Weights): Promise<Weights> {
-  const found = withDecayRates.get(weights);
-  if (found) return found;
-  const prepare = async () => {
-    const changing = [...weights].some(([name, t]) => name.endsWith('.A_log') && !t.frozen);
-    if (changing) return weights;
-    const all = new Map(weights);
-    const g = new Graph();
-    for (let l = 0; l < config.layers; l++) {
-      const name = decayRatesName(l);
-      const made = decayRates(g, weights, l);
-      const A = device.tensor(made.shape, 'f32', name, true);
-      g.op('copy', { y: A }, { x: made });
-      all.set(name, A);
-    }
-    using plan = await compile(device, g);
-    await plan.run();
-    return all;
-  };
-  const made = prepare();
-  withDecayRates.set(weights, made);
-  return made;
-}
-
 /** Native memory and plans for B sequences that advance together: their state, and the plans that read and update it. */
 export class Session {
   readonly batch: number;
   readonly #device: Device;
   readonly #config: MambaConfig;
-  readonly #weights: Weights;
   readonly #state: Tensor;
   readonly #layers: LayerState[];
-  readonly #chunks = new Map<string, Promise<ChunkPlan>>();
-  readonly #decode = new Map<string, Promise<DecodePlan>>();
-  readonly #verify = new Map<number, Promise<VerifyPlan>>();
-  readonly #accept = new Map<number, Promise<Plan>>();
-  readonly #owned: Tensor[] = [];
-  readonly #arena: Arena;
-  readonly #sizes: readonly number[];
-  readonly #activations: 'bf16' | undefined;
+  readonly #plans: SessionPlans;
   /** (VERIFY_STEPS, floats of the state): the whole state after every step of the last verify pass. */
   #kept: Tensor | undefined;
   /** Steps of the last verify pass, until something else moves the state. */
@@ -139,22 +48,16 @@ export class Session {
   constructor(device: Device, config: MambaConfig, weights: Weights, batch: number) {
     this.#device = device;
     this.#config = config;
-    this.#weights = weights;
     this.batch = batch;
-    this.#arena = new Arena(device);
-    const { backend } = device.info;
-    const [rows = 1, ...smaller] = CHUNKS[backend];
-    this.#sizes = [rows, ...smaller].filter((size) => size === 1 || size * batch <= rows);
-    const matrices = matrixNames(config).map((name) => weights.get(name)?.dtype);
-    this.#activations = backend === 'cuda' && matrices.every((dtype) => dtype !== 'f32') ? 'bf16' : undefined;
     const shapes = layerStateShapes(config, batch);
     const size = (shape: readonly number[]) => shape.reduce((a, b) => a * b, 1);
     const perLayer = size(shapes.conv) + size(shapes.ssm);
-    this.#state = this.own(device.tensor([config.layers * perLayer], 'f32', 'state'));
+    this.#state = device.tensor([config.layers * perLayer], 'f32', 'state');
     this.#layers = Array.from({ length: config.layers }, (_, l) => ({
       conv: part(this.#state, `state.${l}.conv`, shapes.conv, l * perLayer),
       ssm: part(this.#state, `state.${l}.ssm`, shapes.ssm, l * perLayer + size(shapes.conv)),
     }));
+    this.#plans = new SessionPlans(device, config, weights, batch, this.#layers);
   }
 
   /** Bytes of state per sequence, the same at any position. */
@@ -255,12 +158,7 @@ export class Session {
     const where = 'session.verify';
     if (this.batch !== 1) throw new TypeError(expected(where, 'the session', 'be of one sequence', `${this.batch}`));
     const steps = checkInteger(where, 'the number of ids', ids.length, { min: 1, max: VERIFY_STEPS });
-    let entry = this.#verify.get(steps);
-    if (!entry) {
-      entry = this.buildVerify(steps);
-      this.#verify.set(steps, entry);
-    }
-    const { plan, ids: input, logits } = await entry;
+    const { plan, ids: input, logits } = await this.#plans.verify(steps, () => this.keptLayers(steps));
     this.#device.write(input, Int32Array.from(ids));
     await plan.run();
     this.#verified = steps;
@@ -277,21 +175,32 @@ export class Session {
     const kept = this.#kept;
     if (!kept || this.#verified === 0) throw new Error(expected(where, 'a verify pass', 'come before', 'none'));
     checkInteger(where, 'steps', steps, { min: 1, max: this.#verified });
-    let entry = this.#accept.get(steps);
-    if (!entry) {
-      const g = new Graph();
-      g.op('copy', { y: this.#state.reshape(1, this.stateFloats) }, { x: kept.slice(steps - 1) });
-      entry = compile(this.#device, g);
-      this.#accept.set(steps, entry);
-    }
-    await (await entry).run();
+    const state = this.#state.reshape(1, this.stateFloats);
+    const { plan } = await this.#plans.copy(`${steps}`, kept.slice(steps - 1), state);
+    await plan.run();
+  }
+
+  /** The layers' states, each with room for the states after every step. */
+  private keptLayers(steps: number): LayerState[] {
+    this.#kept ??= this.#plans.tensor('kept', [VERIFY_STEPS, this.stateFloats], 'f32');
+    const kept = this.#kept;
+    const { conv, ssm } = this.sequenceFloats;
+    const rowStride = this.stateFloats;
+    return this.#layers.map((layer, l) => {
+      const at = l * (conv + ssm);
+      return {
+        ...layer,
+        keptConv: part(kept, `kept.${l}.conv`, [steps, 1, conv], at, rowStride),
+        keptSsm: part(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + conv, rowStride),
+      };
+    });
   }
 
   /** Prepares the decode loop: sampling settings and the last, not yet read id of every sequence. */
   async startDecoding(rows: readonly SequenceStart[]): Promise<DecodeLoop> {
     const penalty = rows.some((row) => row.settings.repetitionPenalty !== 1);
     const bias = rows.some((row) => row.settings.bias);
-    const plan = await this.decodePlan(penalty, bias);
+    const plan = await this.#plans.decode(penalty, bias);
     this.writeRows(plan, 0, rows);
     return {
       run: (options) => {
@@ -331,20 +240,8 @@ export class Session {
   }
 
   dispose(): void {
-    const plans = [...this.#chunks.values(), ...this.#decode.values(), ...this.#verify.values()];
-    for (const entry of [...plans.map((p) => p.then(({ plan }) => plan)), ...this.#accept.values()]) {
-      entry.then(
-        (plan) => plan.dispose(),
-        () => undefined,
-      );
-    }
-    this.#arena.dispose();
-    for (const t of this.#owned) this.#device.release(t);
-  }
-
-  private own(t: Tensor): Tensor {
-    this.#owned.push(t);
-    return t;
+    this.#plans.dispose();
+    this.#device.release(this.#state);
   }
 
   /** Reads the first `steps` ids of every sequence, in chunks; `use` gets what each chunk gives back. */
@@ -355,7 +252,7 @@ export class Session {
     signal: AbortSignal | undefined,
     use?: (at: number, result: Float32Array) => void,
   ): Promise<void> {
-    for (const [at, size] of chunksOf(steps, this.#sizes)) {
+    for (const [at, size] of chunksOf(steps, this.#plans.sizes)) {
       signal?.throwIfAborted();
       const result = await this.runChunk(output, size, rows, at);
       use?.(at, result);
@@ -368,13 +265,7 @@ export class Session {
     rows: readonly ArrayLike<number>[],
     at: number,
   ): Promise<Float32Array> {
-    const key = `${output}:${size}`;
-    let entry = this.#chunks.get(key);
-    if (!entry) {
-      entry = this.buildChunk(output, size);
-      this.#chunks.set(key, entry);
-    }
-    const chunk = await entry;
+    const chunk = await this.#plans.chunk(output, size);
     this.#verified = 0;
     const from = (start: number) =>
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
@@ -382,82 +273,6 @@ export class Session {
     if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
     await chunk.plan.run();
     return chunk.output ? (chunk.plan.read(chunk.output) as Float32Array) : new Float32Array(0);
-  }
-
-  /** How `rows` rows run: few of them through fused blocks, whose activations are f32. */
-  private forward(rows: number, layers = this.#layers): ForwardOptions {
-    const blockRows = BLOCK_ROWS[this.#device.info.backend];
-    return { state: layers, blockRows, activations: rows > blockRows ? this.#activations : undefined };
-  }
-
-  private async buildChunk(output: ChunkOutput, size: number): Promise<ChunkPlan> {
-    const c = this.#config;
-    const weights = await prepared(this.#device, c, this.#weights);
-    const g = new Graph();
-    const ids = this.own(this.#device.tensor([this.batch, size], 'i32', 'ids'));
-    const options = this.forward(this.batch * size);
-    const x = mambaBackbone(g, c, weights, ids, options);
-    if (output === 'state') return { plan: await compile(this.#device, g, [], this.#arena), ids };
-    const logits = mambaHead(g, c, weights, x, options);
-    if (output === 'logits') {
-      return { plan: await compile(this.#device, g, [logits], this.#arena), ids, output: logits };
-    }
-    const targets = this.own(this.#device.tensor([this.batch, size], 'i32', 'targets'));
-    const { nll } = crossEntropy(g, logits, targets);
-    return { plan: await compile(this.#device, g, [nll], this.#arena), ids, targets, output: nll };
-  }
-
-  private async buildVerify(steps: number): Promise<VerifyPlan> {
-    const c = this.#config;
-    const weights = await prepared(this.#device, c, this.#weights);
-    this.#kept ??= this.own(this.#device.tensor([VERIFY_STEPS, this.stateFloats], 'f32', 'kept'));
-    const kept = this.#kept;
-    const { conv, ssm } = this.sequenceFloats;
-    const rowStride = this.stateFloats;
-    const layers = this.#layers.map((layer, l) => {
-      const at = l * (conv + ssm);
-      return {
-        ...layer,
-        keptConv: part(kept, `kept.${l}.conv`, [steps, 1, conv], at, rowStride),
-        keptSsm: part(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + conv, rowStride),
-      };
-    });
-    const g = new Graph();
-    const ids = this.own(this.#device.tensor([1, steps], 'i32', 'ids'));
-    const x = mambaBackbone(g, c, weights, ids, this.forward(steps, layers));
-    const logits = mambaHead(g, c, weights, x.reshape(steps, c.dModel));
-    return { plan: await compile(this.#device, g, [logits], this.#arena), ids, logits };
-  }
-
-  private decodePlan(penalty: boolean, bias: boolean): Promise<DecodePlan> {
-    const key = `${penalty}:${bias}`;
-    let entry = this.#decode.get(key);
-    if (!entry) {
-      entry = this.buildDecode(penalty, bias);
-      this.#decode.set(key, entry);
-    }
-    return entry;
-  }
-
-  private async buildDecode(penalty: boolean, biased: boolean): Promise<DecodePlan> {
-    const c = this.#config;
-    const weights = await prepared(this.#device, c, this.#weights);
-    const B = this.batch;
-    const tensor = (name: string, shape: number[], dtype: 'i32' | 'f32' | 'u8') =>
-      this.own(this.#device.tensor(shape, dtype, name));
-    const ids = tensor('ids', [B], 'i32');
-    const params = tensor('params', [B, SAMPLE_COLUMNS], 'f32');
-    const rng = tensor('rng', [B, 4], 'i32');
-    const logprob = tensor('logprob', [B], 'f32');
-    const seen = penalty ? tensor('seen', [B, c.vocab], 'u8') : undefined;
-    const bias = biased ? tensor('bias', [B, c.vocab], 'f32') : undefined;
-    const g = new Graph();
-    const options = this.forward(B);
-    const x = mambaBackbone(g, c, weights, ids.reshape(B, 1), options);
-    const logits = mambaHead(g, c, weights, x.reshape(B, c.dModel), options);
-    // The drawn ids are the next step's input: a run of steps never leaves native code.
-    sample(g, { logits, params, bias, rng, seen, ids, logprob });
-    return { plan: await compile(this.#device, g, [], this.#arena), ids, params, rng, seen, bias, logprob };
   }
 }
 
@@ -470,14 +285,6 @@ export interface DecodeLoop {
   logprobs(): Float32Array;
   /** Lets another sequence take the place of sequence `b`; its state is written with `writeSequence`. */
   setRow(b: number, row: SequenceStart): void;
-}
-
-/** Splits a length into [start, size] chunks, large ones first. */
-export function* chunksOf(length: number, sizes: readonly number[]): Generator<[start: number, size: number]> {
-  let at = 0;
-  for (const size of sizes) {
-    for (; length - at >= size; at += size) yield [at, size];
-  }
 }
 
 /** A region of a stored f32 tensor, `at` elements into it. */

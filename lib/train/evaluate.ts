@@ -3,7 +3,8 @@ import { Dataset, type DatasetOptions, openDataset } from '../data/dataset.ts';
 import { WordCounter } from '../data/words.ts';
 import { checkChoice, checkFunction, checkInteger, checkOptions, checkSignal, expected } from '../errors.ts';
 import type { Model } from '../model.ts';
-import { type Session, sequencesAtOnce } from '../session.ts';
+import type { Session } from '../session.ts';
+import { sequencesAtOnce } from '../session-plans.ts';
 
 export interface EvaluateOptions {
   /**
