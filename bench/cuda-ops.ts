@@ -10,7 +10,7 @@ import type { DType, Tensor } from '../lib/tensor.ts';
 import { median, round } from './measure.ts';
 import { MAMBA_SSM } from './peers/mamba-ssm.ts';
 
-type Make = (shape: number[], dtype?: DType) => Tensor;
+type Make = (shape: number[], dtype?: DType, negative?: boolean) => Tensor;
 interface Case {
   name: string;
   record: (g: Graph, make: Make) => void;
@@ -26,7 +26,7 @@ function scanOperands(make: Make, B: number, T: number, E: number, N = 16) {
   return {
     u: sequence(),
     delta: sequence(),
-    A: make([E, N]),
+    A: make([E, N], 'f32', true), // states that grow would soon be infinite
     B: make([B, T, N], 'bf16'),
     C: make([B, T, N], 'bf16'),
     D: make([E]),
@@ -226,10 +226,15 @@ export async function cudaOpsBench(
 
 async function measure(device: Device, limits: DeviceLimits, c: Case, reps: number): Promise<Record<string, unknown>> {
   const owned: Tensor[] = [];
-  const make: Make = (shape, dtype = 'f32') => {
+  const make: Make = (shape, dtype = 'f32', negative = false) => {
     const t = device.tensor(shape, dtype, 'operand');
     owned.push(t);
-    fillWithNoise(device, t);
+    if (negative)
+      device.write(
+        t,
+        Float32Array.from({ length: t.elems }, (_, i) => -0.1 - (i % 16)),
+      );
+    else fillWithNoise(device, t);
     return t;
   };
   try {

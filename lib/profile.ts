@@ -4,7 +4,7 @@ import type { Device } from './device.ts';
 import { Graph, type GraphNode } from './graph.ts';
 import { linear } from './ops/linear.ts';
 import { compile, type Plan } from './plan.ts';
-import { type DType, dtypeBytes, rootOf, Tensor } from './tensor.ts';
+import { type DType, dtypeBytes, newArray, rootOf, Tensor, type TypedArray } from './tensor.ts';
 
 /** What one node must do at the least. */
 export interface NodeCost {
@@ -120,7 +120,10 @@ async function seconds(plan: Plan, steps: number): Promise<number> {
   return (performance.now() - start) / 1000;
 }
 
-/** Fills a stored tensor with uniform noise in (-0.5, 0.5), repeated: zeros would be multiplied faster. */
+/**
+ * Fills a stored tensor with uniform noise, a million numbers repeated: in (-0.5, 0.5), over the range of 8-bit integers. Zeros
+ * would be multiplied faster.
+ */
 export function fillWithNoise(device: Device, t: Tensor): void {
   const size = dtypeBytes(t.dtype);
   const block = noise(t.dtype);
@@ -133,18 +136,33 @@ export function fillWithNoise(device: Device, t: Tensor): void {
 }
 
 const NOISE = 1 << 20;
+const blocks = new Map<DType, TypedArray>();
 
-function noise(dtype: DType): Float32Array | Uint16Array | Int8Array {
+function noise(dtype: DType): TypedArray {
+  let block = blocks.get(dtype);
+  if (!block) {
+    block = newNoise(dtype);
+    blocks.set(dtype, block);
+  }
+  return block;
+}
+
+function newNoise(dtype: DType): TypedArray {
   let word = 1;
-  const draw = () => {
+  const values = new Float32Array(NOISE);
+  for (let i = 0; i < NOISE; i++) {
     word = (Math.imul(word, 1664525) + 1013904223) >>> 0;
-    return word / 2 ** 32 - 0.5;
-  };
-  const values = Float32Array.from({ length: NOISE }, draw);
-  if (dtype === 'i8') return Int8Array.from(values, (v) => Math.round(v * 254));
-  if (dtype !== 'bf16') return values;
-  const words = new Uint32Array(values.buffer);
-  return Uint16Array.from(words, (w) => w >>> 16);
+    values[i] = word / 2 ** 32 - 0.5;
+  }
+  if (dtype === 'f32') return values;
+  const out = newArray(dtype, NOISE);
+  const bits = new Uint32Array(values.buffer);
+  for (let i = 0; i < NOISE; i++) {
+    const v = values[i] ?? 0;
+    if (dtype === 'bf16') out[i] = (bits[i] ?? 0) >>> 16;
+    else out[i] = dtype === 'f64' ? v : Math.round((v + (dtype === 'i8' ? 0 : 0.5)) * 254);
+  }
+  return out;
 }
 
 /**
