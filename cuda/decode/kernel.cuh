@@ -1,0 +1,585 @@
+// The decode kernel: one block per multiprocessor, all of them running every layer of every step together.
+//
+// A block owns E / blocks channels from in_proj to the gate, D / blocks rows of out_proj and V / blocks rows of the
+// head. A layer has four phases, and what a phase needs of other blocks comes through exchange.cuh:
+//   1. x (rows,D) -> norm -> in_proj -> convolution -> u of own channels -> own share of x_proj's sums
+//   2. the sums over all channels: selected (rows, R + 2N)
+//   3. delta of own channels -> scan -> gated y of own channels
+//   4. y (rows,E) -> own rows of out_proj -> own columns of the residual x
+// Equations: native/ref/mamba_block.h.
+#pragma once
+#include "draw.cuh"
+#include "product.cuh"
+#include "stream.cuh"
+
+namespace mb::cuda::decode {
+
+__device__ __forceinline__ float silu(float v) { return __fdividef(v, 1.0f + __expf(-v)); }
+__device__ __forceinline__ float softplus(float v) { return v > 20.0f ? v : log1pf(__expf(v)); }
+
+// The thread's number, in a way that hides that it never changes.
+__device__ __forceinline__ int same_thread() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
+template <class C>
+class Worker {
+ public:
+  using W = typename C::W;
+
+  __device__ Worker(const Plan& p, const Share& own, const Launch& launch, Barriers& bars, char* shared)
+      : p_(p), launch_(launch), bars_(bars), shared_(shared), own_(own), tid_(same_thread()), at_(p, tid_) {
+    uses_ = launch.before * static_cast<uint32_t>(p.L);
+  }
+
+  __device__ void run() {
+    int* ids = ints(p_.shared.ids);
+#pragma unroll 1
+    for (int r = tid_; r < p_.rows; r += kWorkers) ids[r] = p_.ids[r];
+    worker_barrier();
+    int64_t step = 0;
+    bool stop = false;
+#pragma unroll 1
+    while (step < launch_.run_steps && !stop) {
+      const uint32_t turn = launch_.before + static_cast<uint32_t>(step);
+      int cancel = 0;
+      if (p_.sampled && blockIdx.x == 0 && tid_ == 0) cancel = launch_.control->cancel;  // read ahead
+      start_residual();
+      layers(turn);
+      step++;
+      if (p_.sampled) stop = sample(step, tag(turn), cancel);
+    }
+    if (tid_ == 0) bars_.quit = 1;
+    if (blockIdx.x == 0 && tid_ == 0) launch_.control->done = static_cast<int32_t>(step);
+  }
+
+ private:
+  __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared_ + offset); }
+  __device__ int* ints(int offset) const { return reinterpret_cast<int*>(shared_ + offset); }
+  // A buffer starts out as zeros, so the tag of use 0 is 1.
+  __device__ static uint32_t tag(uint32_t use) { return (use & 1) ^ 1; }
+
+  // The embedding of the ids, own columns.
+  __device__ void start_residual() {
+    const int* ids = ints(p_.shared.ids);
+    float* residual = floats(p_.shared.residual);
+#pragma unroll 1
+    for (int i = tid_; i < own_.d_rows * p_.rows; i += kWorkers) {
+      int m;
+      const int r = own_.by_d_rows.quotient(i, m);
+      const long long at = static_cast<long long>(ids[r]) * p_.D + own_.d0 + m;
+      residual[i] =
+          p_.table_bf16 ? to_float(static_cast<const bf16*>(p_.table)[at]) : static_cast<const float*>(p_.table)[at];
+    }
+  }
+
+  __device__ void wait_small() {
+    barrier_wait(&bars_.small_full[small_.stage], small_.phase);
+    params_ = shared_ + p_.shared.small + small_.stage * p_.small.bytes;
+  }
+  // After the last use by this warp.
+  __device__ void leave_small() {
+    __syncwarp();
+    if (at_.lane == 0) barrier_arrive(&bars_.small_empty[small_.stage]);
+    small_.next(2);
+  }
+  __device__ const float* param(int offset) const { return reinterpret_cast<const float*>(params_ + offset); }
+
+  __device__ Source residual_source(int l) const {
+    Source s;
+    if (l == 0) {
+      s.table = p_.table;
+      s.table_bf16 = p_.table_bf16;
+      s.ids = ints(p_.shared.ids);
+    } else {
+      s.exchange = p_.x;
+      s.tag = tag(uses_ - 1);
+    }
+    return s;
+  }
+
+  // red = rows of own weights times the normalised residual stream; squares = what RMSNorm needs. Layer L is the head.
+  __device__ __forceinline__ void normed_product(int l, int rows, float eps) {
+    const Stream& stream = l < p_.L ? p_.in : p_.head;
+    const bool i8 = l < p_.L || p_.head_i8;
+    const float* bias = p_.layer_norm ? param(p_.small.norm_bias) : nullptr;
+    float* squares = floats(p_.shared.squares);
+    const Source from = residual_source(l);
+    Normalise<C> norm;
+    norm.weight = param(p_.small.norm_weight);
+    norm.bias = bias;
+    if (bias) layer_norm_rows<C>(p_, at_, from, p_.D, eps, squares, norm);
+    Accumulators<C> acc;
+    multiply<C>(p_, at_, stream, i8, rows, from, norm, bars_, shared_ + p_.shared.ring, cursor_, acc);
+    store_partial<C>(p_, at_, rows, acc, floats(p_.shared.red));
+    if (!bias) store_squares<C>(p_, at_, norm.squares, squares);
+  }
+  // RMSNorm's factor of row r.
+  __device__ float row_factor(bool layer_norm, int r, float eps) const {
+    if (layer_norm) return 1.0f;
+    const float squares = sum_groups<C::kSplit>(floats(p_.shared.squares) + r, C::kSplit, p_.rows);
+    return rsqrtf(squares * p_.inverse_D + eps);
+  }
+  __device__ float reduced(int offset, int rows, int m, int r) const {
+    return sum_groups<C::kSplit>(floats(offset) + r * rows + m, C::kSplit, p_.rows * rows);
+  }
+
+  // Every layer, then the head.
+  __device__ void layers(uint32_t turn) {
+#pragma unroll 1
+    for (int l = 0;; l++) {
+      // What follows from the thread's number is cheaper to find again than to keep.
+      tid_ = same_thread();
+      at_ = Place<C>(p_, tid_);
+      wait_small();
+      const Layer& w = *reinterpret_cast<const Layer*>(params_ + p_.small.layer);
+      const bool last = l == p_.L;
+      const int rows = last ? own_.v_rows : 2 * own_.channels;
+      if (!last) prefetch_states(w);
+      normed_product(l, rows, w.eps);
+      worker_barrier();
+      if (last) break;
+      finish_in(w, rows);
+      worker_barrier();
+      share_of_sums();
+      select();
+      scan(w);
+      multiply_out();
+      leave_small();
+      uses_++;
+    }
+    finish_head(tag(turn), reinterpret_cast<const Layer*>(params_ + p_.small.layer)->eps);
+    leave_small();
+    worker_barrier();
+  }
+
+  // States are read while the block waits for x: the first ones that this thread will need.
+  static constexpr int kAhead = C::kPairs ? 1 : 4;
+  __device__ void prefetch_states(const Layer& w) {
+    if (p_.steps == 1) {
+      int m;
+      const int half = own_.by_channels.quotient(tid_, m), b = half / 2;
+      if (half % 2 == 0 && b < p_.batch) {
+#pragma unroll
+        for (int k = 0; k < kMaxTaps - 1; k++) {
+          if (k < p_.K - 1) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, b, k, m));
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) ssm_ahead_[i] = load_state(w, tid_ / kStates + i * kLanes);
+  }
+  static constexpr int kLanes = kWorkers / kStates;  // channels at a time
+  __device__ const float* conv_at(const float* state, int b, int k, int channel) const {
+    return state + (static_cast<long long>(b) * (p_.K - 1) + k) * p_.E + own_.e0 + channel;
+  }
+  __device__ long long ssm_at(int b, int channel) const {
+    return (static_cast<long long>(b) * p_.E + own_.e0 + channel) * kStates + tid_ % kStates;
+  }
+  // Item: one channel of one sequence.
+  __device__ float load_state(const Layer& w, int item) const {
+    if (item >= p_.batch * own_.channels) return 0.0f;
+    int channel;
+    const int b = own_.by_channels.quotient(item, channel);
+    return __ldcg(w.ssm_state + ssm_at(b, channel));
+  }
+
+  // in_proj's results: the gate through SiLU, the rest through the convolution.
+  __device__ void finish_in(const Layer& w, int m_rows) {
+    const int ce = own_.channels;
+    float *conv_in = floats(p_.shared.conv_in), *gate = floats(p_.shared.gate);
+#pragma unroll 1
+    for (int i = tid_; i < m_rows * p_.rows; i += kWorkers) {
+      int m;
+      const int half = own_.by_channels.quotient(i, m), r = half / 2;
+      if (half % 2) m += ce;
+      float v = reduced(p_.shared.red, m_rows, m, r) * row_factor(p_.layer_norm, r, w.eps);
+      if (sizeof(W) == 1) v *= param(p_.small.in_scale)[m];
+      if (m >= ce) {
+        gate[r * ce + m - ce] = silu(v);
+      } else if (p_.steps == 1) {
+        convolve(w, r, m, i == tid_, [&](int) { return v; });
+      } else {
+        conv_in[r * ce + m] = v;
+      }
+    }
+    if (p_.steps == 1) return;
+    worker_barrier();
+#pragma unroll 1
+    for (int i = tid_; i < ce * p_.batch; i += kWorkers) {
+      int m;
+      const int b = own_.by_channels.quotient(i, m);
+      convolve(w, b, m, false, [&](int t) { return conv_in[(b * p_.steps + t) * ce + m]; });
+    }
+  }
+
+  // One channel of one sequence over all its steps. input(t): in_proj's result.
+  template <class Input>
+  __device__ void convolve(const Layer& w, int b, int channel, bool loaded, Input input) {
+    const int before = p_.K - 1;
+    float window[kMaxTaps] = {};
+#pragma unroll
+    for (int k = 0; k < kMaxTaps - 1; k++) {
+      if (k < before) window[k] = loaded ? conv_ahead_[k] : __ldcg(conv_at(w.conv_state, b, k, channel));
+    }
+    const float* weight = param(p_.small.conv_weight) + channel * p_.K;
+    const float bias = w.conv_bias ? param(p_.small.conv_bias)[channel] : 0.0f;
+    float* u = floats(p_.shared.u);
+#pragma unroll 1
+    for (int t = 0; t < p_.steps; t++) {
+      const float v = input(t);
+#pragma unroll
+      for (int k = 0; k < kMaxTaps; k++) {
+        if (k == before) window[k] = v;
+      }
+      float sum = bias;
+#pragma unroll
+      for (int k = 0; k < kMaxTaps; k++) {
+        if (k <= before) sum = fmaf(weight[k], window[k], sum);
+      }
+      u[(b * p_.steps + t) * own_.channels + channel] = silu(sum);
+#pragma unroll
+      for (int k = 0; k < kMaxTaps - 1; k++) window[k] = window[k + 1];
+      if (w.kept_conv) {
+        float* kept = w.kept_conv + (static_cast<long long>(t) * p_.batch + b) * before * p_.E + own_.e0 + channel;
+#pragma unroll
+        for (int k = 0; k < kMaxTaps - 1; k++) {
+          if (k < before) kept[static_cast<long long>(k) * p_.E] = window[k];
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kMaxTaps - 1; k++) {
+      if (k < before) __stcg(const_cast<float*>(conv_at(w.conv_state_out, b, k, channel)), window[k]);
+    }
+  }
+
+  // partial(block, row, s) = x_proj over own channels.
+  __device__ void share_of_sums() {
+    const int ce = own_.channels, tiles = (p_.S + 15) / 16;
+    const int row_tiles = C::kPairs ? 1 : (p_.rows + 7) / 8;
+    const float* u = floats(p_.shared.u);
+    const char* weights = params_ + p_.small.x_proj;
+    uint32_t* to = p_.partial + static_cast<long long>(blockIdx.x) * p_.rows * p_.S;
+    const uint32_t use = tag(uses_);
+#pragma unroll 1
+    for (int i = tid_ / 32; i < tiles * row_tiles; i += kWarps) {
+      const int m0 = C::kPairs ? i * 16 : i % tiles * 16, r0 = C::kPairs ? 0 : i / tiles * 8;
+      const int r = min(C::kPairs ? at_.g & 3 : r0 + at_.g, p_.rows - 1);
+      float acc[4] = {};
+#pragma unroll 1
+      for (int k = 0; k < ce; k += 16) {
+        Fragment high{}, low{}, a{}, b{};
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const int c = k + half * 8 + at_.t * 2;
+          if (c >= ce) break;
+          split(u[r * ce + c], u[r * ce + c + 1], high.k[half], low.k[half]);
+          a.k[half] = weight_pair(weights + min(m0 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
+          b.k[half] = weight_pair(weights + min(m0 + 8 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
+        }
+        if (C::kPairs && at_.g >= 4) high = low;
+        mma(acc, a, b, high, 0);
+        if (!C::kPairs) mma(acc, a, b, low, 0);
+      }
+      each_result<C>(at_, acc, m0, r0, p_.S, p_.rows,
+                     [&](int m, int row, float v) { put(to + row * p_.S + m, v, use); });
+    }
+  }
+  __device__ static uint32_t weight_pair(const char* row, int column) {
+    if constexpr (sizeof(W) == 2) {
+      return *reinterpret_cast<const uint32_t*>(row + column * 2);
+    } else {
+      uint32_t first, second;
+      widen(*reinterpret_cast<const uint16_t*>(row + column), first, second);
+      return first;
+    }
+  }
+
+  // selected(row, s): all blocks' partial sums added up, by every block or, where they are many, by one block each.
+  __device__ void select() {
+    const uint32_t use = tag(uses_);
+    float4* sums = reinterpret_cast<float4*>(shared_ + p_.shared.sums);
+    int q;
+    const int group = own_.by_quads.quotient(tid_, q);
+    if (group < own_.add_groups) sums[tid_] = add_partial(own_.quad0 + q, group, use);
+    worker_barrier();
+    float* selected = floats(p_.shared.selected);
+    const int first = own_.quad0 * 4, words = own_.quads * 4;
+#pragma unroll 1
+    for (int i = tid_; i < words; i += kWorkers) {
+      float v = sum_groups<8>(floats(p_.shared.sums) + i, own_.add_groups, words);
+      if (sizeof(W) == 1) {
+        int s;
+        own_.by_S.quotient(first + i, s);
+        v *= param(p_.small.x_scale)[s];
+      }
+      if (p_.one_hop) {
+        selected[i] = v;
+      } else {
+        put(p_.sum + first + i, v, use);
+      }
+    }
+    if (!p_.one_hop) {
+#pragma unroll 1
+      for (int i = tid_; i < p_.rows * p_.S / 4; i += kWorkers) {
+        uint4 v;
+#pragma unroll 1
+        for (unsigned turn = 0; missing(v = peek4(p_.sum + i * 4), use); turn++) give_up_after(turn);
+        *reinterpret_cast<uint4*>(selected + i * 4) = v;
+      }
+    }
+    worker_barrier();
+  }
+
+  // Four words of the sums over blocks group, group + add_groups, ...
+  __device__ __forceinline__ float4 add_partial(int quad, int group, uint32_t use) {
+    const int stride = p_.rows * p_.S, groups = own_.add_groups;
+    const uint32_t* from = p_.partial + quad * 4;
+    float4 sum = {};
+#pragma unroll 1
+    for (int block = group; block < p_.blocks; block += groups * kAddAhead) {
+      uint4 v[kAddAhead];
+#pragma unroll 1
+      for (unsigned turn = 0;; turn++) {
+        uint32_t waiting = 0;
+#pragma unroll
+        for (int i = 0; i < kAddAhead; i++) {
+          v[i] = peek4(from + static_cast<long long>(min(block + i * groups, p_.blocks - 1)) * stride);
+          waiting |= missing(v[i], use);
+        }
+        if (!waiting) break;
+        give_up_after(turn);
+      }
+#pragma unroll
+      for (int i = 0; i < kAddAhead; i++) {
+        if (block + i * groups >= p_.blocks) break;
+        sum.x += __uint_as_float(v[i].x);
+        sum.y += __uint_as_float(v[i].y);
+        sum.z += __uint_as_float(v[i].z);
+        sum.w += __uint_as_float(v[i].w);
+      }
+    }
+    return sum;
+  }
+  static constexpr int kAddAhead = 8;
+
+  __device__ static float half_warp_sum(float v) {
+#pragma unroll
+    for (int step = kStates / 2; step > 0; step /= 2) v += __shfl_xor_sync(kFullWarp, v, step);
+    return v;
+  }
+
+  // softplus(dt_proj + bias); 16 threads share a channel of a row and all get the result.
+  __device__ float delta(int r, int channel) const {
+    const float* selected = floats(p_.shared.selected) + r * p_.S;
+    const W* weight = reinterpret_cast<const W*>(params_ + p_.small.dt_proj) + channel * p_.R;
+    float sum = 0.0f;
+    for (int k = tid_ % kStates; k < p_.R; k += kStates) sum = fmaf(to_float(weight[k]), selected[k], sum);
+    sum = half_warp_sum(sum);
+    if (sizeof(W) == 1) sum *= param(p_.small.dt_scale)[channel];
+    return softplus(sum + param(p_.small.dt_bias)[channel]);
+  }
+
+  // 16 threads walk the 16 states of a channel of a sequence.
+  __device__ void scan(const Layer& w) {
+    const int ce = own_.channels, items = p_.batch * ce;
+    float* deltas = floats(p_.shared.delta);
+    if (p_.steps > 1) {
+#pragma unroll 1
+      for (int i = tid_ / kStates; i < p_.rows * ce; i += kLanes) {
+        int channel;
+        const int r = own_.by_channels.quotient(i, channel);
+        const float dt = delta(r, channel);
+        if (tid_ % kStates == 0) deltas[i] = dt;
+      }
+      worker_barrier();
+    }
+    float state[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) state[i] = ssm_ahead_[i];
+#pragma unroll 1
+    for (int item = tid_ / kStates; item < items; item += kLanes) {
+      int channel;
+      const int b = own_.by_channels.quotient(item, channel);
+      const float h = state[0];
+#pragma unroll
+      for (int i = 0; i + 1 < kAhead; i++) state[i] = state[i + 1];
+      state[kAhead - 1] = load_state(w, item + kAhead * kLanes);
+      scan_channel(w, b, channel, h);
+    }
+  }
+
+  __device__ __forceinline__ void scan_channel(const Layer& w, int b, int channel, float h) {
+    const int ce = own_.channels, n = tid_ % kStates;
+    const float *u = floats(p_.shared.u), *gate = floats(p_.shared.gate), *deltas = floats(p_.shared.delta);
+    const float A = param(p_.small.A)[channel * kStates + n], D = param(p_.small.D)[channel];
+    const long long at = ssm_at(b, channel);
+    const uint32_t use = tag(uses_);
+#pragma unroll 1
+    for (int t = 0; t < p_.steps; t++) {
+      const int r = b * p_.steps + t;
+      const float* selected = floats(p_.shared.selected) + r * p_.S + p_.R;
+      const float dt = p_.steps == 1 ? delta(r, channel) : deltas[r * ce + channel];
+      const float v = u[r * ce + channel];
+      h = fmaf(__expf(dt * A), h, dt * selected[n] * v);
+      if (w.kept_ssm) {
+        const long long row = static_cast<long long>(t) * p_.batch + b;
+        w.kept_ssm[(row * p_.E + own_.e0 + channel) * kStates + n] = h;
+      }
+      const float y = half_warp_sum(selected[kStates + n] * h);
+      if (n == 0) {
+        put(p_.y + static_cast<long long>(r) * p_.E + own_.e0 + channel, fmaf(D, v, y) * gate[r * ce + channel], use);
+      }
+    }
+    __stcg(w.ssm_state_out + at, h);
+  }
+
+  // Own columns of the residual += own rows of out_proj times y.
+  __device__ void multiply_out() {
+    Source from;
+    from.exchange = p_.y;
+    from.tag = tag(uses_);
+    Normalise<C> norm;
+    Accumulators<C> acc;
+    multiply<C>(p_, at_, p_.out, true, own_.d_rows, from, norm, bars_, shared_ + p_.shared.ring, cursor_, acc);
+    store_partial<C>(p_, at_, own_.d_rows, acc, floats(p_.shared.red_out));
+    worker_barrier();
+    float* residual = floats(p_.shared.residual);
+#pragma unroll 1
+    for (int i = tid_; i < own_.d_rows * p_.rows; i += kWorkers) {
+      int m;
+      const int r = own_.by_d_rows.quotient(i, m);
+      float v = reduced(p_.shared.red_out, own_.d_rows, m, r);
+      if (sizeof(W) == 1) v *= param(p_.small.out_scale)[m];
+      residual[i] += v;
+      put(p_.x + static_cast<long long>(r) * p_.D + own_.d0 + m, residual[i], tag(uses_));
+    }
+  }
+
+  // Logits of own classes.
+  __device__ void finish_head(uint32_t use, float eps) {
+#pragma unroll 1
+    for (int i = tid_; i < own_.v_rows * p_.rows; i += kWorkers) {
+      int m;
+      const int r = own_.by_v_rows.quotient(i, m);
+      float v = reduced(p_.shared.red, own_.v_rows, m, r) * row_factor(p_.layer_norm, r, eps);
+      if (p_.head_i8) v *= param(p_.small.in_scale)[m];
+      if (p_.head_bias) v += param(p_.small.conv_bias)[m];
+      const long long at = static_cast<long long>(r) * p_.V + own_.v0 + m;
+      if (p_.sampled) {
+        put(p_.drawn_logits + at, v, use);
+      } else {
+        p_.logits[at] = v;
+      }
+    }
+  }
+
+  // Draws the ids of the step; row r by block r. A drawn word is id << 2 | end << 1 | tag. Returns whether the run
+  // ends.
+  __device__ bool sample(int64_t step, uint32_t use, int cancel) {
+#pragma unroll 1
+    for (int r = blockIdx.x; r < p_.rows; r += p_.blocks) {
+      float* logits = floats(p_.shared.logits);
+#pragma unroll 1
+      for (int v = tid_; v < p_.V; v += kWorkers) {
+        logits[v] = __uint_as_float(take(p_.drawn_logits + static_cast<long long>(r) * p_.V + v, use));
+      }
+      worker_barrier();
+      SampleRow row;
+      row.V = p_.V;
+      row.logits = logits;
+      row.bias = p_.bias ? p_.bias + static_cast<long long>(r) * p_.V : nullptr;
+      row.seen = p_.seen ? p_.seen + static_cast<long long>(r) * p_.V : nullptr;
+      row.params = reinterpret_cast<const SampleParams*>(p_.params) + r;
+      row.rng = p_.rng + r * 4;
+      row.scores = nullptr;
+      row.order = nullptr;
+      row.logprob = p_.logprob ? p_.logprob + r : nullptr;
+      const int id = draw_row(row, DrawRoom(shared_ + p_.shared.logits + (p_.V + 1) / 2 * 8, p_.V));
+      if (tid_ == 0) {
+        const bool end = r == 0 && (ends_in_stop(id, step) || cancel);
+        p_.ids[r] = id;
+        if (launch_.watched) launch_.watched[(step - 1) * p_.rows + r] = id;
+        put_word(p_.drawn + r, static_cast<uint32_t>(id) << 2 | (end ? 2u : 0u) | use);
+      }
+      worker_barrier();
+    }
+    int* ids = ints(p_.shared.ids);
+    if (tid_ < p_.rows) {
+      const uint32_t word = take(p_.drawn + tid_, use);
+      ids[tid_] = static_cast<int>(word >> 2);
+      if (tid_ == 0) ids[kMaxRows] = static_cast<int>(word >> 1 & 1);
+    }
+    worker_barrier();
+    return ids[kMaxRows] != 0;
+  }
+
+  // Whether the ids of the only sequence now end in one of the stops.
+  __device__ bool ends_in_stop(int id, int64_t step) {
+    if (launch_.n_stops == 0) return false;
+    const int64_t made = launch_.history + step;
+    launch_.recent[made - 1] = id;
+    int start = 0;
+    for (int i = 0; i < launch_.n_stops; start = launch_.stop_ends[i++]) {
+      const int length = launch_.stop_ends[i] - start;
+      if (length > made) continue;
+      int same = 0;
+      while (same < length && launch_.stops[start + length - 1 - same] == launch_.recent[made - 1 - same]) same++;
+      if (same < length) continue;
+      launch_.control->stopped_by = i;
+      return true;
+    }
+    return false;
+  }
+
+  const Plan& p_;
+  const Launch& launch_;
+  Barriers& bars_;
+  char* shared_;
+  const Share& own_;
+  int tid_;
+  Place<C> at_;
+  Cursor cursor_, small_;
+  const char* params_ = nullptr;  // of the layer in hand
+  uint32_t uses_;                 // layers run so far, by earlier launches too
+  float conv_ahead_[kMaxTaps - 1] = {}, ssm_ahead_[kAhead] = {};
+};
+
+template <class C>
+__global__ void __launch_bounds__(kThreads, 1)
+    decode(const __grid_constant__ Plan p, const __grid_constant__ Launch launch) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) char shared[];
+  __shared__ Barriers bars;
+  __shared__ Share own;
+  if (threadIdx.x == 0) {
+    own.set(p);
+    for (int i = 0; i < p.stages; i++) {
+      barrier_init(&bars.full[i], 1);
+      barrier_init(&bars.empty[i], kWarps);
+    }
+    for (int i = 0; i < 2; i++) {
+      barrier_init(&bars.small_full[i], 32);
+      barrier_init(&bars.small_empty[i], kWarps);
+    }
+    bars.quit = 0;
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  __syncthreads();
+  const int warp = threadIdx.x / 32;
+  if (warp < kWarps) {
+    Worker<C>(p, own, launch, bars, shared).run();
+    return;
+  }
+  if (warp == kWarps) {
+    stream_matrices<typename C::W>(p, own, launch, bars, shared + p.shared.ring);
+  } else if (warp == kWarps + 1) {
+    stream_small<typename C::W>(p, own, launch, bars, shared + p.shared.small);
+  }
+#endif
+}
+
+}  // namespace mb::cuda::decode

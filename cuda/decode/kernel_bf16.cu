@@ -1,0 +1,15 @@
+// The decode kernel for bf16 weights.
+#include "kernel.cuh"
+#include "kernels.h"
+
+namespace mb::cuda::decode {
+
+const void* kernel_bf16(int rows) {
+  if (rows <= 4) return reinterpret_cast<const void*>(decode<Config<bf16, true, 1, 4, 16>>);
+  if (rows <= 8) return reinterpret_cast<const void*>(decode<Config<bf16, false, 1, 4, 16>>);
+  if (rows <= 16) return reinterpret_cast<const void*>(decode<Config<bf16, false, 2, 2, 16>>);
+  if (rows <= 32) return reinterpret_cast<const void*>(decode<Config<bf16, false, 2, 2, 8>>);
+  return reinterpret_cast<const void*>(decode<Config<bf16, false, 2, 2, 4>>);
+}
+
+}  // namespace mb::cuda::decode

@@ -1,0 +1,105 @@
+// A ring of shared-memory stages that one warp fills with bulk copies far ahead of the warps that read them.
+#pragma once
+#include <cstdint>
+
+#include "exchange.cuh"
+#include "shape.h"
+
+namespace mb::cuda::decode {
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void barrier_init(uint64_t* bar, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint64_t* bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+}
+__device__ __forceinline__ bool barrier_passed(uint64_t* bar, uint32_t parity) {
+  uint32_t passed;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(passed)
+      : "r"(shared_address(bar)), "r"(parity)
+      : "memory");
+  return passed != 0;
+}
+__device__ __forceinline__ void barrier_wait(uint64_t* bar, uint32_t parity) {
+  for (unsigned turn = 0; !barrier_passed(bar, parity); turn++) give_up_after(turn);
+}
+
+// Position in the ring: the stage in use, and the parity of its barriers' current phase.
+struct Cursor {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void next(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+struct Barriers {
+  uint64_t full[kMaxStages], empty[kMaxStages];
+  uint64_t small_full[2], small_empty[2];
+  volatile int quit;
+};
+
+// Streamed once, so it should not push the states and exchanges out of L2.
+__device__ __forceinline__ uint64_t read_once_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes, uint64_t* full, uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(full)), "l"(policy)
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void expect_bytes(uint64_t* full, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(bytes)
+               : "memory");
+#endif
+}
+
+// A warp copies `bytes`, all of it in flight when this returns; bytes and addresses are multiples of 4.
+__device__ __forceinline__ void async_copy(char* to, const void* from, int bytes, int lane) {
+  const char* source = static_cast<const char*>(from);
+  const uint32_t low =
+      static_cast<uint32_t>(reinterpret_cast<uintptr_t>(source)) | shared_address(to) | static_cast<uint32_t>(bytes);
+  if (low % 16 == 0) {
+#pragma unroll 1
+    for (int i = lane * 16; i < bytes; i += 512) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)), "l"(source + i)
+                   : "memory");
+    }
+  } else if (low % 8 == 0) {
+#pragma unroll 1
+    for (int i = lane * 8; i < bytes; i += 256) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to + i)), "l"(source + i)
+                   : "memory");
+    }
+  } else {
+#pragma unroll 1
+    for (int i = lane * 4; i < bytes; i += 128) {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to + i)), "l"(source + i)
+                   : "memory");
+    }
+  }
+}
+__device__ __forceinline__ void async_arrive(uint64_t* bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
+}
+
+}  // namespace mb::cuda::decode

@@ -1,0 +1,94 @@
+// What the host tells the decode kernel: sizes, where everything lies, and how a block's shared memory is laid out.
+//
+// Sizes: D width, E inner channels, N = 16 states, R rank of delta, S = R + 2N columns of x_proj, V classes, K
+// convolution taps, L layers; B sequences of T steps each, `rows` = B * T.
+#pragma once
+#include <cstdint>
+
+namespace mb::cuda::decode {
+
+constexpr int kStates = 16;
+constexpr int kMaxTaps = 4;
+constexpr int kMaxRows = 64;
+constexpr int kMaxTiles = 4;  // 16-row tiles of a matrix that a block owns
+constexpr int kWarps = 16;    // that compute
+constexpr int kWorkers = kWarps * 32;
+constexpr int kThreads = kWorkers + 64;  // and one warp that streams matrices, one that streams small parameters
+constexpr int kMaxStages = 16;
+constexpr int kMaxClasses = 2048;  // that one block draws from
+
+// One layer's operands. Matrices are bf16, or i8 with a scale per row; everything else is f32.
+struct alignas(16) Layer {
+  const float *norm_weight, *norm_bias;  // bias: null with RMSNorm
+  const void *in_proj, *x_proj, *dt_proj, *out_proj;
+  const float *in_scale, *x_scale, *dt_scale, *out_scale;
+  const float *conv_weight, *conv_bias, *dt_bias, *A, *D;
+  const float *conv_state, *ssm_state;
+  float *conv_state_out, *ssm_state_out, *kept_conv, *kept_ssm;
+  float eps;
+};
+
+// How a matrix passes through the ring: slices of all of the block's rows by `slice` columns, a row every `pitch`
+// bytes, which keeps the rows of a fragment in different banks. A warp multiplies `share` runs of 32 columns.
+struct Stream {
+  int columns, slice, slices, pitch, share;
+};
+
+// Byte offsets of a layer's small parameters within their buffer. Parts of absent operands are not filled.
+struct Small {
+  int layer, norm_weight, norm_bias, x_proj, dt_proj, conv_weight, conv_bias, dt_bias, A, D;
+  int in_scale, x_scale, dt_scale, out_scale;
+  int x_pitch;  // bytes from row to row of x_proj
+  int bytes;
+};
+
+// Byte offsets into a block's shared memory.
+struct Shared {
+  int ring, small, red, red_out, squares, conv_in, u, gate, sums, selected, delta, residual, logits, ids, bytes;
+};
+
+// The parts of a run that change from launch to launch; in memory that the host and the device both see.
+struct Control {
+  int32_t cancel;      // the host's wish: end after the step in hand
+  int32_t done;        // steps made
+  int32_t stopped_by;  // the stop that ended the run, or -1
+};
+
+struct Plan {
+  int D, E, R, S, V, K, L, batch, steps, rows;
+  int blocks, channels;      // channels of a block; the last may own fewer
+  int k_groups, row_groups;  // warps share the columns of a product, and the rows of activations
+  int stages, stage_bytes;
+  float inverse_D;  // 1 / D
+  bool one_hop;     // every block adds up all of x_proj's partial sums itself
+  bool layer_norm, sampled, table_bf16, head_i8, head_bias;
+  Stream in, out, head;
+  Small small;
+  Shared shared;
+  const Layer* layers;      // L, and one more for the head: norm, in_scale (its scale), conv_bias (its bias), eps
+  const void* table;        // (V,D) embedding
+  const void* head_weight;  // (V,D)
+  float* logits;            // (rows,V)
+  int32_t* ids;             // (rows)
+  // Sampling; absent in a verify plan.
+  const float *params, *bias;  // (B,8), (B,V) or null
+  uint32_t* rng;               // (B,4)
+  uint8_t* seen;               // (B,V) or null
+  float* logprob;              // (B) or null
+  // Exchanges between blocks (exchange.cuh): x (rows,D), y (rows,E), partial sums (blocks,rows*S), sums (rows*S),
+  // logits (rows,V), drawn ids (rows).
+  uint32_t *x, *y, *partial, *sum, *drawn_logits, *drawn;
+};
+
+struct Launch {
+  int64_t run_steps;
+  uint32_t before;  // steps made by earlier launches, modulo 2^32
+  volatile Control* control;
+  int32_t* watched;  // (run_steps, rows), memory of the host
+  int64_t history;
+  int32_t* recent;  // history + run_steps: ids drawn so far; kept only where there are stops
+  const int32_t *stops, *stop_ends;
+  int n_stops;
+};
+
+}  // namespace mb::cuda::decode

@@ -1,0 +1,265 @@
+// The two warps that fetch: one streams the rows of a block's matrices into the ring, one the small parameters of the
+// next layer. Neither waits for the computation, only for room, so memory keeps busy while blocks wait for each other,
+// across layers and steps.
+#pragma once
+#include <cstddef>
+
+#include "../reduce.cuh"
+#include "ring.cuh"
+
+namespace mb::cuda::decode {
+
+// n / d by a multiplication, for n * d < 2^32.
+struct Divider {
+  uint32_t d, magic;
+  __device__ void set(int by) {
+    d = static_cast<uint32_t>(by);
+    magic = by > 1 ? 0xFFFFFFFFu / d + 1 : 0;
+  }
+  __device__ __forceinline__ int quotient(int n, int& rest) const {
+    const uint32_t q = magic ? __umulhi(static_cast<uint32_t>(n), magic) : static_cast<uint32_t>(n);
+    rest = n - static_cast<int>(q * d);
+    return static_cast<int>(q);
+  }
+};
+
+// What a block owns. Kept in shared memory.
+struct Share {
+  int e0, channels;  // of E
+  int d0, d_rows;    // of D, rows of out_proj
+  int v0, v_rows;    // of V, rows of the head
+  int quad0, quads;  // groups of four words of (rows, S) that the block adds up
+  int add_groups;    // threads that share the blocks of one of them
+  Divider by_channels, by_d_rows, by_v_rows, by_quads, by_S;
+  __device__ void set(const Plan& p) {
+    const int b = blockIdx.x;
+    e0 = b * p.channels;
+    channels = min(p.channels, p.E - e0);
+    const auto cut = [&](int n, int at) { return static_cast<int>(static_cast<long long>(n) * at / p.blocks); };
+    d0 = cut(p.D, b);
+    d_rows = cut(p.D, b + 1) - d0;
+    v0 = cut(p.V, b);
+    v_rows = cut(p.V, b + 1) - v0;
+    const int all = p.rows * p.S / 4;
+    quad0 = p.one_hop ? 0 : cut(all, b);
+    quads = p.one_hop ? all : cut(all, b + 1) - quad0;
+    add_groups = quads ? min(32, kWorkers / quads) : 0;
+    by_channels.set(channels);
+    by_d_rows.set(d_rows);
+    by_v_rows.set(v_rows);
+    by_quads.set(quads);
+    by_S.set(p.S);
+  }
+};
+
+class MatrixStreamer {
+ public:
+  __device__ MatrixStreamer(const Plan& p, Barriers& bars, char* ring)
+      : p_(p), bars_(bars), ring_(ring), policy_(read_once_policy()), lane_(threadIdx.x % 32) {}
+
+  // rows [0, split) of the block's share begin at `first`, the others at `second`.
+  __device__ __forceinline__ bool matrix(const Stream& s, int element, const char* first, int split, const char* second,
+                                         int rows) {
+    const long long row_bytes = static_cast<long long>(s.columns) * element;
+#pragma unroll 1
+    for (int i = 0; i < s.slices; i++) {
+      if (!room()) return false;
+      const int columns = min(s.slice, s.columns - i * s.slice);
+      const int bytes = columns * element;
+      char* to = ring_ + at_.stage * p_.stage_bytes;
+      uint64_t* full = &bars_.full[at_.stage];
+      if (lane_ == 0) expect_bytes(full, rows * bytes);
+      __syncwarp();
+      const long long skip = static_cast<long long>(i) * s.slice * element;
+#pragma unroll 1
+      for (int r = lane_; r < rows; r += 32) {
+        const char* from = (r < split ? first + r * row_bytes : second + (r - split) * row_bytes) + skip;
+        bulk_copy(to + r * s.pitch, from, bytes, full, policy_);
+      }
+      at_.next(p_.stages);
+      issued_++;
+    }
+    return true;
+  }
+
+  // Shared memory may not be given back while copies are on their way into it.
+  __device__ void drain() {
+    const int last = static_cast<int>(min(issued_, static_cast<long long>(p_.stages)));
+#pragma unroll 1
+    for (int i = 0; i < last; i++) {
+      at_.stage = at_.stage == 0 ? p_.stages - 1 : at_.stage - 1;
+      if (at_.stage == p_.stages - 1) at_.phase ^= 1;
+      barrier_wait(&bars_.full[at_.stage], at_.phase);
+    }
+  }
+
+ private:
+  // Waits until the stage is free; false: the run has ended.
+  __device__ bool room() {
+    for (unsigned turn = 0; !__all_sync(kFullWarp, barrier_passed(&bars_.empty[at_.stage], at_.phase ^ 1)); turn++) {
+      if (__any_sync(kFullWarp, bars_.quit)) return false;
+      give_up_after(turn);
+    }
+    return true;
+  }
+
+  const Plan& p_;
+  Barriers& bars_;
+  char* ring_;
+  uint64_t policy_;
+  Cursor at_;
+  long long issued_ = 0;
+  int lane_;
+};
+
+template <class W>
+__device__ void stream_matrices(const Plan& p, const Share& own, const Launch& launch, Barriers& bars, char* ring) {
+  MatrixStreamer to(p, bars, ring);
+  constexpr int kElement = sizeof(W);
+  const int head_element = p.head_i8 ? 1 : 2;
+  bool more = true;
+#pragma unroll 1
+  for (int64_t step = 0; step < launch.run_steps && more; step++) {
+    // in_proj and out_proj in turn, then the head
+#pragma unroll 1
+    for (int i = 0; i <= 2 * p.L && more; i++) {
+      const Layer& w = p.layers[i / 2];
+      if (i == 2 * p.L) {
+        const char* head = static_cast<const char*>(p.head_weight);
+        more = to.matrix(p.head, head_element, head + static_cast<long long>(own.v0) * p.D * head_element, own.v_rows,
+                         nullptr, own.v_rows);
+      } else if (i % 2 == 0) {
+        const char* in = static_cast<const char*>(w.in_proj);
+        const long long row = static_cast<long long>(p.D) * kElement;
+        more = to.matrix(p.in, kElement, in + own.e0 * row, own.channels, in + (p.E + own.e0) * row, 2 * own.channels);
+      } else {
+        const char* out = static_cast<const char*>(w.out_proj);
+        more = to.matrix(p.out, kElement, out + static_cast<long long>(own.d0) * p.E * kElement, own.d_rows, nullptr,
+                         own.d_rows);
+      }
+    }
+  }
+  to.drain();
+}
+
+// `rows` rows of `bytes`, `pitch` apart in shared memory and `stride` in global memory.
+__device__ __forceinline__ void async_rows(char* to, int pitch, const char* from, long long stride, int rows, int bytes,
+                                           int lane) {
+  const bool wide = ((bytes | pitch | stride | reinterpret_cast<uintptr_t>(from)) & 15) == 0;
+  const int unit = wide ? 16 : 8;
+  const int units = bytes / unit;
+  int r = lane / units, at = lane % units;
+  const int row_step = 32 / units, at_step = 32 % units;
+#pragma unroll 1
+  while (r < rows) {
+    const uint32_t target = shared_address(to + r * pitch + at * unit);
+    const char* source = from + r * stride + at * unit;
+    if (wide) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
+    } else {
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(target), "l"(source) : "memory");
+    }
+    r += row_step;
+    at += at_step;
+    if (at >= units) {
+      at -= units;
+      r++;
+    }
+  }
+}
+
+// One contiguous part of a layer's small parameters: where its pointer lies in Layer, and which bytes of it to fetch.
+struct Part {
+  int pointer = -1, to = 0, skip = 0, bytes = 0;
+};
+
+constexpr int kParts = 13;
+
+// Part i of a layer, or of the head.
+template <class W>
+__device__ Part part_of(const Plan& p, const Share& own, int i, bool head) {
+  const Small& s = p.small;
+  constexpr int kElement = sizeof(W);
+  const int e0 = own.e0 * 4, ce = own.channels * 4;
+#define MB_PART(field, to, skip, bytes) \
+  Part { static_cast<int>(offsetof(Layer, field)), s.to, skip, bytes }
+  switch (i) {
+    case 0:
+      return MB_PART(norm_weight, norm_weight, 0, p.D * 4);
+    case 1:
+      return MB_PART(norm_bias, norm_bias, 0, p.D * 4);
+    case 2:
+      return head ? MB_PART(in_scale, in_scale, own.v0 * 4, own.v_rows * 4) : MB_PART(in_scale, in_scale, e0, ce);
+    case 3:
+      return head ? MB_PART(conv_bias, conv_bias, own.v0 * 4, own.v_rows * 4) : MB_PART(conv_bias, conv_bias, e0, ce);
+  }
+  if (head) return {};
+  switch (i) {
+    case 4:
+      return Part{static_cast<int>(offsetof(Layer, in_scale)), s.in_scale + ce, p.E * 4 + e0, ce};
+    case 5:
+      return MB_PART(dt_proj, dt_proj, own.e0 * p.R * kElement, own.channels * p.R * kElement);
+    case 6:
+      return MB_PART(conv_weight, conv_weight, e0 * p.K, ce * p.K);
+    case 7:
+      return MB_PART(dt_bias, dt_bias, e0, ce);
+    case 8:
+      return MB_PART(A, A, e0 * kStates, ce * kStates);
+    case 9:
+      return MB_PART(D, D, e0, ce);
+    case 10:
+      return MB_PART(x_scale, x_scale, 0, p.S * 4);
+    case 11:
+      return MB_PART(dt_scale, dt_scale, e0, ce);
+    case 12:
+      return MB_PART(out_scale, out_scale, own.d0 * 4, own.d_rows * 4);
+  }
+#undef MB_PART
+  return {};
+}
+
+template <class W>
+__device__ void stream_small(const Plan& p, const Share& own, const Launch& launch, Barriers& bars, char* small) {
+  const int lane = threadIdx.x % 32;
+  constexpr int kElement = sizeof(W);
+  // Lane i keeps part i.
+  const Part layer_part = part_of<W>(p, own, lane, false), head_part = part_of<W>(p, own, lane, true);
+  Cursor at;
+#pragma unroll 1
+  for (int64_t step = 0; step < launch.run_steps; step++) {
+#pragma unroll 1
+    for (int l = 0; l <= p.L; l++) {
+      for (unsigned turn = 0; !__all_sync(kFullWarp, barrier_passed(&bars.small_empty[at.stage], at.phase ^ 1));
+           turn++) {
+        if (__any_sync(kFullWarp, bars.quit)) {
+          asm volatile("cp.async.wait_all;" ::: "memory");
+          return;
+        }
+        give_up_after(turn);
+      }
+      char* to = small + at.stage * p.small.bytes;
+      const char* layer = reinterpret_cast<const char*>(p.layers + l);
+      const Part part = l < p.L ? layer_part : head_part;
+      const char* from = part.pointer < 0 ? nullptr : *reinterpret_cast<const char* const*>(layer + part.pointer);
+      async_copy(to + p.small.layer, layer, sizeof(Layer), lane);
+#pragma unroll 1
+      for (int i = 0; i < kParts; i++) {
+        const auto source =
+            reinterpret_cast<const char*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(from), i));
+        const int target = __shfl_sync(kFullWarp, part.to, i), skip = __shfl_sync(kFullWarp, part.skip, i);
+        const int bytes = __shfl_sync(kFullWarp, part.bytes, i);
+        if (source && bytes) async_copy(to + target, source + skip, bytes, lane);
+      }
+      if (l < p.L) {
+        async_rows(to + p.small.x_proj, p.small.x_pitch,
+                   static_cast<const char*>(p.layers[l].x_proj) + own.e0 * kElement,
+                   static_cast<long long>(p.E) * kElement, p.S, own.channels * kElement, lane);
+      }
+      async_arrive(&bars.small_full[at.stage]);
+      at.next(2);
+    }
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+}  // namespace mb::cuda::decode
