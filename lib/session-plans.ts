@@ -159,6 +159,17 @@ export class SessionPlans {
     });
   }
 
+  /** Fills the state with zeros, without sending them to the device. */
+  clear(): Promise<{ plan: Plan }> {
+    return this.once('clear', async () => {
+      const parts = this.#layers.flatMap(({ conv, ssm }) => [conv, ssm]);
+      const zeros = this.tensor('zeros', [Math.max(...parts.map((t) => t.elems))], 'f32');
+      const g = new Graph();
+      for (const t of parts) g.op('copy', { y: t.reshape(t.elems) }, { x: zeros.slice(0, t.elems) });
+      return { plan: await this.compile(g) };
+    });
+  }
+
   /** Reads the last id of every sequence and draws the next. */
   decode(penalty: boolean, biased: boolean): Promise<DecodePlan> {
     return this.once(`decode ${penalty} ${biased}`, async () => {

@@ -78,8 +78,10 @@ export class Session {
     this.#device.write(this.#state, data);
   }
   /** Forgets everything: the state of texts not yet begun. */
-  clear(): void {
-    this.writeState(new Float32Array(this.stateFloats));
+  async clear(): Promise<void> {
+    const { plan } = await this.#plans.clear();
+    await plan.run();
+    this.#verified = 0;
   }
   /** Takes over the state of a single sequence as sequence `b` of this batch. */
   writeSequence(b: number, data: Float32Array): void {

@@ -17,7 +17,7 @@ for (const device of ['ref', 'cpu'] as const) {
       for (const K of [1, 2, 7, VERIFY_STEPS]) {
         const input = drafted.slice(0, K);
         const want = await stepByStep(model, input);
-        session.clear();
+        await session.clear();
         await session.consume(before);
         t.is(compare(await session.verify(input), want.logits, SAME), undefined, `logits of ${K} bytes`);
         t.is(compare(session.readState(), want.states.at(-1) ?? [], SAME), undefined, 'all of them, unless told else');
@@ -33,7 +33,7 @@ for (const device of ['ref', 'cpu'] as const) {
 /** Logits after, and states after, each of `input` when read one by one. */
 function stepByStep(model: Model, input: readonly number[]) {
   return model.withSession(async (session) => {
-    session.clear();
+    await session.clear();
     await session.consume(before);
     const logits = new Float32Array(input.length * 256);
     const states: Float32Array[] = [];
@@ -50,11 +50,11 @@ test('after an acceptance reading goes on as if nothing else had been read', asy
   const wrong = drafted.map((id, i) => (i < 5 ? id : 255 - id));
   const [straight, detour] = await Promise.all([
     model.withSession(async (s: Session) => {
-      s.clear();
+      await s.clear();
       return s.logits(ids);
     }),
     model.withSession(async (s: Session) => {
-      s.clear();
+      await s.clear();
       await s.consume(before);
       await s.verify(wrong);
       await s.accept(5);
@@ -67,7 +67,7 @@ test('after an acceptance reading goes on as if nothing else had been read', asy
 test('what cannot be verified or accepted is refused', async (t) => {
   using model = await createModel(shape, { seed: 2, device: 'cpu', threads: 1 });
   await model.withSession(async (session) => {
-    session.clear();
+    await session.clear();
     await t.throwsAsync(session.accept(1), { message: /verify pass to come before/ });
     await t.throwsAsync(session.verify([]), { instanceOf: RangeError, message: /number of ids/ });
     await t.throwsAsync(session.verify(new Array(33).fill(1)), { instanceOf: RangeError, message: /number of ids/ });

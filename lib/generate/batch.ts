@@ -137,7 +137,7 @@ class Batch {
     const start = performance.now();
     try {
       row.state = await this.#model.withSession(async (session) => {
-        session.clear();
+        await session.clear();
         await session.consume(row.prompt.subarray(0, -1), signal);
         return session.readState();
       });

@@ -125,7 +125,7 @@ async function scoreAll(
   let nats = 0;
   let bytes = 0;
   const score = async (session: Session, pieces: readonly DocumentPiece[]) => {
-    if (plan.mode === 'sliding' || pieces[0]?.from === 0) session.clear();
+    if (plan.mode === 'sliding' || pieces[0]?.from === 0) await session.clear();
     const windows = pieces.map((piece) => read(piece, piece.from, piece.to));
     const skips = pieces.map(({ from, scored }) => scored - 1 - from);
     const skip = Math.min(...skips);
