@@ -3,17 +3,23 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { Device } from '../lib/device.ts';
+import { type CudaInfo, Device } from '../lib/device.ts';
 import { OutOfMemoryError } from '../lib/errors.ts';
+import { Graph } from '../lib/graph.ts';
 import { createModel, loadModel, type Model } from '../lib/model.ts';
 import { ops } from '../lib/ops/eager.ts';
+import { compile } from '../lib/plan.ts';
+import { Tensor } from '../lib/tensor.ts';
 import { train } from '../lib/train/loop.ts';
 import { createTrainer } from '../lib/trainer.ts';
 import type { WeightDType } from '../lib/weights/load.ts';
+import { blank, given, runCase } from './support/cases.ts';
 import { compare, TOLERANCES, type Tolerance } from './support/close.ts';
-import { cuda } from './support/devices.ts';
+import { cuda, withDevice } from './support/devices.ts';
 import { fileOf, folder } from './support/folder.ts';
+import { fromBf16, toBf16 } from './support/poison.ts';
 import { prose } from './support/prose.ts';
+import { Random } from './support/random.ts';
 
 const { info, reason } = cuda();
 
@@ -184,6 +190,114 @@ onGpu('a run goes from the GPU to the CPU and back through its checkpoints', asy
   using model = await loadModel(join(out, 'latest'), { device: 'cpu' });
   t.true(Number.isFinite((await model.score(text)).bitsPerByte));
   t.true(readFileSync(join(out, 'latest', 'optimizer.safetensors')).length > 0);
+});
+
+/** A block of bf16 numbers, repeated over any number of elements. */
+function pattern(seed: number, low: number, high: number): Uint16Array {
+  return Uint16Array.from(new Random(seed).uniform(PERIOD, low, high), toBf16);
+}
+const PERIOD = 1_000_003; // prime: rows, channels and sequences all differ
+
+function repeated(device: Device, shape: number[], block: Uint16Array, name: string): Tensor {
+  const t = device.tensor(shape, 'bf16', name);
+  for (let at = 0; at < t.elems; at += PERIOD) {
+    const elems = Math.min(PERIOD, t.elems - at);
+    const storage = { buffer: t.storage?.buffer ?? 0, offset: 2 * at };
+    device.write(new Tensor([elems], 'bf16', name, { storage }), block.subarray(0, elems));
+  }
+  return t;
+}
+
+onGpu('a scan of more than 2^31 elements is right', async (t) => {
+  const [B, T, E, N] = [5, 100_000, 4608, 16];
+  using device = Device.open('cuda');
+  const { freeBytes } = device.describe() as CudaInfo;
+  if (freeBytes < 24e9) return t.log(`not tested here: it needs 24 GB, ${freeBytes} bytes are free`);
+  const blocks = {
+    u: pattern(1, -1, 1),
+    delta: pattern(2, -4, 0),
+    z: pattern(3, -2, 2),
+    B: pattern(4, -1, 1),
+    C: pattern(5, -1, 1),
+  };
+  const A = Float32Array.from(new Random(6).uniform(E * N, -3, -0.01));
+  const D = Float32Array.from(new Random(7).normal(E));
+  const sequence = (name: 'u' | 'delta' | 'z') => repeated(device, [B, T, E], blocks[name], name);
+  const y = device.tensor([B, T, E], 'bf16', 'y');
+  const stateOut = device.tensor([B, E, N], 'f32', 'state_out');
+  const g = new Graph();
+  g.op(
+    'selective_scan',
+    { y, state_out: stateOut },
+    {
+      u: sequence('u'),
+      delta: sequence('delta'),
+      A: device.tensorFrom(A, [E, N], 'f32', 'A'),
+      B: repeated(device, [B, T, N], blocks.B, 'B'),
+      C: repeated(device, [B, T, N], blocks.C, 'C'),
+      D: device.tensorFrom(D, [E], 'f32', 'D'),
+      z: sequence('z'),
+    },
+    { softplus: 1, chunk: 64 },
+  );
+  using plan = await compile(device, g);
+  await plan.run();
+
+  // Channels do not touch each other: some of the last sequence, on the CPU.
+  const channels = [0, 1, 15, 16, 2303, 2304, 4591, 4592, 4607];
+  const n = channels.length;
+  const part = (name: 'u' | 'delta' | 'z') =>
+    given(
+      'f32',
+      [1, T, n],
+      Float64Array.from({ length: T * n }, (_, i) => {
+        const at = ((B - 1) * T + Math.floor(i / n)) * E + (channels[i % n] ?? 0);
+        return fromBf16(blocks[name][at % PERIOD] ?? 0);
+      }),
+    );
+  const whole = (name: 'B' | 'C') =>
+    given(
+      'f32',
+      [1, T, N],
+      Float64Array.from({ length: T * N }, (_, i) => fromBf16(blocks[name][((B - 1) * T * N + i) % PERIOD] ?? 0)),
+    );
+  const want = await withDevice('ref', { threads: 1 }, (ref) =>
+    runCase(ref, {
+      title: 'part',
+      op: 'selective_scan',
+      outs: { y: blank([1, T, n]), state_out: blank([1, n, N]) },
+      ins: {
+        u: part('u'),
+        delta: part('delta'),
+        z: part('z'),
+        A: given(
+          'f32',
+          [n, N],
+          channels.flatMap((e) => [...A.subarray(e * N, (e + 1) * N)]),
+        ),
+        D: given(
+          'f32',
+          [n],
+          channels.map((e) => D[e] ?? 0),
+        ),
+        B: whole('B'),
+        C: whole('C'),
+      },
+      attrs: { softplus: 1, chunk: 64 },
+      close: () => 'bf16',
+    }),
+  );
+  const last = new Tensor([T, E], 'bf16', 'y of the last', {
+    storage: { buffer: y.storage?.buffer ?? 0, offset: 2 * (B - 1) * T * E },
+  });
+  const bits = device.read(last);
+  const got = Float64Array.from({ length: T * n }, (_, i) =>
+    fromBf16(bits[Math.floor(i / n) * E + (channels[i % n] ?? 0)] ?? 0),
+  );
+  t.is(compare(got, want.get('y')?.values ?? [], TOLERANCES.bf16), undefined);
+  const states = device.read(stateOut);
+  const ends = channels.flatMap((e) => [...states.subarray(((B - 1) * E + e) * N, ((B - 1) * E + e + 1) * N)]);
+  t.is(compare(ends, want.get('state_out')?.values ?? [], TOLERANCES.long), undefined);
 });
 
 onGpu('ops run one by one on typed arrays', async (t) => {
