@@ -14,7 +14,14 @@ struct SampleShared {
                                : Threads <= 512 ? 3
                                                 : 2;  // of a key, that one pass of select settles
   static constexpr int kBins = 1 << kBits, kWarps = Threads / 32;
-  double bins[kBins][Threads];
+  union {
+    double bins[kBins][Threads];
+    struct {
+      alignas(16) uint32_t key[Threads];  // of each class
+      int order[Threads];                 // classes in falling order
+      double weight[Threads];             // in that order
+    } sorted;
+  };
   double bin_sum[kBins];
   double warp_double[kWarps];
   uint32_t warp_word[kWarps];
@@ -87,37 +94,64 @@ struct Draw {
     return static_cast<int>(min_word(lowest));
   }
 
+  struct Scanned {
+    double through;  // sum over this thread and those before it
+    double total;    // over all
+  };
+  __device__ Scanned scan(double own) {
+    double through = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const double before = __shfl_up_sync(kFullWarp, through, step);
+      if (lane() >= step) through += before;
+    }
+    __syncthreads();
+    if (lane() == 31) shared.warp_double[warp()] = through;
+    __syncthreads();
+    double total = 0, before = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) {
+      if (w == warp()) before = total;
+      total += shared.warp_double[w];
+    }
+    return {before + through, total};
+  }
+
   // The first class with a value at which the sum of value(v) over 0 .. v exceeds the target; where none does, the last
-  // with a value, or 0.
+  // with a value, or 0. Runs of classes that cannot hold it are skipped by their sum.
   template <class Value>
   __device__ int first_exceeding(Value value, double target) {
+    constexpr int kRun = 8;  // classes of a thread
     double base = 0;
     uint32_t last = 0;
-    for (int first = 0; first < V; first += Threads) {
-      const int v = first + threadIdx.x;
-      const double own = v < V ? value(v) : 0.0;
-      if (own != 0) last = v;
-      double running = own;
+    for (int run = 0; run < V; run += kRun * Threads) {
+      if (V > Threads) {
+        double own = 0;
 #pragma unroll
-      for (int step = 1; step < 32; step *= 2) {
-        const double before = __shfl_up_sync(kFullWarp, running, step);
-        if (lane() >= step) running += before;
+        for (int i = 0; i < kRun; i++) {
+          const int v = run + i * Threads + threadIdx.x;
+          const double x = v < V ? value(v) : 0.0;
+          if (x != 0) last = v;
+          own += x;
+        }
+        const double total = sum(own);
+        if (!(base + total > target)) {
+          base += total;
+          continue;
+        }
       }
-      __syncthreads();
-      if (lane() == 31) shared.warp_double[warp()] = running;
-      __syncthreads();
-      double chunk = base, before = base;
-#pragma unroll
-      for (int w = 0; w < kWarps; w++) {
-        if (w == warp()) before = chunk;
-        chunk += shared.warp_double[w];
+      for (int first = run; first < min(V, run + kRun * Threads); first += Threads) {
+        const int v = first + threadIdx.x;
+        const double own = v < V ? value(v) : 0.0;
+        if (own != 0) last = v;
+        const Scanned s = scan(own);
+        if (base + s.total > target) {
+          const bool found = own != 0 && base + s.through > target;
+          const uint32_t id = min_word(found ? static_cast<uint32_t>(v) : kNone);
+          if (id != kNone) return static_cast<int>(id);
+        }
+        base += s.total;
       }
-      if (chunk > target) {
-        const bool found = own != 0 && before + running > target;
-        const uint32_t id = min_word(found ? static_cast<uint32_t>(v) : kNone);
-        if (id != kNone) return static_cast<int>(id);
-      }
-      base = chunk;
     }
     return static_cast<int>(max_word(last));
   }
@@ -137,10 +171,20 @@ struct Draw {
       __syncthreads();
 #pragma unroll
       for (int b = 0; b < Room::kBins; b++) shared.bins[b][threadIdx.x] = 0;
-      for (int v = threadIdx.x; v < V; v += Threads) {
-        const uint32_t key = key_of(scores[v]);
-        const bool inside = (uint64_t{key ^ s.key} >> (shift + Room::kBits)) == 0;
-        if (inside) shared.bins[key >> shift & (Room::kBins - 1)][threadIdx.x] += value(v);
+      constexpr int kAhead = 4;  // scores under way
+      for (int first = threadIdx.x; first < V; first += kAhead * Threads) {
+        uint32_t key[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; i++) {
+          key[i] = first + i * Threads < V ? key_of(scores[first + i * Threads]) : ~s.key;
+        }
+#pragma unroll
+        for (int i = 0; i < kAhead; i++) {
+          const bool inside = (uint64_t{key[i] ^ s.key} >> (shift + Room::kBits)) == 0;
+          if (inside && first + i * Threads < V) {
+            shared.bins[key[i] >> shift & (Room::kBins - 1)][threadIdx.x] += value(first + i * Threads);
+          }
+        }
       }
       __syncthreads();
       for (int b = warp(); b < Room::kBins; b += kWarps) {
@@ -191,13 +235,59 @@ struct Draw {
     return kept.keeps(border.key, border.id) ? border : kept;
   }
 
+  // The border of top_k and top_p where every class has a thread: it counts the classes before its own.
+  __device__ Border border_of_few(int k, float top_p) {
+    auto& sorted = shared.sorted;
+    const int v = threadIdx.x;
+    const uint32_t key = v < V ? key_of(scores[v]) : 0;  // 0: after all others
+    __syncthreads();
+    sorted.key[v] = key;
+    __syncthreads();
+    const auto four_at = [&](int u) { return *reinterpret_cast<const uint4*>(sorted.key + u); };
+    int rank = 0;
+    const int own = warp() * 32;
+#pragma unroll 8
+    for (int u = 0; u < own; u += 4) {
+      const uint4 four = four_at(u);
+      rank += (four.x >= key) + (four.y >= key) + (four.z >= key) + (four.w >= key);
+    }
+#pragma unroll 8
+    for (int u = own; u < own + 32; u++) rank += sorted.key[u] > key || (sorted.key[u] == key && u < v);
+#pragma unroll 8
+    for (int u = own + 32; u < Threads; u += 4) {
+      const uint4 four = four_at(u);
+      rank += (four.x > key) + (four.y > key) + (four.z > key) + (four.w > key);
+    }
+    if (v < V) {
+      sorted.order[rank] = v;
+      sorted.weight[rank] = weights[v];
+    }
+    __syncthreads();
+    int last = k - 1;
+    if (top_p < 1) {
+      const Scanned s = scan(v < k ? sorted.weight[v] : 0.0);
+      const bool reached = v < k && s.through >= top_p * s.total;
+      last = static_cast<int>(min(min_word(reached ? static_cast<uint32_t>(v) : kNone), static_cast<uint32_t>(last)));
+    }
+    const int id = sorted.order[last];
+    return {sorted.key[id], id};
+  }
+
+  __device__ Border border_of_many(bool cut_k, int k, float top_p, float max, double temperature) {
+    Border border{0, V};  // keeps all
+    if (cut_k) border = top_k_border(k);
+    return top_p < 1 ? top_p_border(border, top_p, max, temperature) : border;
+  }
+
   __device__ int draw(const SampleParams& params, float max, float uniform) {
     const double temperature = params.temperature;
     for (int v = threadIdx.x; v < V; v += Threads) weights[v] = weight(scores[v], max, temperature);
+    const bool cut_k = params.top_k >= 1 && params.top_k < static_cast<float>(V);
+    const int k = cut_k ? static_cast<int>(params.top_k) : V;
     Border border{0, V};  // keeps all
-    if (params.top_k >= 1 && params.top_k < static_cast<float>(V))
-      border = top_k_border(static_cast<int>(params.top_k));
-    if (params.top_p < 1) border = top_p_border(border, params.top_p, max, temperature);
+    if (cut_k || params.top_p < 1) {
+      border = V <= Threads ? border_of_few(k, params.top_p) : border_of_many(cut_k, k, params.top_p, max, temperature);
+    }
     const double least = params.min_p < 1 ? params.min_p : 1.0;
     double total = 0;
     for (int v = threadIdx.x; v < V; v += Threads) {
