@@ -117,7 +117,10 @@ part() {
   case $1 in
     build) step build env MAMBABYTE_CMAKE="${MAMBABYTE_CMAKE:-MB_CUDA=ON}" npm run --silent build ;;
     ops) tests ops test/ops/parity.test.ts test/ops/invariants.test.ts test/ops/expand.test.ts --match '*cuda*' --match 'GPU' ;;
-    models) tests models test/cuda.test.ts test/device.test.ts ;;
+    models)
+      MAMBABYTE_TEST_FILL=1 tests models test/cuda.test.ts
+      MAMBABYTE_TEST_DEVICE=cuda tests fixtures test/models/mamba.test.ts
+      ;;
     suite) MAMBABYTE_TEST_DEVICE=cuda tests suite ;;
     memcheck | racecheck | initcheck | synccheck) sanitize "$1" ;;
     sanitize) for tool in memcheck racecheck initcheck synccheck; do sanitize "$tool"; done ;;
