@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kLanes* kSliceRows)
   const int64_t m = int64_t{blockIdx.x} * kLanes + threadIdx.x;
   float sum = 0;
   if (m < M) {
-#pragma unroll 8
+#pragma unroll 16
     for (int64_t s = threadIdx.y; s < slices; s += kSliceRows) sum += partial[s * stride + m];
   }
   shared[threadIdx.y][threadIdx.x] = sum;

@@ -1,5 +1,6 @@
 // Softmax cross-entropy over the classes of logits(R,V), in nats, and its gradient; equations in
-// native/ref/cross_entropy.h. A warp takes a row and keeps it in registers; wide rows take a block and two readings.
+// native/ref/cross_entropy.h. 8 or 32 lanes take a row and keep it in registers; wide rows take a block and two
+// readings.
 #include "check.h"
 #include "dtype.cuh"
 #include "ids.cuh"
@@ -11,8 +12,14 @@ namespace mb::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kRowsPerWarp = 4;
-constexpr int kWarpElements = 32;  // of a row, that a lane holds
+constexpr int kHeld = 32;  // elements of a row that a lane holds
+
+// exp of what is at most a little above 0, to 2 ulp there and 1e-7 |x| relative below.
+__device__ __forceinline__ float exp_below(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+}
 
 struct LossArgs {
   const void* logits;
@@ -29,7 +36,7 @@ struct Excess {
   float rest = 0;  // of logits below the largest
   int largest = 0;
   __device__ __forceinline__ void add(float x, float max) {
-    rest += x == max ? 0.0f : expf(x - max);
+    rest += x == max ? 0.0f : exp_below(x - max);
     largest += x == max;
   }
 };
@@ -58,56 +65,44 @@ __device__ __forceinline__ float write_row(const LossArgs& a, const T* row, int6
   return nll;
 }
 
-// Rows of at most 32 * Units * N classes; N 1 takes any alignment.
-template <int N, int Units, class T>
-__global__ void __launch_bounds__(kThreads) loss_warps_kernel(LossArgs a) {
-  __shared__ float shared_sum[kWarps];
-  __shared__ int shared_count[kWarps];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+// Rows of at most Lanes * kHeld classes; N 1 takes any alignment.
+template <int N, int Lanes, class T>
+__global__ void __launch_bounds__(kThreads) loss_lanes_kernel(LossArgs a) {
+  constexpr int kUnits = kHeld / N, kRows = kThreads / Lanes;
+  __shared__ float room[kWarps];
+  __shared__ int count_room[kWarps];
+  const int lane = threadIdx.x % Lanes;
+  const int64_t r = int64_t{blockIdx.x} * kRows + threadIdx.x / Lanes;
+  const int64_t V = r < a.R ? a.V : 0;
+  const T* row = static_cast<const T*>(a.logits) + r * a.stride;
+  float x[kUnits][N];
+  float max = -INFINITY;
+#pragma unroll
+  for (int u = 0; u < kUnits; u++) {
+    const int c = (u * Lanes + lane) * N;
+    if (c < V) load_vector<N>(row + c, x[u]);
+  }
+#pragma unroll
+  for (int u = 0; u < kUnits; u++) {
+    if ((u * Lanes + lane) * N >= V) continue;
+#pragma unroll
+    for (int j = 0; j < N; j++) max = fmaxf(max, x[u][j]);
+  }
+  max = warp_reduce<Lanes>(max, Max{});
+  Excess excess;
+#pragma unroll
+  for (int u = 0; u < kUnits; u++) {
+    if ((u * Lanes + lane) * N >= V) continue;
+#pragma unroll
+    for (int j = 0; j < N; j++) excess.add(x[u][j], max);
+  }
+  excess = {warp_sum<Lanes>(excess.rest), warp_sum<Lanes>(excess.largest)};
   float loss = 0;
-  int count = 0;
-  const int64_t first = (int64_t{blockIdx.x} * kWarps + warp) * kRowsPerWarp;
-#pragma unroll 1
-  for (int64_t r = first; r < min(a.R, first + kRowsPerWarp); r++) {
-    const T* row = static_cast<const T*>(a.logits) + r * a.stride;
-    float x[Units][N];
-    float max = -INFINITY;
-#pragma unroll
-    for (int u = 0; u < Units; u++) {
-      const int64_t c = (int64_t{u} * 32 + lane) * N;
-      if (c < a.V) load_vector<N>(row + c, x[u]);
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        if (c >= a.V) x[u][j] = -INFINITY;
-        max = fmaxf(max, x[u][j]);
-      }
-    }
-    max = warp_max(max);
-    Excess excess;
-#pragma unroll
-    for (int u = 0; u < Units; u++) {
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        if ((int64_t{u} * 32 + lane) * N < a.V) excess.add(x[u][j], max);
-      }
-    }
-    excess = {warp_sum(excess.rest), __reduce_add_sync(kFullWarp, excess.largest)};
-    if (lane == 0) {
-      bool counted;
-      loss += write_row(a, row, r, max, excess, counted);
-      count += counted;
-    }
-  }
-  if (lane == 0) {
-    shared_sum[warp] = loss;
-    shared_count[warp] = count;
-  }
-  __syncthreads();
+  bool counted = false;
+  if (lane == 0 && r < a.R) loss = write_row(a, row, r, max, excess, counted);
+  loss = block_sum<kThreads>(loss, room);
+  const int count = block_sum<kThreads>(static_cast<int>(counted), count_room);
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < kWarps; w++) {
-    loss += shared_sum[w];
-    count += shared_count[w];
-  }
   a.sums[blockIdx.x] = loss;
   a.counts[blockIdx.x] = count;
 }
@@ -151,20 +146,22 @@ __global__ void __launch_bounds__(kFinishThreads)
   if (threadIdx.x == 0) *loss = count ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
 }
 
-bool rows_fit_warps(const Tensor& logits) { return logits.cols() <= 32 * kWarpElements; }
+// Lanes that share a row; 0: a block takes it.
+int lanes_of_row(int64_t V) { return V <= 8 * kHeld ? 8 : V <= 32 * kHeld ? 32 : 0; }
 
 // Blocks of the first kernel, each of which leaves one sum.
 int64_t loss_blocks(const Tensor& logits) {
-  return rows_fit_warps(logits) ? ceil_div(logits.rows(), kWarps * kRowsPerWarp) : logits.rows();
+  const int lanes = lanes_of_row(logits.cols());
+  return lanes ? ceil_div(logits.rows(), kThreads / lanes) : logits.rows();
 }
 
 template <int N, class T>
-void launch_loss_warps(const LossArgs& a, int64_t blocks, cudaStream_t stream) {
+void launch_loss_lanes(const LossArgs& a, int64_t blocks, cudaStream_t stream) {
   const auto grid = static_cast<unsigned>(blocks);
-  if (a.V <= 32 * 8) {
-    loss_warps_kernel<N, 8 / N, T><<<grid, kThreads, 0, stream>>>(a);
+  if (lanes_of_row(a.V) == 8) {
+    loss_lanes_kernel<N, 8, T><<<grid, kThreads, 0, stream>>>(a);
   } else {
-    loss_warps_kernel<N, kWarpElements / N, T><<<grid, kThreads, 0, stream>>>(a);
+    loss_lanes_kernel<N, 32, T><<<grid, kThreads, 0, stream>>>(a);
   }
 }
 
@@ -188,12 +185,12 @@ Status run_cross_entropy(const Node& node, const Launch& launch) {
     with_activation(logits.dtype, [&](auto t) {
       using T = decltype(t);
       constexpr int N = 16 / sizeof(T);
-      if (!rows_fit_warps(logits)) {
+      if (lanes_of_row(a.V) == 0) {
         loss_blocks_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, launch.stream>>>(a);
       } else if (a.V % N == 0 && vectors_fit(logits, N)) {
-        launch_loss_warps<N, T>(a, blocks, launch.stream);
+        launch_loss_lanes<N, T>(a, blocks, launch.stream);
       } else {
-        launch_loss_warps<1, T>(a, blocks, launch.stream);
+        launch_loss_lanes<1, T>(a, blocks, launch.stream);
       }
     });
   }
@@ -217,11 +214,17 @@ const char* cross_entropy_why_not(const Node& node, const Props&) {
 
 // counted = number of targets unlike `ignore`; one block.
 __global__ void __launch_bounds__(kFinishThreads)
-    count_targets_kernel(Ids targets, int64_t R, int64_t ignore, int32_t* counted) {
+    count_targets_kernel(Ids targets, bool whole_vectors, int64_t R, int64_t ignore, int32_t* counted) {
   __shared__ int room[32];
+  const int64_t whole = whole_vectors ? R / kIdsAtOnce * kIdsAtOnce : 0;
   int count = 0;
 #pragma unroll 8
-  for (int64_t r = threadIdx.x; r < R; r += kFinishThreads) count += targets[r] != ignore;
+  for (int64_t r = int64_t{threadIdx.x} * kIdsAtOnce; r < whole; r += kFinishThreads * kIdsAtOnce) {
+    const Ids4 ids = targets.four_at(r);
+    count += (ids.id[0] != ignore) + (ids.id[1] != ignore) + (ids.id[2] != ignore) + (ids.id[3] != ignore);
+  }
+#pragma unroll 8
+  for (int64_t r = whole + threadIdx.x; r < R; r += kFinishThreads) count += targets[r] != ignore;
   count = block_sum<kFinishThreads>(count, room);
   if (threadIdx.x == 0) *counted = count;
 }
@@ -254,7 +257,7 @@ __global__ void __launch_bounds__(kMapThreads) loss_grad_kernel(LossGradArgs a) 
 #pragma unroll
     for (int j = 0; j < N; j++) {
       const float log_p = x[j] - lse;
-      x[j] = counted ? share * (c + j == target ? expm1f(log_p) : expf(log_p)) : 0.0f;
+      x[j] = counted ? share * (c + j == target ? expm1f(log_p) : exp_below(log_p)) : 0.0f;
     }
     store_vector<N>(out + c, x);
   }
@@ -285,7 +288,8 @@ Status run_cross_entropy_grad(const Node& node, const Launch& launch) {
                        logits.cols(),
                        logits.row_stride,
                        dlogits.row_stride};
-  count_targets_kernel<<<1, kFinishThreads, 0, launch.stream>>>(a.targets, a.R, a.ignore, counted);
+  const bool whole_vectors = reinterpret_cast<uintptr_t>(a.targets.data) % 16 == 0;
+  count_targets_kernel<<<1, kFinishThreads, 0, launch.stream>>>(a.targets, whole_vectors, a.R, a.ignore, counted);
   with_activation(logits.dtype, [&](auto t) {
     with_activation(dlogits.dtype, [&](auto u) {
       using T = decltype(t);

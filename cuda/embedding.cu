@@ -53,7 +53,7 @@ Status run_embedding(const Node& node, const Launch& launch) {
     return with_activation(y.dtype, [&](auto u) {
       using T = decltype(t);
       using Y = decltype(u);
-      constexpr int N = sizeof(T) == 2 ? 8 : 4;
+      constexpr int N = sizeof(T) == 2 || sizeof(Y) == 2 ? 8 : 4;
       const bool whole = y.cols() % N == 0 && vectors_fit(table, N) && vectors_fit(y, N);
       return whole ? launch_rows<N, T, Y>(table, ids, y, launch) : launch_rows<1, T, Y>(table, ids, y, launch);
     });
@@ -67,7 +67,10 @@ const char* embedding_why_not(const Node& node, const Props&) {
 }
 
 // The sort. A key is a class; its row goes along, negative (-1 - row) where the id is outside the table.
-constexpr int kSortThreads = 256, kSortWarps = kSortThreads / 32, kTile = 2048, kDigits = 256;
+constexpr int kSortThreads = 256, kSortWarps = kSortThreads / 32, kDigits = 256, kMostTiles = 64;
+
+// Rows that a block sorts; its warps take equal runs of whole warps of rows.
+int64_t tile_of(int64_t R) { return std::max<int64_t>(512, ceil_div(R, kMostTiles * kSortThreads) * kSortThreads); }
 
 struct Sorted {
   uint32_t* key;
@@ -91,59 +94,58 @@ struct SortSource {
   }
 };
 
-// counts[digit * tiles + tile]
+// counts(tiles, kDigits)
 __global__ void __launch_bounds__(kSortThreads)
-    sort_count_kernel(SortSource from, int shift, int64_t R, int tiles, uint32_t* counts) {
+    sort_count_kernel(SortSource from, int shift, int64_t R, int64_t tile, uint32_t* counts) {
   __shared__ uint32_t count[kDigits];
   count[threadIdx.x] = 0;
   __syncthreads();
-  const int64_t begin = int64_t{blockIdx.x} * kTile, end = min(R, begin + kTile);
+  const int64_t begin = blockIdx.x * tile, end = min(R, begin + tile);
   for (int64_t i = begin + threadIdx.x; i < end; i += kSortThreads) {
     atomicAdd(&count[from.key(i) >> shift & (kDigits - 1)], 1u);
   }
   __syncthreads();
-  counts[int64_t{threadIdx.x} * tiles + blockIdx.x] = count[threadIdx.x];
+  counts[int64_t{blockIdx.x} * kDigits + threadIdx.x] = count[threadIdx.x];
 }
 
-// Exclusive sums in place, by one block.
-constexpr int kScanThreads = 1024;
-__global__ void __launch_bounds__(kScanThreads) sort_scan_kernel(uint32_t* counts, int64_t n) {
-  __shared__ uint32_t warp_total[32];
-  const int64_t share = (n + kScanThreads - 1) / kScanThreads;
-  const int64_t begin = min(n, threadIdx.x * share), end = min(n, begin + share);
-  uint32_t own = 0;
-  for (int64_t i = begin; i < end; i++) own += counts[i];
+// Where the rows of this block with digit threadIdx.x begin: after all rows of smaller digits, and those of this digit
+// in the tiles before.
+__device__ __forceinline__ uint32_t first_position(const uint32_t* counts) {
+  __shared__ uint32_t warp_total[kSortWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t sum = own;
+  uint32_t all = 0, before = 0;
+#pragma unroll 16
+  for (unsigned t = 0; t < gridDim.x; t++) {
+    const uint32_t count = counts[int64_t{t} * kDigits + threadIdx.x];
+    all += count;
+    before += t < blockIdx.x ? count : 0;
+  }
+  uint32_t through = all;
+#pragma unroll
   for (int step = 1; step < 32; step *= 2) {
-    const uint32_t before = __shfl_up_sync(kFullWarp, sum, step);
-    if (lane >= step) sum += before;
+    const uint32_t less = __shfl_up_sync(kFullWarp, through, step);
+    if (lane >= step) through += less;
   }
-  if (lane == 31) warp_total[warp] = sum;
+  if (lane == 31) warp_total[warp] = through;
   __syncthreads();
-  uint32_t running = sum - own;
-  for (int w = 0; w < warp; w++) running += warp_total[w];
-  for (int64_t i = begin; i < end; i++) {
-    const uint32_t count = counts[i];
-    counts[i] = running;
-    running += count;
-  }
+  for (int w = 0; w < warp; w++) before += warp_total[w];
+  return before + through - all;
 }
 
 // Stable: each warp takes a run of the tile in order, and the lanes that share a digit rank by lane.
 __global__ void __launch_bounds__(kSortThreads)
-    sort_scatter_kernel(SortSource from, Sorted to, int shift, int64_t R, int tiles, const uint32_t* starts) {
+    sort_scatter_kernel(SortSource from, Sorted to, int shift, int64_t R, int64_t tile, const uint32_t* counts) {
   __shared__ uint32_t next[kSortWarps][kDigits];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   for (int w = 0; w < kSortWarps; w++) next[w][threadIdx.x] = 0;
   __syncthreads();
-  constexpr int kRun = kTile / kSortWarps;
-  const int64_t begin = int64_t{blockIdx.x} * kTile + warp * kRun, end = min(R, begin + kRun);
+  const int64_t run = tile / kSortWarps;
+  const int64_t begin = blockIdx.x * tile + warp * run, end = min(R, begin + run);
   for (int64_t i = begin + lane; i < end; i += 32) {
     atomicAdd(&next[warp][from.key(i) >> shift & (kDigits - 1)], 1u);
   }
+  uint32_t running = first_position(counts);
   __syncthreads();
-  uint32_t running = starts[int64_t{threadIdx.x} * tiles + blockIdx.x];
   for (int w = 0; w < kSortWarps; w++) {
     const uint32_t count = next[w][threadIdx.x];
     next[w][threadIdx.x] = running;
@@ -301,7 +303,7 @@ GradScratch grad_scratch(char* base, int64_t R, int64_t D) {
     return p;
   };
   GradScratch s;
-  s.counts = reinterpret_cast<uint32_t*>(take(ceil_div(R, kTile) * kDigits * 4));
+  s.counts = reinterpret_cast<uint32_t*>(take(kMostTiles * kDigits * 4));
   for (Sorted& sorted : s.sorted) {
     sorted.key = reinterpret_cast<uint32_t*>(take(R * 4));
     sorted.row = reinterpret_cast<int32_t*>(take(R * 4));
@@ -315,12 +317,12 @@ GradScratch grad_scratch(char* base, int64_t R, int64_t D) {
 Status sort_rows(const Tensor& ids, int64_t R, int64_t V, const GradScratch& scratch, const Launch& launch,
                  int* result) {
   SortSource from{ids_of(ids), {nullptr, nullptr}, V};
-  const int tiles = static_cast<int>(ceil_div(R, kTile));
+  const int64_t tile = tile_of(R);
+  const auto tiles = static_cast<unsigned>(ceil_div(R, tile));
   int shift = 0, to = 0;
   do {
-    sort_count_kernel<<<tiles, kSortThreads, 0, launch.stream>>>(from, shift, R, tiles, scratch.counts);
-    sort_scan_kernel<<<1, kScanThreads, 0, launch.stream>>>(scratch.counts, int64_t{kDigits} * tiles);
-    sort_scatter_kernel<<<tiles, kSortThreads, 0, launch.stream>>>(from, scratch.sorted[to], shift, R, tiles,
+    sort_count_kernel<<<tiles, kSortThreads, 0, launch.stream>>>(from, shift, R, tile, scratch.counts);
+    sort_scatter_kernel<<<tiles, kSortThreads, 0, launch.stream>>>(from, scratch.sorted[to], shift, R, tile,
                                                                    scratch.counts);
     MB_CUDA_LAUNCHED("embedding_grad: sort");
     from.sorted = scratch.sorted[to];

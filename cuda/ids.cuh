@@ -4,11 +4,25 @@
 
 namespace mb::cuda {
 
+constexpr int kIdsAtOnce = 4;
+struct Ids4 {
+  int id[kIdsAtOnce];
+};
+
 struct Ids {
   const void* data;
   bool bytes;
   __device__ __forceinline__ int operator[](int64_t r) const {
     return bytes ? static_cast<const uint8_t*>(data)[r] : static_cast<const int32_t*>(data)[r];
+  }
+  // r is a multiple of 4, and the ids lie on a 16-byte border.
+  __device__ __forceinline__ Ids4 four_at(int64_t r) const {
+    if (bytes) {
+      const uchar4 v = *reinterpret_cast<const uchar4*>(static_cast<const uint8_t*>(data) + r);
+      return {{v.x, v.y, v.z, v.w}};
+    }
+    const int4 v = *reinterpret_cast<const int4*>(static_cast<const int32_t*>(data) + r);
+    return {{v.x, v.y, v.z, v.w}};
   }
 };
 

@@ -179,7 +179,7 @@ static_assert(sizeof(AdamList) <= 4000);
 
 struct AdamArgs {
   const float *scalars, *norm;                 // norm may be null
-  double log_beta1, log_beta2;                 // for the bias corrections, which cancel near step 1
+  float log_beta1, log_beta2;                  // of the exact betas, whose 1 - beta^step would cancel near step 1
   float beta1, beta2, beta1_rest, beta2_rest;  // rest: 1 - beta
   float eps, weight_decay, clip, scale;
 };
@@ -191,13 +191,13 @@ struct AdamStep {
 
 __device__ AdamStep adam_step(const AdamArgs& a) {
   AdamStep s;
-  const double step = a.scalars[1];
+  const float step = a.scalars[1];
   s.rate = a.scalars[0];
   s.decay = s.rate * a.weight_decay;
   s.factor = a.scale;
   if (a.clip > 0 && a.norm) s.factor *= fminf(1.0f, a.clip / (*a.norm + 1e-6f));
-  s.m_correction = static_cast<float>(1.0 / -expm1(step * a.log_beta1));
-  s.v_correction = static_cast<float>(1.0 / -expm1(step * a.log_beta2));
+  s.m_correction = 1.0f / -expm1f(step * a.log_beta1);
+  s.v_correction = 1.0f / -expm1f(step * a.log_beta2);
   return s;
 }
 
@@ -263,8 +263,8 @@ AdamArgs adam_args(const Node& node) {
   const double beta1 = node.attr(attr::beta1), beta2 = node.attr(attr::beta2);
   return {node.in(at::adamw::in::scalars).ptr<float>(),
           node.in(at::adamw::in::norm).ptr<float>(),
-          std::log(beta1),
-          std::log(beta2),
+          static_cast<float>(std::log(beta1)),
+          static_cast<float>(std::log(beta2)),
           static_cast<float>(beta1),
           static_cast<float>(beta2),
           static_cast<float>(1 - beta1),

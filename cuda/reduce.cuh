@@ -17,19 +17,18 @@ struct Max {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-template <class T, class Op>
+// Over each `Lanes` neighbouring lanes of a warp, all of which take part.
+template <int Lanes = 32, class T, class Op>
 __device__ __forceinline__ T warp_reduce(T v, Op op) {
 #pragma unroll
-  for (int step = 16; step > 0; step >>= 1) v = op(v, __shfl_xor_sync(kFullWarp, v, step));
+  for (int step = Lanes / 2; step > 0; step >>= 1) v = op(v, __shfl_xor_sync(kFullWarp, v, step));
   return v;
 }
 
-template <class T>
+template <int Lanes = 32, class T>
 __device__ __forceinline__ T warp_sum(T v) {
-  return warp_reduce(v, Plus{});
+  return warp_reduce<Lanes>(v, Plus{});
 }
-
-__device__ __forceinline__ float warp_max(float v) { return warp_reduce(v, Max{}); }
 
 // `shared` holds Threads / 32 values and is free again after the next barrier of the block, so a second reduction needs
 // other room or a barrier in between.
