@@ -13,7 +13,7 @@ export interface LaunchOptions {
   graceMs?: number;
 }
 
-const GRACE_MS = 10_000;
+const GRACE_MS = 30_000;
 /** A fault that ranks share is reported by all of them within this time; the words of the first one are then shown. */
 const SHARED_FAULT_MS = 1000;
 const STDERR_CHARACTERS = 2000;
