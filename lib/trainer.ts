@@ -1,5 +1,14 @@
 import { isCuda } from './device.ts';
-import { checkChoice, checkFunction, checkInteger, checkNumber, checkOptions, describe, expected } from './errors.ts';
+import {
+  checkChoice,
+  checkFunction,
+  checkInteger,
+  checkNumber,
+  checkOptions,
+  describe,
+  expected,
+  OutOfMemoryError,
+} from './errors.ts';
 import { grad } from './grad.ts';
 import { Graph } from './graph.ts';
 import type { Model } from './model.ts';
@@ -341,6 +350,7 @@ export class Trainer {
     if (!entry) {
       entry = compile(this.model.runtime, this.graph(pass, ids, summed), [], this.#arena);
       this.#plans.set(key, entry);
+      entry.catch(() => this.#plans.delete(key)); // memory may be free again the next time
     }
     return { ids, plan: await entry };
   }
@@ -352,20 +362,28 @@ export class Trainer {
     for (const plan of this.#plans.values()) (await plan).dispose();
     this.#plans.clear();
     this.#arena.dispose();
-    this.#arena.buffer(bytes);
+    try {
+      this.#arena.buffer(bytes);
+    } catch (cause) {
+      if (!(cause instanceof OutOfMemoryError)) throw cause;
+      const hint = "Use recompute 'layer', or smaller batches and more of them a step.";
+      throw new OutOfMemoryError(`${cause.message} ${hint}`, { cause });
+    }
   }
 
   /** What is recomputed for batches of a shape: no bit depends on it. */
   private levelFor(ids: Tensor): Recompute {
     const { recompute: wanted, model } = this;
     if (wanted !== 'auto') return wanted;
-    const { info } = model.runtime;
+    const info = model.runtime.describe();
     if (!isCuda(info)) return 'none';
     const shape = ids.shape.join();
     const known = this.#levels.get(shape);
     if (known) return known;
-    const share = (again: Recompute) => arenaBytes(this.graph('first', ids, false, again)) / info.memoryBytes;
-    const level = (['none', 'cheap'] as const).find((again) => share(again) < MEMORY_SHARE[again]) ?? 'layer';
+    const free = 0.95 * info.freeBytes + this.#arena.bytes;
+    const fits = (again: 'none' | 'cheap') =>
+      arenaBytes(this.graph('first', ids, false, again)) < Math.min(free, MEMORY_SHARE[again] * info.memoryBytes);
+    const level = (['none', 'cheap'] as const).find(fits) ?? 'layer';
     this.#levels.set(shape, level);
     return level;
   }
