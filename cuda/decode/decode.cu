@@ -212,12 +212,13 @@ bool lay_out_shared(decode::Plan& p, int element, int head_element, int v_rows, 
   const int room = max_shared - kStaticShared - s.ring;
   const int most = std::min(kStageBytes, room / 4 / 128 * 128);
   if (most < 8 << 10) return false;
-  p.in = stream_for(p.D, m_rows, element, most);
-  p.out = stream_for(p.E, d_rows, element, most);
-  p.head = stream_for(p.D, v_rows, head_element, most);
+  p.streams[kIn] = stream_for(p.D, m_rows, element, most);
+  p.streams[kOut] = stream_for(p.E, d_rows, element, most);
+  p.streams[kHead] = stream_for(p.D, v_rows, head_element, most);
   const auto bytes = [](const Stream& t, int of) { return t.pitch * of; };
-  for (Stream* t : {&p.in, &p.out, &p.head}) t->share = (t->columns / 32 + p.k_groups - 1) / p.k_groups;
-  p.stage_bytes = up(std::max({bytes(p.in, m_rows), bytes(p.out, d_rows), bytes(p.head, v_rows)}), 128);
+  for (Stream& t : p.streams) t.share = (t.columns / 32 + p.k_groups - 1) / p.k_groups;
+  p.stage_bytes = up(
+      std::max({bytes(p.streams[kIn], m_rows), bytes(p.streams[kOut], d_rows), bytes(p.streams[kHead], v_rows)}), 128);
   p.stages = std::min(kMaxStages, room / p.stage_bytes);
   s.bytes = s.ring + p.stages * p.stage_bytes;
   return p.stages >= 3;

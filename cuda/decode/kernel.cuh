@@ -87,34 +87,32 @@ class Worker {
   }
   __device__ const float* param(int offset) const { return reinterpret_cast<const float*>(params_ + offset); }
 
-  __device__ Source residual_source(int l) const {
-    Source s;
-    if (l == 0) {
-      s.table = p_.table;
-      s.table_bf16 = p_.table_bf16;
-      s.ids = ints(p_.shared.ids);
+  // Product 2l of a step is in_proj of layer l, product 2l + 1 its out_proj, and product 2L the head:
+  // red(k_group, row, m) = rows of own weights times activations; squares = what RMSNorm needs. All of them share one
+  // copy of the code, since a layer takes less time than fetching instructions from afar.
+  __device__ __forceinline__ void product(int index, int rows, float eps) {
+    const bool out = index % 2, last = index == 2 * p_.L;
+    const Stream& stream = p_.streams[out ? kOut : last ? kHead : kIn];
+    Source from;
+    if (index == 0) {
+      from.table = p_.table;
+      from.table_bf16 = p_.table_bf16;
+      from.ids = ints(p_.shared.ids);
     } else {
-      s.exchange = p_.x;
-      s.tag = tag(uses_ - 1);
+      from.exchange = out ? p_.y : p_.x;
+      from.tag = out ? tag(uses_) : tag(uses_ - 1);
     }
-    return s;
-  }
-
-  // red = rows of own weights times the normalised residual stream; squares = what RMSNorm needs. Layer L is the head.
-  __device__ __forceinline__ void normed_product(int l, int rows, float eps) {
-    const Stream& stream = l < p_.L ? p_.in : p_.head;
-    const bool i8 = l < p_.L || p_.head_i8;
-    const float* bias = p_.layer_norm ? param(p_.small.norm_bias) : nullptr;
     float* squares = floats(p_.shared.squares);
-    const Source from = residual_source(l);
     Normalise<C> norm;
-    norm.weight = param(p_.small.norm_weight);
-    norm.bias = bias;
-    if (bias) layer_norm_rows<C>(p_, at_, from, p_.D, eps, squares, norm);
+    if (!out) norm.weight = param(p_.small.norm_weight);
+    if (!out && p_.layer_norm) {
+      norm.bias = param(p_.small.norm_bias);
+      layer_norm_rows<C>(p_, at_, from, p_.D, eps, squares, norm);
+    }
     Accumulators<C> acc;
-    multiply<C>(p_, at_, stream, i8, rows, from, norm, bars_, shared_ + p_.shared.ring, cursor_, acc);
-    store_partial<C>(p_, at_, rows, acc, floats(p_.shared.red));
-    if (!bias) store_squares<C>(p_, at_, norm.squares, squares);
+    multiply<C>(p_, at_, stream, !last || p_.head_i8, rows, from, norm, bars_, shared_ + p_.shared.ring, cursor_, acc);
+    store_partial<C>(p_, at_, rows, acc, floats(out ? p_.shared.red_out : p_.shared.red));
+    if (!out && !p_.layer_norm) store_squares<C>(p_, at_, norm.squares, squares);
   }
   // RMSNorm's factor of row r.
   __device__ float row_factor(bool layer_norm, int r, float eps) const {
@@ -128,29 +126,34 @@ class Worker {
 
   // Every layer, then the head.
   __device__ void layers(uint32_t turn) {
+    float eps = 0.0f;
 #pragma unroll 1
-    for (int l = 0;; l++) {
+    for (int index = 0;; index++) {
       // What follows from the thread's number is cheaper to find again than to keep.
       tid_ = same_thread();
       at_ = Place<C>(p_, tid_);
-      wait_small();
+      const bool out = index % 2, last = index == 2 * p_.L;
+      if (!out) wait_small();
       const Layer& w = *reinterpret_cast<const Layer*>(params_ + p_.small.layer);
-      const bool last = l == p_.L;
-      const int rows = last ? own_.v_rows : 2 * own_.channels;
-      if (!last) prefetch_states(w);
-      normed_product(l, rows, w.eps);
+      eps = w.eps;
+      if (!out && !last) prefetch_states(w);
+      const int rows = out ? own_.d_rows : last ? own_.v_rows : 2 * own_.channels;
+      product(index, rows, eps);
       worker_barrier();
       if (last) break;
-      finish_in(w, rows);
-      worker_barrier();
-      share_of_sums();
-      select();
-      scan(w);
-      multiply_out();
-      leave_small();
-      uses_++;
+      if (out) {
+        finish_out();
+        leave_small();
+        uses_++;
+      } else {
+        finish_in(w, rows);
+        worker_barrier();
+        share_of_sums();
+        select();
+        scan(w);
+      }
     }
-    finish_head(tag(turn), reinterpret_cast<const Layer*>(params_ + p_.small.layer)->eps);
+    finish_head(tag(turn), eps);
     leave_small();
     worker_barrier();
   }
@@ -438,15 +441,7 @@ class Worker {
   }
 
   // Own columns of the residual += own rows of out_proj times y.
-  __device__ void multiply_out() {
-    Source from;
-    from.exchange = p_.y;
-    from.tag = tag(uses_);
-    Normalise<C> norm;
-    Accumulators<C> acc;
-    multiply<C>(p_, at_, p_.out, true, own_.d_rows, from, norm, bars_, shared_ + p_.shared.ring, cursor_, acc);
-    store_partial<C>(p_, at_, own_.d_rows, acc, floats(p_.shared.red_out));
-    worker_barrier();
+  __device__ void finish_out() {
     float* residual = floats(p_.shared.residual);
 #pragma unroll 1
     for (int i = tid_; i < own_.d_rows * p_.rows; i += kWorkers) {

@@ -233,7 +233,7 @@ __device__ __forceinline__ float sum_groups(const float* from, int groups, int s
 template <class C>
 __device__ void layer_norm_rows(const Plan& p, const Place<C>& at, const Source& from, int columns, float eps,
                                 float* squares, Normalise<C>& norm) {
-  const int begin = at.k_group * p.in.share, end = min(begin + p.in.share, columns / 32);
+  const int begin = at.k_group * p.streams[0].share, end = min(begin + p.streams[0].share, columns / 32);
 #pragma unroll 1
   for (int pass = 0; pass < 2; pass++) {
     float sum[C::kTilesB] = {};
@@ -294,30 +294,35 @@ __device__ __forceinline__ void multiply(const Plan& p, const Place<C>& at, cons
       gather<C>(at, from, s.columns, first, count, x);
       barrier_wait(&bars.full[cursor.stage], cursor.phase);
       const char* stage = ring + cursor.stage * p.stage_bytes + ((first - slice * per_slice) * 32 + at.t * 8) * element;
-#pragma unroll
-      for (int i = 0; i < C::kGroup; i++) {
-        if (i >= count) break;
+#pragma unroll 1
+      for (int i = 0; i < count; i++) {
         Fragment high[C::kTilesB], low[C::kTilesB];
 #pragma unroll
         for (int j = 0; j < C::kTilesB; j++) {
-          float(&v)[8] = x.v[i][j];
+          float(&v)[8] = x.v[0][j];
           if (norm.weight) norm.apply(v, j, (first + i) * 32 + at.t * 8);
 #pragma unroll
           for (int k = 0; k < 4; k++) split(v[2 * k], v[2 * k + 1], high[j].k[k], low[j].k[k]);
           if (C::kPairs && at.g >= 4) high[j] = low[j];
+            // The next chunk moves up: one copy of this code takes less time to fetch than the moves.
+#pragma unroll
+          for (int next = 1; next < C::kGroup; next++) {
+#pragma unroll
+            for (int k = 0; k < 8; k++) x.v[next - 1][j][k] = x.v[next][j][k];
+          }
         }
 #pragma unroll
         for (int m = 0; m < kMaxTiles; m++) {
           if (m * 16 >= rows) break;
-          const char* column = stage + i * 32 * element;
-          const Fragment a = load_weights<W>(column + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
-          const Fragment b = load_weights<W>(column + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
+          const Fragment a = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
+          const Fragment b = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
 #pragma unroll
           for (int j = 0; j < C::kTilesB; j++) {
             mma_both(acc.v[m][j], a, b, high[j]);
             if (!C::kPairs) mma_both(acc.v[m][j], a, b, low[j]);
           }
         }
+        stage += 32 * element;
       }
     }
     __syncwarp();

@@ -30,6 +30,7 @@ struct alignas(16) Layer {
 
 // How a matrix passes through the ring: slices of all of the block's rows by `slice` columns, a row every `pitch`
 // bytes, which keeps the rows of a fragment in different banks. A warp multiplies `share` runs of 32 columns.
+enum : int { kIn, kOut, kHead };
 struct Stream {
   int columns, slice, slices, pitch, share;
 };
@@ -62,7 +63,7 @@ struct Plan {
   float inverse_D;  // 1 / D
   bool one_hop;     // every block adds up all of x_proj's partial sums itself
   bool layer_norm, sampled, table_bf16, head_i8, head_bias;
-  Stream in, out, head;
+  Stream streams[3];  // kIn, kOut, kHead
   Small small;
   Shared shared;
   const Layer* layers;      // L, and one more for the head: norm, in_scale (its scale), conv_bias (its bias), eps

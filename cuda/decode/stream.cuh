@@ -126,16 +126,17 @@ __device__ void stream_matrices(const Plan& p, const Share& own, const Launch& l
       const Layer& w = p.layers[i / 2];
       if (i == 2 * p.L) {
         const char* head = static_cast<const char*>(p.head_weight);
-        more = to.matrix(p.head, head_element, head + static_cast<long long>(own.v0) * p.D * head_element, own.v_rows,
-                         nullptr, own.v_rows);
+        more = to.matrix(p.streams[kHead], head_element, head + static_cast<long long>(own.v0) * p.D * head_element,
+                         own.v_rows, nullptr, own.v_rows);
       } else if (i % 2 == 0) {
         const char* in = static_cast<const char*>(w.in_proj);
         const long long row = static_cast<long long>(p.D) * kElement;
-        more = to.matrix(p.in, kElement, in + own.e0 * row, own.channels, in + (p.E + own.e0) * row, 2 * own.channels);
+        more = to.matrix(p.streams[kIn], kElement, in + own.e0 * row, own.channels, in + (p.E + own.e0) * row,
+                         2 * own.channels);
       } else {
         const char* out = static_cast<const char*>(w.out_proj);
-        more = to.matrix(p.out, kElement, out + static_cast<long long>(own.d0) * p.E * kElement, own.d_rows, nullptr,
-                         own.d_rows);
+        more = to.matrix(p.streams[kOut], kElement, out + static_cast<long long>(own.d0) * p.E * kElement, own.d_rows,
+                         nullptr, own.d_rows);
       }
     }
   }
