@@ -17,22 +17,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// 2^x without the special function unit, relative error 1.6e-7: x = j + r with |r| <= 1/2, a minimax polynomial of 2^r,
-// and j added to the exponent. Adding 1.5 * 2^23 leaves round(x) in the low bits.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.0f;
-  x = fminf(fmaxf(x, -126.0f), 128.0f);
-  const float rounded = x + kRound;
-  const float r = x - (rounded - kRound);
-  float p = 1.326472731e-03f;
-  p = fmaf(p, r, 9.671512991e-03f);
-  p = fmaf(p, r, 5.550733581e-02f);
-  p = fmaf(p, r, 2.402224243e-01f);
-  p = fmaf(p, r, 6.931470037e-01f);
-  p = fmaf(p, r, 1.0f);
-  return __int_as_float((__float_as_int(rounded) << 23) + __float_as_int(p));
-}
-
 // 1 / x within 1 ulp.
 __device__ __forceinline__ float reciprocal_fast(float x) {
   float y;

@@ -14,9 +14,8 @@ constexpr int kPairs = 8;      // (channel, state) pairs of a lane: 2 channels b
 
 // How a segment uses the state that it receives.
 // local: its own end state is ready before, so passing the state on takes one product a state: the shortest chain
-// lean: the same, but computes dt u B twice instead of keeping it in registers
 // walk: its steps are run through then: the least work; for when other blocks fill the waits
-enum class Mode { local, lean, walk };
+enum class Mode { local, walk };
 
 template <class T>
 struct Args {
@@ -198,8 +197,7 @@ __device__ __forceinline__ void store8(float4* to, const float (&v)[8]) {
   to[32] = make_float4(v[4], v[5], v[6], v[7]);
 }
 
-// Polynomials of every 16 exponentials are taken by the FMA units.
-template <class T, bool Vec, Mode M, int Warps, int Blocks, int Polynomials>
+template <class T, bool Vec, Mode M, int Warps, int Blocks>
 __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   extern __shared__ __align__(16) char shared[];
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -244,8 +242,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     __syncwarp();
     fetch<Vec>(p, at, t0 + warps * kSteps + row < p.T_steps, count, lane, s.inputs[buffer ^ 1]);
 
-    float a[kSteps][kPairs];                          // exp(dt A); mode walk: then the states
-    float in[M == Mode::local ? kSteps : 1][kPairs];  // dt u B
+    float a[kSteps][kPairs];  // exp(dt A); mode walk: then the states
     float end[kPairs];
     float A[kPairs], total[2];
     load8(reinterpret_cast<const float4*>(s.A[0][lane]), A);
@@ -255,9 +252,9 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
         const float x = (i < 4 ? dt.x : dt.y) * A[i];
-        a[t][i] = (t % 2 * kPairs + i) * Polynomials % 16 < Polynomials ? exp2_polynomial(x) : exp2_fast(x);
+        a[t][i] = exp2_fast(x);
       }
-      if constexpr (M != Mode::walk) {
+      if constexpr (M == Mode::local) {
         const float2 dtu = pair_at(s.dtu, t, row);
         float B[4];
         widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
@@ -266,12 +263,11 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
 #pragma unroll
         for (int i = 0; i < kPairs; i++) {
           const float input = (i < 4 ? dtu.x : dtu.y) * B[i % 4];
-          if constexpr (M == Mode::local) in[t][i] = input;
           end[i] = t == 0 ? input : fmaf(a[t][i], end[i], input);
         }
       }
     }
-    if constexpr (M != Mode::walk) {
+    if constexpr (M == Mode::local) {
 #pragma unroll
       for (int i = 0; i < kPairs; i++) A[i] = exp2_fast(total[i / 4] * A[i]);
     }
@@ -286,17 +282,13 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
 #pragma unroll
       for (int i = 0; i < kPairs; i++) used |= __float_as_int(end[i]) | __float_as_int(A[i]);
     }
-    if (warps > 1 && segment > 0) {
-      wait(before + (used & p.zero));
-    }
+    if (warps > 1 && segment > 0) wait(before + (used & p.zero));
     load8(carry + before * 64 + lane, h);
-    if constexpr (M != Mode::walk) {
+    if constexpr (M == Mode::local) {
 #pragma unroll
       for (int i = 0; i < kPairs; i++) end[i] = fmaf(A[i], h[i], end[i]);
       store8(carry + warp * 64 + lane, end);
-      if (warps > 1 && segment + 1 < segments) {
-        arrive(warp);
-      }
+      if (warps > 1 && segment + 1 < segments) arrive(warp);
     }
     if (p.chunks && (segment & ((1 << p.chunk_shift) - 1)) == 0) {
       const int64_t chunks = ((segments - 1) >> p.chunk_shift) + 1;
@@ -318,24 +310,21 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
         }
       }
       store8(carry + warp * 64 + lane, h);
-      if (warps > 1 && segment + 1 < segments) {
-        arrive(warp);
-      }
+      if (warps > 1 && segment + 1 < segments) arrive(warp);
     }
 
 #pragma unroll
     for (int t = 0; t < kSteps; t++) {
       float B[4], C[4], y[2];
       float2 dtu;
-      if constexpr (M == Mode::lean) {
+      if constexpr (M == Mode::local) {
         dtu = pair_at(s.dtu, t, row);
         widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
       }
       widen(reinterpret_cast<const float(&)[4]>(s.C[t][4 * quad]), C);
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
-        if constexpr (M == Mode::local) h[i] = fmaf(a[t][i], h[i], in[t][i]);
-        if constexpr (M == Mode::lean) h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * B[i % 4]);
+        if constexpr (M == Mode::local) h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * B[i % 4]);
         const float state = M == Mode::walk ? a[t][i] : h[i];
         y[i / 4] = i % 4 == 0 ? C[0] * state : fmaf(C[i % 4], state, y[i / 4]);
       }

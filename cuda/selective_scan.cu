@@ -219,7 +219,7 @@ chain::Args<T> chain_args(const Node& node, int warps) {
           0};
 }
 
-template <class T, bool Vec, chain::Mode M, int Warps, int Blocks, int Polynomials>
+template <class T, bool Vec, chain::Mode M, int Warps, int Blocks>
 Status launch_chain(const Node& node, const Launch& launch) {
   const Sizes s = sizes_of(node);
   const int most = std::min(Warps, launch.props->max_shared_per_block / chain::shared_bytes<T>(1));
@@ -227,7 +227,7 @@ Status launch_chain(const Node& node, const Launch& launch) {
   const chain::Args<T> p = chain_args<T>(node, warps);
   const int64_t jobs = s.B * p.groups;
   const int shared = chain::shared_bytes<T>(warps);
-  const auto kernel = chain::scan<T, Vec, M, Warps, Blocks, Polynomials>;
+  const auto kernel = chain::scan<T, Vec, M, Warps, Blocks>;
   MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, chain::shared_bytes<T>(most)));
   kernel<<<static_cast<unsigned>(jobs), 32 * warps, shared, launch.stream>>>(p);
   MB_CUDA_LAUNCHED("selective_scan");
@@ -237,9 +237,9 @@ Status launch_chain(const Node& node, const Launch& launch) {
 template <class T, bool Vec>
 Status run_chain(const Node& node, const Launch& launch) {
   const int64_t jobs = node.in(in::u).dim(0) * ceil_div(node.in(in::u).dim(2), chain::kChannels);
-  if (jobs <= 2 * int64_t{launch.props->sm_count})
-    return launch_chain<T, Vec, chain::Mode::local, 8, 1, 0>(node, launch);
-  return launch_chain<T, Vec, chain::Mode::walk, 4, 4, 0>(node, launch);
+  // Below four blocks a multiprocessor one block has to fill it, and its chain of segments must be short.
+  if (jobs < 4 * int64_t{launch.props->sm_count}) return launch_chain<T, Vec, chain::Mode::local, 16, 1>(node, launch);
+  return launch_chain<T, Vec, chain::Mode::walk, 4, 4>(node, launch);
 }
 
 Status run_selective_scan(const Node& node, const Launch& launch) {
