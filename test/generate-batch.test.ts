@@ -56,6 +56,19 @@ for (const [title, count, options] of cases) {
   });
 }
 
+test('samples of one prompt differ by their seeds alone, and read it once', async (t) => {
+  const prompt = text.subarray(0, 3000);
+  const list = [prompt, ...new Array(5).fill(prompt), text.subarray(7, 40), prompt];
+  const options = { seed: 21, maxBytes: 30, stop: 'e' };
+  const got = await model.generateBatch(list, options);
+  t.deepEqual(summary(got), summary(await alone(list, options)));
+  const [first = 0, ...others] = got.filter((_, i) => i !== 6).map((r) => r.stats.prefillMs);
+  t.true(
+    others.every((ms) => ms < first),
+    `${first} ms, then ${others} ms`,
+  );
+});
+
 test.serial('an abort ends a batch with what there is, or with its reason', async (t) => {
   const list = prompts(4);
   for (const onAbort of ['return', 'throw'] as const) {

@@ -91,17 +91,28 @@ export async function generateBatch(
   }));
 }
 
+function keyOf(row: Row): string {
+  return Buffer.from(row.prompt).toString('latin1');
+}
+
 class Batch {
   readonly #model: Model;
   readonly #options: ResolvedOptions;
   /** Rows that were not read yet, and rows that are read but in no batch. */
   readonly #waiting: Row[];
   #ready: Row[] = [];
+  /** States of prompts that several rows begin with, so that each is read once; and how many rows still wait for it. */
+  readonly #shared = new Map<string, { state: Float32Array | undefined; rows: number }>();
 
   constructor(model: Model, rows: readonly Row[], options: ResolvedOptions) {
     this.#model = model;
     this.#options = options;
     this.#waiting = [...rows];
+    for (const row of rows) {
+      const shared = this.#shared.get(keyOf(row)) ?? { state: undefined, rows: 0 };
+      shared.rows++;
+      this.#shared.set(keyOf(row), shared);
+    }
   }
 
   async run(): Promise<void> {
@@ -133,14 +144,10 @@ class Batch {
   }
 
   private async readPrompt(row: Row): Promise<boolean> {
-    const { signal, maxBytes } = this.#options;
+    const { maxBytes } = this.#options;
     const start = performance.now();
     try {
-      row.state = await this.#model.withSession(async (session) => {
-        await session.clear();
-        await session.consume(row.prompt.subarray(0, -1), signal);
-        return session.readState();
-      });
+      row.state = await this.stateOf(row);
     } catch (error) {
       row.end('abort');
       if (this.aborted) return false;
@@ -149,6 +156,22 @@ class Batch {
     row.prefillMs = performance.now() - start;
     if (maxBytes === 0) row.end('length');
     return true;
+  }
+
+  private async stateOf(row: Row): Promise<Float32Array> {
+    const shared = this.#shared.get(keyOf(row));
+    const state =
+      shared?.state ??
+      (await this.#model.withSession(async (session) => {
+        await session.clear();
+        await session.consume(row.prompt.subarray(0, -1), this.#options.signal);
+        return session.readState();
+      }));
+    if (shared) {
+      shared.rows--;
+      shared.state = shared.rows > 0 ? state : undefined;
+    }
+    return state;
   }
 
   /** Decodes until all rows have ended, or so many that the others go on in a smaller batch. */
