@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
 #pragma unroll
   for (int i = 0; i < kPairs; i++) {
     const int e = core_channel + i / 4;
-    h[i] = p.state && e < p.E ? p.state[(int64_t{b} * p.E + e) * p.state_stride + 4 * quad + i % 4] : 0.0f;
+    h[i] = warp == 0 && p.state && e < p.E ? p.state[(int64_t{b} * p.E + e) * p.state_stride + 4 * quad + i % 4] : 0.0f;
     s.A[i / 4][lane][i % 4] = e < p.E ? p.A[e * p.A_stride + 4 * quad + i % 4] * kLog2e : 0.0f;
   }
   if (warp == 0) store8(carry + before * 64 + lane, h);
