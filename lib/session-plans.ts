@@ -150,22 +150,12 @@ export class SessionPlans {
     });
   }
 
-  /** Copies `from` to `to`; `name` tells such plans apart. */
-  copy(name: string, from: Tensor, to: Tensor): Promise<{ plan: Plan }> {
-    return this.once(`copy ${name}`, async () => {
+  /** Writes `parts` one after another to `to`; `name` tells such plans apart. */
+  join(name: string, to: Tensor, parts: () => readonly Tensor[]): Promise<{ plan: Plan }> {
+    return this.once(name, async () => {
       const g = new Graph();
-      g.op('copy', { y: to }, { x: from });
-      return { plan: await this.compile(g) };
-    });
-  }
-
-  /** Fills the state with zeros, without sending them to the device. */
-  clear(): Promise<{ plan: Plan }> {
-    return this.once('clear', async () => {
-      const parts = this.#layers.flatMap(({ conv, ssm }) => [conv, ssm]);
-      const zeros = this.tensor('zeros', [Math.max(...parts.map((t) => t.elems))], 'f32');
-      const g = new Graph();
-      for (const t of parts) g.op('copy', { y: t.reshape(t.elems) }, { x: zeros.slice(0, t.elems) });
+      const rows = parts().map((t) => t.reshape(1, t.elems));
+      g.op('concat', { y: to.reshape(1, to.elems) }, { parts_: rows });
       return { plan: await this.compile(g) };
     });
   }

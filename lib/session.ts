@@ -40,7 +40,7 @@ export class Session {
   readonly #state: Tensor;
   readonly #layers: LayerState[];
   readonly #plans: SessionPlans;
-  /** (VERIFY_STEPS, floats of the state): the whole state after every step of the last verify pass. */
+  /** By layer the states after every step of the last verify pass: (VERIFY_STEPS, conv), then (VERIFY_STEPS, ssm). */
   #kept: Tensor | undefined;
   /** Steps of the last verify pass, until something else moves the state. */
   #verified = 0;
@@ -79,7 +79,11 @@ export class Session {
   }
   /** Forgets everything: the state of texts not yet begun. */
   async clear(): Promise<void> {
-    const { plan } = await this.#plans.clear();
+    // Zeros of one layer, again and again: nothing is sent to the device.
+    const { plan } = await this.#plans.join('clear', this.#state, () => {
+      const perLayer = this.stateFloats / this.#config.layers;
+      return new Array<Tensor>(this.#config.layers).fill(this.#plans.tensor('zeros', [perLayer], 'f32'));
+    });
     await plan.run();
     this.#verified = 0;
   }
@@ -174,26 +178,27 @@ export class Session {
    */
   async accept(steps: number): Promise<void> {
     const where = 'session.accept';
-    const kept = this.#kept;
-    if (!kept || this.#verified === 0) throw new Error(expected(where, 'a verify pass', 'come before', 'none'));
+    if (!this.#kept || this.#verified === 0) throw new Error(expected(where, 'a verify pass', 'come before', 'none'));
     checkInteger(where, 'steps', steps, { min: 1, max: this.#verified });
-    const state = this.#state.reshape(1, this.stateFloats);
-    const { plan } = await this.#plans.copy(`${steps}`, kept.slice(steps - 1), state);
+    const { plan } = await this.#plans.join(`accept ${steps}`, this.#state, () =>
+      this.keptLayers(steps).flatMap(({ keptConv, keptSsm }) =>
+        [keptConv, keptSsm].flatMap((kept) => (kept ? [kept.slice(steps - 1)] : [])),
+      ),
+    );
     await plan.run();
   }
 
-  /** The layers' states, each with room for the states after every step. */
+  /** The layers' states, each with room for the states after every step: contiguous, as fused kernels write them. */
   private keptLayers(steps: number): LayerState[] {
-    this.#kept ??= this.#plans.tensor('kept', [VERIFY_STEPS, this.stateFloats], 'f32');
-    const kept = this.#kept;
     const { conv, ssm } = this.sequenceFloats;
-    const rowStride = this.stateFloats;
+    this.#kept ??= this.#plans.tensor('kept', [VERIFY_STEPS * this.stateFloats], 'f32');
+    const kept = this.#kept;
     return this.#layers.map((layer, l) => {
-      const at = l * (conv + ssm);
+      const at = VERIFY_STEPS * l * (conv + ssm);
       return {
         ...layer,
-        keptConv: part(kept, `kept.${l}.conv`, [steps, 1, conv], at, rowStride),
-        keptSsm: part(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + conv, rowStride),
+        keptConv: part(kept, `kept.${l}.conv`, [steps, 1, conv], at),
+        keptSsm: part(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + VERIFY_STEPS * conv),
       };
     });
   }
@@ -290,8 +295,7 @@ export interface DecodeLoop {
 }
 
 /** A region of a stored f32 tensor, `at` elements into it. */
-function part(of: Tensor, name: string, shape: readonly number[], at: number, rowStride?: number): Tensor {
+function part(of: Tensor, name: string, shape: readonly number[], at: number): Tensor {
   const { buffer = 0, offset = 0 } = of.storage ?? {};
-  const storage = { buffer, offset: offset + at * 4 };
-  return new Tensor(shape, 'f32', name, { storage, ...(rowStride !== undefined && { rowStride }) });
+  return new Tensor(shape, 'f32', name, { storage: { buffer, offset: offset + at * 4 } });
 }
