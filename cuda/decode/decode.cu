@@ -252,6 +252,8 @@ bool plan_for(const Found& f, const Props& props, decode::Plan* plan) {
   p.row_groups = split.row_groups;
   p.channels = 8 * ((p.E / 8 + props.sm_count - 1) / props.sm_count);
   p.blocks = (p.E + p.channels - 1) / p.channels;
+  // The multiprocessors that the channels leave over draw ids, if there is one for every row.
+  p.samplers = p.sampled && p.rows <= props.sm_count - p.blocks ? p.rows : 0;
   const int v_rows = (p.V + p.blocks - 1) / p.blocks, d_rows = (p.D + p.blocks - 1) / p.blocks;
   if (p.D < p.blocks || std::max({2 * p.channels, d_rows, v_rows}) > 16 * kMaxTiles) return false;
   p.inverse_D = 1.0f / static_cast<float>(p.D);
@@ -419,7 +421,7 @@ Status launch_steps(Decode& d, cudaStream_t stream, Run& run, int64_t steps) {
   if (run.n_stops && d.plan.sampled && d.plan.rows == 1) MB_TRY(send_stops(d, stream, run, steps, &launch));
   *d.control = {0, 0, -1};
   void* args[] = {&d.plan, &launch};
-  MB_CUDA(cudaLaunchCooperativeKernel(d.kernel, dim3(d.plan.blocks), dim3(kThreads), args,
+  MB_CUDA(cudaLaunchCooperativeKernel(d.kernel, dim3(d.plan.blocks + d.plan.samplers), dim3(kThreads), args,
                                       static_cast<size_t>(d.plan.shared.bytes), stream));
   MB_TRY(wait(d, stream, run));
   d.before += static_cast<uint32_t>(d.control->done);

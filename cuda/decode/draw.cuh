@@ -69,6 +69,7 @@ __device__ inline int pick(const double* weights, int V, double target) {
 
 // weights(v) = 0 for the classes that top_k, top_p and min_p leave out.
 __device__ inline void cut(const SampleParams& params, const DrawRoom& room, int V) {
+  const bool order = (params.top_k >= 1 && params.top_k < static_cast<float>(V)) || params.top_p < 1;
   const int k = params.top_k >= 1 && params.top_k < static_cast<float>(V) ? static_cast<int>(params.top_k) : V;
   constexpr int kMost = kMaxClasses / kWorkers;  // classes of a thread
   uint32_t keep = 0;
@@ -82,7 +83,7 @@ __device__ inline void cut(const SampleParams& params, const DrawRoom& room, int
     int rank = 0;
     double sum = 0;
 #pragma unroll 4
-    for (int u = 0; u < V; u++) {
+    for (int u = 0; order && u < V; u++) {
       const bool ahead = room.scores[u] > score || (room.scores[u] == score && u < v);
       rank += ahead;
       sum += ahead ? room.weights[u] : 0.0;
@@ -109,11 +110,10 @@ __device__ inline int draw_row(const SampleRow& row, const DrawRoom& room) {
   const uint64_t seed = row.rng[0] | uint64_t{row.rng[1]} << 32;
   const uint64_t counter = row.rng[2] | uint64_t{row.rng[3]} << 32;
   const bool penalise = row.seen && params.repetition_penalty != 1.0f;
-  float max_score = -INFINITY, max_logit = -INFINITY;
+  float max_score = -INFINITY;
 #pragma unroll 1
   for (int v = threadIdx.x; v < V; v += kWorkers) {
     float x = row.logits[v];
-    max_logit = fmaxf(max_logit, x);
     if (penalise && row.seen[v]) {
       x = x > 0 ? __fdiv_rn(x, params.repetition_penalty) : __fmul_rn(x, params.repetition_penalty);
     }
@@ -122,8 +122,7 @@ __device__ inline int draw_row(const SampleRow& row, const DrawRoom& room) {
     room.scores[v] = x;
     max_score = fmaxf(max_score, x);
   }
-  const auto max_of = [](double a, double b) { return fmax(a, b); };
-  const float max = static_cast<float>(workers_reduce(max_score, room.partial, max_of));
+  const float max = static_cast<float>(workers_max(max_score, room.partial));
   if (params.temperature > 0) {
     const double temperature = params.temperature;
 #pragma unroll 1
@@ -151,22 +150,26 @@ __device__ inline int draw_row(const SampleRow& row, const DrawRoom& room) {
   }
   worker_barrier();
   const int id = *room.result;
-  float logprob = 0;
-  if (row.logprob) {
-    const double top = workers_reduce(max_logit, room.partial, max_of);
-    double total = 0;
-#pragma unroll 1
-    for (int v = threadIdx.x; v < V; v += kWorkers) total += exp(row.logits[v] - top);
-    total = workers_sum(total, room.partial);
-    logprob = static_cast<float>(row.logits[id] - top - log(total));
-  }
   if (threadIdx.x == 0) {
     row.rng[2] = static_cast<uint32_t>(counter + 1);
     row.rng[3] = static_cast<uint32_t>((counter + 1) >> 32);
-    if (row.logprob) *row.logprob = logprob;
     if (row.seen) row.seen[id] = 1;
   }
   return id;
+}
+
+// Log softmax of the unmodified logits at the drawn class, in nats. All workers call this.
+__device__ inline void store_logprob(const SampleRow& row, const DrawRoom& room, int id) {
+  const int V = static_cast<int>(row.V);
+  double top = -INFINITY;
+#pragma unroll 1
+  for (int v = threadIdx.x; v < V; v += kWorkers) top = fmax(top, static_cast<double>(row.logits[v]));
+  top = workers_max(top, room.partial);
+  double total = 0;
+#pragma unroll 1
+  for (int v = threadIdx.x; v < V; v += kWorkers) total += exp(row.logits[v] - top);
+  total = workers_sum(total, room.partial);
+  if (threadIdx.x == 0) *row.logprob = static_cast<float>(row.logits[id] - top - log(total));
 }
 
 }  // namespace mb::cuda::decode

@@ -17,6 +17,85 @@ namespace mb::cuda::decode {
 __device__ __forceinline__ float silu(float v) { return __fdividef(v, 1.0f + __expf(-v)); }
 __device__ __forceinline__ float softplus(float v) { return v > 20.0f ? v : log1pf(__expf(v)); }
 
+// A buffer starts out as zeros, so the tag of use 0 is 1.
+__device__ __forceinline__ uint32_t tag(uint32_t use) { return (use & 1) ^ 1; }
+
+// Draws ids from logits. A drawn word is id << 2 | end << 1 | tag, and `end` counts in the first row's.
+class Sampler {
+ public:
+  __device__ Sampler(const Plan& p, const Launch& launch, char* shared) : p_(p), launch_(launch), shared_(shared) {}
+
+  // The whole run, in a block that does nothing else.
+  __device__ void run(int row) {
+    bool stop = false;
+#pragma unroll 1
+    for (int64_t step = 1; step <= launch_.run_steps && !stop; step++) {
+      const uint32_t use = tag(launch_.before + static_cast<uint32_t>(step - 1));
+      draw_rows(step, row, kMaxRows, use);
+      stop = take(p_.drawn, use) >> 1 & 1;
+    }
+  }
+
+  // Rows first, first + by, ... of the step, which is counted from 1.
+  __device__ void draw_rows(int64_t step, int first, int by, uint32_t use) {
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll 1
+    for (int r = first; r < p_.rows; r += by) {
+      int cancel = 0;
+      if (r == 0 && thread == 0) cancel = launch_.control->cancel;  // read while the logits are on their way
+      float* logits = reinterpret_cast<float*>(shared_ + p_.shared.logits);
+#pragma unroll 1
+      for (int v = thread; v < p_.V; v += kWorkers) {
+        logits[v] = __uint_as_float(take(p_.drawn_logits + static_cast<long long>(r) * p_.V + v, use));
+      }
+      worker_barrier();
+      SampleRow row;
+      row.V = p_.V;
+      row.logits = logits;
+      row.bias = p_.bias ? p_.bias + static_cast<long long>(r) * p_.V : nullptr;
+      row.seen = p_.seen ? p_.seen + static_cast<long long>(r) * p_.V : nullptr;
+      row.params = reinterpret_cast<const SampleParams*>(p_.params) + r;
+      row.rng = p_.rng + r * 4;
+      row.scores = nullptr;
+      row.order = nullptr;
+      row.logprob = p_.logprob ? p_.logprob + r : nullptr;
+      const DrawRoom room(shared_ + p_.shared.logits + (p_.V + 1) / 2 * 8, p_.V);
+      const int id = draw_row(row, room);
+      if (thread == 0) {
+        const bool end = r == 0 && (ends_in_stop(id, step) || cancel);
+        put_word(p_.drawn + r, static_cast<uint32_t>(id) << 2 | (end ? 2u : 0u) | use);
+        p_.ids[r] = id;
+        if (launch_.watched) launch_.watched[(step - 1) * p_.rows + r] = id;
+      }
+      if (row.logprob) store_logprob(row, room, id);
+      worker_barrier();
+    }
+  }
+
+ private:
+  // Whether the ids of the only sequence now end in one of the stops.
+  __device__ bool ends_in_stop(int id, int64_t step) {
+    if (launch_.n_stops == 0) return false;
+    const int64_t made = launch_.history + step;
+    launch_.recent[made - 1] = id;
+    int start = 0;
+    for (int i = 0; i < launch_.n_stops; start = launch_.stop_ends[i++]) {
+      const int length = launch_.stop_ends[i] - start;
+      if (length > made) continue;
+      int same = 0;
+      while (same < length && launch_.stops[start + length - 1 - same] == launch_.recent[made - 1 - same]) same++;
+      if (same < length) continue;
+      launch_.control->stopped_by = i;
+      return true;
+    }
+    return false;
+  }
+
+  const Plan& p_;
+  const Launch& launch_;
+  char* shared_;
+};
+
 // The thread's number, in a way that hides that it never changes.
 __device__ __forceinline__ int same_thread() {
   int thread = static_cast<int>(threadIdx.x);
@@ -30,7 +109,14 @@ class Worker {
   using W = typename C::W;
 
   __device__ Worker(const Plan& p, const Share& own, const Launch& launch, Barriers& bars, char* shared)
-      : p_(p), launch_(launch), bars_(bars), shared_(shared), own_(own), tid_(same_thread()), at_(p, tid_) {
+      : p_(p),
+        launch_(launch),
+        bars_(bars),
+        shared_(shared),
+        sampler_(p, launch, shared),
+        own_(own),
+        tid_(same_thread()),
+        at_(p, tid_) {
     uses_ = launch.before * static_cast<uint32_t>(p.L);
   }
 
@@ -44,12 +130,12 @@ class Worker {
 #pragma unroll 1
     while (step < launch_.run_steps && !stop) {
       const uint32_t turn = launch_.before + static_cast<uint32_t>(step);
-      int cancel = 0;
-      if (p_.sampled && blockIdx.x == 0 && tid_ == 0) cancel = launch_.control->cancel;  // read ahead
       start_residual();
       layers(turn);
       step++;
-      if (p_.sampled) stop = sample(step, tag(turn), cancel);
+      if (!p_.sampled) continue;
+      if (p_.samplers == 0) sampler_.draw_rows(step, blockIdx.x, p_.blocks, tag(turn));
+      stop = receive(tag(turn));
     }
     if (tid_ == 0) bars_.quit = 1;
     if (blockIdx.x == 0 && tid_ == 0) launch_.control->done = static_cast<int32_t>(step);
@@ -58,9 +144,6 @@ class Worker {
  private:
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared_ + offset); }
   __device__ int* ints(int offset) const { return reinterpret_cast<int*>(shared_ + offset); }
-  // A buffer starts out as zeros, so the tag of use 0 is 1.
-  __device__ static uint32_t tag(uint32_t use) { return (use & 1) ^ 1; }
-
   // The embedding of the ids, own columns.
   __device__ void start_residual() {
     const int* ids = ints(p_.shared.ids);
@@ -472,36 +555,8 @@ class Worker {
     }
   }
 
-  // Draws the ids of the step; row r by block r. A drawn word is id << 2 | end << 1 | tag. Returns whether the run
-  // ends.
-  __device__ bool sample(int64_t step, uint32_t use, int cancel) {
-#pragma unroll 1
-    for (int r = blockIdx.x; r < p_.rows; r += p_.blocks) {
-      float* logits = floats(p_.shared.logits);
-#pragma unroll 1
-      for (int v = tid_; v < p_.V; v += kWorkers) {
-        logits[v] = __uint_as_float(take(p_.drawn_logits + static_cast<long long>(r) * p_.V + v, use));
-      }
-      worker_barrier();
-      SampleRow row;
-      row.V = p_.V;
-      row.logits = logits;
-      row.bias = p_.bias ? p_.bias + static_cast<long long>(r) * p_.V : nullptr;
-      row.seen = p_.seen ? p_.seen + static_cast<long long>(r) * p_.V : nullptr;
-      row.params = reinterpret_cast<const SampleParams*>(p_.params) + r;
-      row.rng = p_.rng + r * 4;
-      row.scores = nullptr;
-      row.order = nullptr;
-      row.logprob = p_.logprob ? p_.logprob + r : nullptr;
-      const int id = draw_row(row, DrawRoom(shared_ + p_.shared.logits + (p_.V + 1) / 2 * 8, p_.V));
-      if (tid_ == 0) {
-        const bool end = r == 0 && (ends_in_stop(id, step) || cancel);
-        p_.ids[r] = id;
-        if (launch_.watched) launch_.watched[(step - 1) * p_.rows + r] = id;
-        put_word(p_.drawn + r, static_cast<uint32_t>(id) << 2 | (end ? 2u : 0u) | use);
-      }
-      worker_barrier();
-    }
+  // The drawn ids; returns whether the run ends.
+  __device__ bool receive(uint32_t use) {
     int* ids = ints(p_.shared.ids);
     if (tid_ < p_.rows) {
       const uint32_t word = take(p_.drawn + tid_, use);
@@ -512,28 +567,11 @@ class Worker {
     return ids[kMaxRows] != 0;
   }
 
-  // Whether the ids of the only sequence now end in one of the stops.
-  __device__ bool ends_in_stop(int id, int64_t step) {
-    if (launch_.n_stops == 0) return false;
-    const int64_t made = launch_.history + step;
-    launch_.recent[made - 1] = id;
-    int start = 0;
-    for (int i = 0; i < launch_.n_stops; start = launch_.stop_ends[i++]) {
-      const int length = launch_.stop_ends[i] - start;
-      if (length > made) continue;
-      int same = 0;
-      while (same < length && launch_.stops[start + length - 1 - same] == launch_.recent[made - 1 - same]) same++;
-      if (same < length) continue;
-      launch_.control->stopped_by = i;
-      return true;
-    }
-    return false;
-  }
-
   const Plan& p_;
   const Launch& launch_;
   Barriers& bars_;
   char* shared_;
+  Sampler sampler_;
   const Share& own_;
   int tid_;
   Place<C> at_;
@@ -565,6 +603,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   const int warp = threadIdx.x / 32;
+  if (static_cast<int>(blockIdx.x) >= p.blocks) {
+    if (warp < kWarps) Sampler(p, launch, shared).run(static_cast<int>(blockIdx.x) - p.blocks);
+    return;
+  }
   if (warp < kWarps) {
     Worker<C>(p, own, launch, bars, shared).run();
     return;

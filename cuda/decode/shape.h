@@ -58,6 +58,7 @@ struct Control {
 struct Plan {
   int D, E, R, S, V, K, L, batch, steps, rows;
   int blocks, channels;      // channels of a block; the last may own fewer
+  int samplers;              // further blocks that only draw ids; 0: the others do
   int k_groups, row_groups;  // warps share the columns of a product, and the rows of activations
   int stages, stage_bytes;
   float inverse_D;  // 1 / D
