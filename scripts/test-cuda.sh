@@ -13,11 +13,13 @@
 #                   compute-sanitizer over a part of the ops' cases and a small model (all four: sanitize)
 #
 # MAMBABYTE_TEST_EVERY=n  sanitizers take every n-th case of the table; default 16
+# JOBS=n                  processes at a time; default about half of the cores
 # NODE, SANITIZER         which node and which compute-sanitizer
 set -uo pipefail
 cd "$(dirname "$0")/.."
 node=${NODE:-node}
 sanitizer=${SANITIZER:-compute-sanitizer}
+jobs=${JOBS:-$(($(nproc) / 2 + 1))}
 out=$PWD/.out/cuda
 parts=("$@")
 ((${#parts[@]} == 0)) && parts=(build ops models suite sanitize)
@@ -85,6 +87,23 @@ ops() {
   "$node" --import=tsx -e "import('./lib/graph.ts').then((m) => console.log([...m.opTable().keys()].join('\n')))"
 }
 
+# Ops in processes of their own, several at a time: a fault of one leaves the others alone.
+parity() {
+  local op start=$SECONDS
+  echo && echo "== ops"
+  parity_of() {
+    "$node" node_modules/ava/entrypoints/cli.mjs test/ops/parity.test.ts --match "$1 on cuda*" \
+      --match "$1 with bf16*" >"$out/ops-$1.part" 2>&1
+    echo $? >"$out/ops-$1.code"
+  }
+  export -f parity_of
+  ops | xargs -P "$jobs" -I{} bash -c 'parity_of {}'
+  for op in $(ops); do
+    grep -vE '^\s*$|^npm warn|^  ─$|tests? passed$' "$out/ops-$op.part"
+    tally "$op" "$out/ops-$op.part" "$(cat "$out/ops-$op.code")" "$start"
+  done
+}
+
 sanitize() {
   local tool=$1 start=$SECONDS results="$out/$1.results"
   echo && echo "== $tool"
@@ -97,7 +116,7 @@ sanitize() {
       echo "sanitized $tool $op $node node_modules/ava/entrypoints/cli.mjs test/ops/parity.test.ts --timeout=800s" \
         "--match '$op on cuda*' --match '$op with bf16*'"
     done
-  } | xargs -P "${JOBS:-$(($(nproc) / 2 + 1))}" -d '\n' -I{} bash -c '{}' | tee "$results"
+  } | xargs -P "$jobs" -d '\n' -I{} bash -c '{}' | tee "$results"
   passed=$((passed + $(grep -c '^clean:' "$results")))
   failed=$((failed + $(grep -c '^NOT CLEAN' "$results")))
   echo "-- $tool: $((SECONDS - start)) s"
@@ -116,12 +135,15 @@ part() {
   fi
   case $1 in
     build) step build env MAMBABYTE_CMAKE="${MAMBABYTE_CMAKE:-MB_CUDA=ON}" npm run --silent build ;;
-    ops) tests ops test/ops/parity.test.ts test/ops/invariants.test.ts test/ops/expand.test.ts --match '*cuda*' --match 'GPU' ;;
+    ops)
+      parity
+      tests invariants test/ops/invariants.test.ts test/ops/expand.test.ts --match '*cuda*'
+      ;;
     models)
       MAMBABYTE_TEST_FILL=1 tests models test/cuda.test.ts
       MAMBABYTE_TEST_DEVICE=cuda tests fixtures test/models/mamba.test.ts
       ;;
-    suite) MAMBABYTE_TEST_DEVICE=cuda tests suite ;;
+    suite) MAMBABYTE_TEST_DEVICE=cuda tests suite --concurrency "$jobs" ;;
     memcheck | racecheck | initcheck | synccheck) sanitize "$1" ;;
     sanitize) for tool in memcheck racecheck initcheck synccheck; do sanitize "$tool"; done ;;
     *) echo "test-cuda: expected a part to be one of build, ops, models, suite, sanitize, memcheck, racecheck, initcheck, synccheck, got '$1'" && failed=$((failed + 1)) ;;
