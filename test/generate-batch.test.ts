@@ -56,6 +56,27 @@ for (const [title, count, options] of cases) {
   });
 }
 
+test('more sequences than a fused block takes run op by op, to the same bytes', async (t) => {
+  const B = 40;
+  const firsts = Array.from({ length: B }, (_, b) => (b * 37) % 256);
+  const plain = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 };
+  const steps = 25;
+  const { watched } = await model.withSession(async (session) => {
+    await session.clear();
+    const rows = firsts.map((pending, seed) => ({ settings: { ...plain, seed }, pending }));
+    return (await session.startDecoding(rows)).run({ steps });
+  }, B);
+  const want = await Promise.all(
+    firsts.map((first, seed) => model.generate(Uint8Array.of(first), { seed, maxBytes: steps })),
+  );
+  for (const [b, { bytes }] of want.entries()) {
+    t.deepEqual(
+      Array.from({ length: steps }, (_, i) => watched[i * B + b]),
+      [...bytes],
+    );
+  }
+});
+
 test('samples of one prompt differ by their seeds alone, and read it once', async (t) => {
   const prompt = text.subarray(0, 3000);
   const list = [prompt, ...new Array(5).fill(prompt), text.subarray(7, 40), prompt];
