@@ -36,9 +36,8 @@ __device__ __forceinline__ void finish_means(RowGradient& row, Sum& group_sum, f
 }
 
 // Blocks per multiprocessor, and so the rows in flight: as many as the registers of a thread allow.
-template <int Group, int Units>
-constexpr int kBlocksPerSm = Group == 32  ? 4
-                             : Units <= 2 ? 6
+template <bool kLayer, int Units>
+constexpr int kBlocksPerSm = Units <= 2   ? (kLayer ? 5 : 6)
                              : Units <= 4 ? 3
                                           : 2;
 
@@ -56,35 +55,23 @@ struct HeldRow {
 
 // Groups walk the rows in turn; each keeps the sums of its rows in registers.
 template <bool kLayer, int Group, int Units, class X, class DY>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm<Group, Units>) norm_grad_rows_kernel(GradArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<kLayer, Units>) norm_grad_rows_kernel(GradArgs a) {
   constexpr int N = kGradVector<X, DY>, kGroups = kThreads / Group;
-  constexpr bool kAhead = Group == 32;  // short rows leave too little under way unless the next one is
   __shared__ float room[2][kWarps];
   extern __shared__ float shared_sums[];  // kGroups > 1: (kGroups, D)
   GroupSum<Group> group_sum{room};
   const int lane = threadIdx.x % Group, group = threadIdx.x / Group;
   const float share = 1.0f / static_cast<float>(a.D);
   float dweight[Units][N] = {}, dbias[kLayer ? Units : 1][N] = {};
-  const int64_t step = int64_t{gridDim.x} * kGroups;
-  HeldRow<Units, N, X, DY> held, next;
-  const auto load = [&](int64_t r, HeldRow<Units, N, X, DY>& to) {
+  for (int64_t r = int64_t{blockIdx.x} * kGroups + group; r < a.R; r += int64_t{gridDim.x} * kGroups) {
+    HeldRow<Units, N, X, DY> held;
 #pragma unroll
     for (int u = 0; u < Units; u++) {
       const int64_t c = (int64_t{u} * Group + lane) * N;
-      if (c >= a.D || r >= a.R) continue;
-      load_raw<N>(static_cast<const DY*>(a.dy) + r * a.dy_stride + c, to.dy[u]);
-      load_raw<N>(static_cast<const X*>(a.x) + r * a.x_stride + c, to.x[u]);
-      if (a.add) load_raw<N>(static_cast<const X*>(a.add) + r * a.add_stride + c, to.add[u]);
-    }
-  };
-  const int64_t first = int64_t{blockIdx.x} * kGroups + group;
-  if constexpr (kAhead) load(first, next);
-  for (int64_t r = first; r < a.R; r += step) {
-    if constexpr (kAhead) {
-      held = next;
-      load(r + step, next);
-    } else {
-      load(r, held);
+      if (c >= a.D) continue;
+      load_raw<N>(static_cast<const DY*>(a.dy) + r * a.dy_stride + c, held.dy[u]);
+      load_raw<N>(static_cast<const X*>(a.x) + r * a.x_stride + c, held.x[u]);
+      if (a.add) load_raw<N>(static_cast<const X*>(a.add) + r * a.add_stride + c, held.add[u]);
     }
     RowGradient row{kLayer ? a.mean[r] : 0.0f, a.rstd[r]};
     float g_sum = 0, g_xhat_sum = 0;
@@ -206,7 +193,7 @@ int64_t most_slices(int64_t R, const Props& props) {
 template <bool kLayer, int Group, int Units, class X, class DY>
 int64_t launch_grad_rows(const GradArgs& a, const Launch& launch) {
   const int64_t blocks =
-      std::min(most_slices(a.R, *launch.props), int64_t{kBlocksPerSm<Group, Units>} * launch.props->sm_count);
+      std::min(most_slices(a.R, *launch.props), int64_t{kBlocksPerSm<kLayer, Units>} * launch.props->sm_count);
   constexpr int kGroups = kThreads / Group;
   const auto shared = kGroups > 1 ? static_cast<unsigned>(kGroups * a.D * 4) : 0u;
   norm_grad_rows_kernel<kLayer, Group, Units, X, DY>
