@@ -219,7 +219,7 @@ export async function cudaProfile(o: CudaBench, limits: DeviceLimits, work: stri
     (_, i) => (i * 31 + (i >> 5)) & 255,
   );
   const run = await (async (): Promise<() => PromiseLike<unknown>> => {
-    if (work === 'decode') return () => model.generate('x', { maxBytes: 32, seed: 0 });
+    if (work === 'decode') return () => model.generate('x', { maxBytes: 256, seed: 0 });
     if (work === 'prefill') return () => model.generate(text.subarray(0, o.prompt), { maxBytes: 0, seed: 0 });
     const trainer = await createTrainer(model, { lr: 1e-4, precision, ...(recompute && { recompute }) });
     return () => trainer.step({ bytes: text.subarray(0, batch * (context + 1)), batch });

@@ -56,6 +56,7 @@ export class Plan {
   readonly #places: ReadonlyMap<Tensor, Storage>;
   readonly #indices: ReadonlyMap<Tensor, number>;
   #steps = 0;
+  #seconds = 0;
   #disposed = false;
 
   constructor(
@@ -89,7 +90,9 @@ export class Plan {
     try {
       const index = watch ? this.#indices.get(watch) : undefined;
       if (watch && index === undefined) throw new Error(`plan: ${watch.name} is not part of it.`);
+      const start = performance.now();
       const result = await this.#native.run(index === undefined ? rest : { ...rest, watch: index });
+      this.#seconds += (performance.now() - start) / 1000;
       this.#steps += result.steps;
       return result;
     } catch (cause) {
@@ -100,6 +103,11 @@ export class Plan {
   /** Steps that all runs so far have done. */
   get steps(): number {
     return this.#steps;
+  }
+
+  /** Seconds from the call to the end of all runs so far. */
+  get seconds(): number {
+    return this.#seconds;
   }
 
   /** Ends the current run between two steps; it resolves with what was done. */

@@ -36,7 +36,7 @@ export interface KernelProfile extends NodeCost {
 }
 
 export interface PlanProfile {
-  /** Seconds of a step, all nodes together. */
+  /** Seconds of a step, all nodes together; where one kernel does them all, from the call to the end of the run. */
   seconds: number;
   /** Steps that were measured. */
   steps: number;
@@ -174,12 +174,12 @@ export async function profile(
   work: () => PromiseLike<unknown>,
 ): Promise<PlanProfile[]> {
   const open = [...plans].filter((plan) => !plan.disposed);
-  const watched = open.map((plan) => ({ plan, before: plan.steps }));
+  const watched = open.map((plan) => ({ plan, before: plan.steps, spent: plan.seconds }));
   for (const { plan } of watched) plan.profile();
   await work();
-  const profiles = watched.flatMap(({ plan, before }) => {
+  const profiles = watched.flatMap(({ plan, before, spent }) => {
     const steps = plan.steps - before;
-    return steps === 0 ? [] : [summary(plan, plan.profile(), steps, limits)];
+    return steps === 0 ? [] : [summary(plan, plan.profile(), plan.seconds - spent, steps, limits)];
   });
   return profiles.sort((a, b) => b.seconds * b.steps - a.seconds * a.steps);
 }
@@ -191,7 +191,9 @@ export function collectPlans(device: Device): Set<Plan> {
   return plans;
 }
 
-function summary(plan: Plan, total: Float64Array, steps: number, limits: DeviceLimits): PlanProfile {
+function summary(plan: Plan, total: Float64Array, spent: number, steps: number, limits: DeviceLimits): PlanProfile {
+  // A device that runs all nodes as one kernel measures none of them.
+  if (plan.nodes.length > 0 && total.every((s) => s === 0)) return whole(plan, spent / steps, steps, limits);
   const kernels = new Map<string, KernelProfile>();
   const trace = plan.nodes.map((node, i) => {
     const seconds = (total[i] ?? 0) / steps;
@@ -217,6 +219,22 @@ function summary(plan: Plan, total: Float64Array, steps: number, limits: DeviceL
   for (const k of kernels.values()) k.fractionOfLimit = leastSeconds(k, limits) / k.seconds;
   const all = [...kernels.values()].sort((a, b) => b.seconds - a.seconds);
   return { seconds: all.reduce((sum, k) => sum + k.seconds, 0), steps, kernels: all, trace };
+}
+
+function whole(plan: Plan, seconds: number, steps: number, limits: DeviceLimits): PlanProfile {
+  const costs = plan.nodes.map(nodeCost);
+  const add = (of: 'bytes' | 'flops') => costs.reduce((sum, cost) => sum + cost[of], 0);
+  const cost = { bytes: add('bytes'), flops: add('flops') };
+  const [op, shapes] = ['whole step', `${costs.length} nodes in one kernel`];
+  const kernel = {
+    op,
+    shapes,
+    nodes: costs.length,
+    seconds,
+    ...cost,
+    fractionOfLimit: leastSeconds(cost, limits) / seconds,
+  };
+  return { seconds, steps, kernels: [kernel], trace: [{ scope: '', op, shapes, seconds }] };
 }
 
 /** The least time that the limits allow for some work. */
