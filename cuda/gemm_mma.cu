@@ -45,22 +45,41 @@ struct Tile {
   static constexpr int kRow = (Across ? Wide : kDeep) + 8;
   static constexpr int kElems = (Across ? kDeep : Wide) * kRow;
 
-  // Elements outside of [0, n) x [0, k_end) are 0.
-  static __device__ void fetch(bf16* tile, const Factor& f, int64_t i0, int64_t n, int64_t k0, int64_t k_end) {
-    constexpr int kAcrossRow = (Across ? Wide : kDeep) / 8;  // copies a row
-    constexpr int kCopies = Wide * kDeep / 8;
-    static_assert(kCopies % Threads == 0);
-    const int64_t outer0 = Across ? k0 : i0, outer_end = Across ? k_end : n;
-    const int64_t inner0 = Across ? i0 : k0, inner_end = Across ? n : k_end;
+  static constexpr int kAcrossRow = (Across ? Wide : kDeep) / 8;  // copies a row
+  static constexpr int kCopies = Wide * kDeep / 8 / Threads;      // copies a thread
+  static_assert(Wide * kDeep / 8 % Threads == 0 && Threads % kAcrossRow == 0);
+
+  const bf16* from;   // this thread's first copy, at k_begin
+  int64_t next_copy;  // elements from one of its copies to the next
+  int64_t next_step;
+  int to;        // where its first copy lands
+  int row, col;  // in the tile
+  int inside;    // elements of i that the matrix has from `row` (`col` where across) of the tile on
+
+  __device__ __forceinline__ Tile(const Factor& f, int64_t i0, int64_t n, int64_t k_begin) {
+    row = int(threadIdx.x) / kAcrossRow;
+    col = int(threadIdx.x) % kAcrossRow * 8;
+    to = row * kRow + col;
+    const int64_t outer = (Across ? k_begin : i0) + row, inner = (Across ? i0 : k_begin) + col;
+    from = static_cast<const bf16*>(f.data) + outer * f.stride + inner;
+    next_copy = Threads / kAcrossRow * f.stride;
+    next_step = Across ? kDeep * f.stride : kDeep;
+    inside = int(min(n - i0 - (Across ? col : row), int64_t(Wide)));
+  }
+
+  // The tile of one step; `deep`: elements of k that are left. What lies outside of the matrix is 0.
+  __device__ __forceinline__ void fetch(bf16* tile, int step, int64_t deep) const {
 #pragma unroll
-    for (int c = 0; c < kCopies / Threads; c++) {
-      const int at = c * Threads + int(threadIdx.x);
-      const int row = at / kAcrossRow, col = at % kAcrossRow * 8;
-      const int64_t outer = outer0 + row, inner = inner0 + col;
-      int64_t left = outer < outer_end ? inner_end - inner : 0;
+    for (int c = 0; c < kCopies; c++) {
+      constexpr int kRows = Threads / kAcrossRow;
+      int left;
+      if constexpr (Across) {
+        left = row + c * kRows < deep ? inside : 0;
+      } else {
+        left = c * kRows < inside ? int(min(deep - col, int64_t(8))) : 0;
+      }
       left = left < 0 ? 0 : left > 8 ? 8 : left;
-      const bf16* from = static_cast<const bf16*>(f.data) + (left > 0 ? outer * f.stride + inner : 0);
-      copy16(tile + row * kRow + col, from, int(left) * 2);
+      copy16(tile + to + c * kRows * kRow, from + step * next_step + c * next_copy, left * 2);
     }
   }
 
@@ -92,12 +111,14 @@ __global__ void __launch_bounds__(WarpsM* WarpsN * 32)
   const int warp_i = warp % WarpsM * FragM * 16, warp_j = warp / WarpsM * FragN * 8;
 
   float acc[FragM][FragN][4] = {};
+  const TileA tile_a(p.a, i0, p.rows, k_begin);
+  const TileB tile_b(p.b, j0, p.cols, k_begin);
   const auto fetch = [&](int step) {
     if (step < steps) {
       bf16* stage = shared + step % kStages * kStage;
-      const int64_t k = k_begin + int64_t(step) * kDeep;
-      TileA::fetch(stage, p.a, i0, p.rows, k, k_end);
-      TileB::fetch(stage + TileA::kElems, p.b, j0, p.cols, k, k_end);
+      const int64_t deep = k_end - k_begin - int64_t(step) * kDeep;
+      tile_a.fetch(stage, step, deep);
+      tile_b.fetch(stage + TileA::kElems, step, deep);
     }
     asm volatile("cp.async.commit_group;");
   };
