@@ -39,10 +39,9 @@ struct Decode {
 
 namespace {
 
-constexpr int64_t kLaunchSteps = 16384;     // the most steps of one launch
-constexpr int kStageBytes = 40 << 10;       // at most, of the ring
-constexpr int64_t kOneHopBytes = 80 << 10;  // the most partial sums that every block reads itself
-constexpr int kStaticShared = 1024;         // barriers, and what the system takes
+constexpr int64_t kLaunchSteps = 16384;  // the most steps of one launch
+constexpr int kStageBytes = 40 << 10;    // at most, of the ring
+constexpr int kStaticShared = 1024;      // barriers, and what the system takes
 
 struct Found {
   const Node *embedding = nullptr, *blocks = nullptr, *norm = nullptr, *head = nullptr, *sample = nullptr;
@@ -188,6 +187,9 @@ void lay_out_small(decode::Plan& p, int element, int v_rows) {
   s.bytes = up(take.at, 128);
 }
 
+// Room in which products of few rows prepare their activations (product.cuh).
+int pair_bytes(int rows) { return rows * 2 * (256 * 2 + 64); }
+
 int draw_bytes(int V) { return V * 12 + 2 * kWarps * 8 + 64; }
 
 // False where the ring would be too small to be worth it.
@@ -199,11 +201,12 @@ bool lay_out_shared(decode::Plan& p, int element, int head_element, int v_rows, 
   s.red = take(int64_t{p.k_groups} * rows * std::max(m_rows, v_rows) * 4);
   s.red_out = take(int64_t{p.k_groups} * rows * d_rows * 4);
   s.squares = take(p.k_groups * rows * 4);
+  s.pairs = take(rows <= 4 ? kWarps * pair_bytes(rows) : 0);
+  s.moments = take(8 * 4);
   s.conv_in = take(p.steps > 1 ? rows * p.channels * 4 : 0);
   s.u = take(rows * p.channels * 4);
   s.gate = take(rows * p.channels * 4);
   s.delta = take(p.steps > 1 ? rows * p.channels * 4 : 0);
-  s.sums = take(kWorkers * 16);
   s.selected = take(rows * p.S * 4);
   s.residual = take(rows * d_rows * 4);
   s.logits = take(p.sampled ? up(p.V * 4, 8) + draw_bytes(p.V) : 0);
@@ -260,9 +263,6 @@ bool plan_for(const Found& f, const Props& props, decode::Plan* plan) {
   p.layer_norm = f.norm->op == op::layer_norm;
   p.table_bf16 = f.embedding->in(at::embedding::in::table).dtype == DType::bf16;
   p.head_i8 = head.dtype == DType::i8;
-  const int quads = p.rows * p.S / 4;
-  p.one_hop = quads <= kWorkers / 4 && int64_t{p.blocks} * p.rows * p.S * 4 <= kOneHopBytes;
-  if (!p.one_hop && (quads + p.blocks - 1) / p.blocks > kWorkers) return false;
   const int element = weight_type(f) == DType::i8 ? 1 : 2;
   lay_out_small(p, element, v_rows);
   return lay_out_shared(p, element, p.head_i8 ? 1 : 2, v_rows, props.max_shared_per_block);

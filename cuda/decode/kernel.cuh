@@ -186,16 +186,35 @@ class Worker {
       from.tag = out ? tag(uses_) : tag(uses_ - 1);
     }
     float* squares = floats(p_.shared.squares);
-    Normalise<C> norm;
-    if (!out) norm.weight = param(p_.small.norm_weight);
-    if (!out && p_.layer_norm) {
-      norm.bias = param(p_.small.norm_bias);
-      layer_norm_rows<C>(p_, at_, from, p_.D, eps, squares, norm);
-    }
+    const char* ring = shared_ + p_.shared.ring;
+    const float* weight = out ? nullptr : param(p_.small.norm_weight);
+    const float* bias = !out && p_.layer_norm ? param(p_.small.norm_bias) : nullptr;
+    const bool i8 = !last || p_.head_i8;
     Accumulators<C> acc;
-    multiply<C>(p_, at_, stream, !last || p_.head_i8, rows, from, norm, bars_, shared_ + p_.shared.ring, cursor_, acc);
+    if constexpr (C::kPairs) {
+      RowNorm<C> norm;
+      norm.weight = weight;
+      norm.bias = bias;
+      norm.moments = floats(p_.shared.moments);
+      if (bias) layer_norm_moments<C>(p_, at_, from, eps, squares, floats(p_.shared.moments));
+      multiply_pairs<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, shared_ + p_.shared.pairs, cursor_, acc);
+      if (weight && !bias) {
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+          if (r >= p_.rows) break;
+          const float sum = warp_sum(norm.squares[r]);
+          if (at_.lane == 0) squares[at_.k_group * p_.rows + r] = sum;
+        }
+      }
+    } else {
+      Normalise<C> norm;
+      norm.weight = weight;
+      norm.bias = bias;
+      if (bias) layer_norm_rows<C>(p_, at_, from, p_.D, eps, squares, norm);
+      multiply<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, cursor_, acc);
+      if (weight && !bias) store_squares<C>(p_, at_, norm.squares, squares);
+    }
     store_partial<C>(p_, at_, rows, acc, floats(out ? p_.shared.red_out : p_.shared.red));
-    if (!out && !p_.layer_norm) store_squares<C>(p_, at_, norm.squares, squares);
   }
   // RMSNorm's factor of row r.
   __device__ float row_factor(bool layer_norm, int r, float eps) const {
@@ -244,14 +263,12 @@ class Worker {
   // States are read while the block waits for x: the first ones that this thread will need.
   static constexpr int kAhead = C::kPairs ? 1 : 4;
   __device__ void prefetch_states(const Layer& w) {
-    if (p_.steps == 1) {
+    if (p_.steps == 1 && tid_ < kWorkers / 2 && tid_ < own_.channels * p_.batch) {
       int m;
-      const int half = own_.by_channels.quotient(tid_, m), b = half / 2;
-      if (half % 2 == 0 && b < p_.batch) {
+      const int b = own_.by_channels.quotient(tid_, m);
 #pragma unroll
-        for (int k = 0; k < kMaxTaps - 1; k++) {
-          if (k < p_.K - 1) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, b, k, m));
-        }
+      for (int k = 0; k < kMaxTaps - 1; k++) {
+        if (k < p_.K - 1) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, b, k, m));
       }
     }
 #pragma unroll
@@ -272,23 +289,24 @@ class Worker {
     return __ldcg(w.ssm_state + ssm_at(b, channel));
   }
 
-  // in_proj's results: the gate through SiLU, the rest through the convolution.
+  // in_proj's results: half of the warps pass the gate through SiLU, the others the rest through the convolution.
   __device__ void finish_in(const Layer& w, int m_rows) {
-    const int ce = own_.channels;
+    const int ce = own_.channels, half = kWorkers / 2;
     float *conv_in = floats(p_.shared.conv_in), *gate = floats(p_.shared.gate);
+    const bool gates = tid_ >= half;
+    const int first = gates ? tid_ - half : tid_;
 #pragma unroll 1
-    for (int i = tid_; i < m_rows * p_.rows; i += kWorkers) {
-      int m;
-      const int half = own_.by_channels.quotient(i, m), r = half / 2;
-      if (half % 2) m += ce;
+    for (int i = first; i < ce * p_.rows; i += half) {
+      int channel;
+      const int r = own_.by_channels.quotient(i, channel), m = gates ? ce + channel : channel;
       float v = reduced(p_.shared.red, m_rows, m, r) * row_factor(p_.layer_norm, r, w.eps);
       if (sizeof(W) == 1) v *= param(p_.small.in_scale)[m];
-      if (m >= ce) {
-        gate[r * ce + m - ce] = silu(v);
+      if (gates) {
+        gate[i] = silu(v);
       } else if (p_.steps == 1) {
         convolve(w, r, m, i == tid_, [&](int) { return v; });
       } else {
-        conv_in[r * ce + m] = v;
+        conv_in[i] = v;
       }
     }
     if (p_.steps == 1) return;
@@ -384,73 +402,66 @@ class Worker {
     }
   }
 
-  // selected(row, s): all blocks' partial sums added up, by every block or, where they are many, by one block each.
+  // selected(row, s): all blocks' partial sums added up, each by one warp of one block, and handed out.
   __device__ void select() {
     const uint32_t use = tag(uses_);
-    float4* sums = reinterpret_cast<float4*>(shared_ + p_.shared.sums);
-    int q;
-    const int group = own_.by_quads.quotient(tid_, q);
-    if (group < own_.add_groups) sums[tid_] = add_partial(own_.quad0 + q, group, use);
-    worker_barrier();
+#pragma unroll 1
+    for (int q = tid_ / 32; q < own_.quads; q += kWarps) add_partial(own_.quad0 + q, use);
     float* selected = floats(p_.shared.selected);
-    const int first = own_.quad0 * 4, words = own_.quads * 4;
 #pragma unroll 1
-    for (int i = tid_; i < words; i += kWorkers) {
-      float v = sum_groups<8>(floats(p_.shared.sums) + i, own_.add_groups, words);
-      if (sizeof(W) == 1) {
-        int s;
-        own_.by_S.quotient(first + i, s);
-        v *= param(p_.small.x_scale)[s];
-      }
-      if (p_.one_hop) {
-        selected[i] = v;
-      } else {
-        put(p_.sum + first + i, v, use);
-      }
-    }
-    if (!p_.one_hop) {
+    for (int i = tid_; i < p_.rows * p_.S / 4; i += kWorkers) {
+      uint4 v;
 #pragma unroll 1
-      for (int i = tid_; i < p_.rows * p_.S / 4; i += kWorkers) {
-        uint4 v;
-#pragma unroll 1
-        for (unsigned turn = 0; missing(v = peek4(p_.sum + i * 4), use); turn++) give_up_after(turn);
-        *reinterpret_cast<uint4*>(selected + i * 4) = v;
-      }
+      for (unsigned turn = 0; missing(v = peek4(p_.sum + i * 4), use); turn++) give_up_after(turn);
+      *reinterpret_cast<uint4*>(selected + i * 4) = v;
     }
     worker_barrier();
   }
 
-  // Four words of the sums over blocks group, group + add_groups, ...
-  __device__ __forceinline__ float4 add_partial(int quad, int group, uint32_t use) {
-    const int stride = p_.rows * p_.S, groups = own_.add_groups;
+  // Four words of (rows, S): lane i adds up blocks i, i + 32, ...
+  __device__ __forceinline__ void add_partial(int quad, uint32_t use) {
+    constexpr int kAhead = 4;
+    const int stride = p_.rows * p_.S, last = p_.blocks - 1;
     const uint32_t* from = p_.partial + quad * 4;
     float4 sum = {};
 #pragma unroll 1
-    for (int block = group; block < p_.blocks; block += groups * kAddAhead) {
-      uint4 v[kAddAhead];
+    for (int block = at_.lane; block <= last; block += 32 * kAhead) {
+      uint4 v[kAhead];
 #pragma unroll 1
       for (unsigned turn = 0;; turn++) {
         uint32_t waiting = 0;
 #pragma unroll
-        for (int i = 0; i < kAddAhead; i++) {
-          v[i] = peek4(from + static_cast<long long>(min(block + i * groups, p_.blocks - 1)) * stride);
+        for (int i = 0; i < kAhead; i++) {
+          v[i] = peek4(from + static_cast<long long>(min(block + i * 32, last)) * stride);
           waiting |= missing(v[i], use);
         }
         if (!waiting) break;
         give_up_after(turn);
       }
 #pragma unroll
-      for (int i = 0; i < kAddAhead; i++) {
-        if (block + i * groups >= p_.blocks) break;
-        sum.x += __uint_as_float(v[i].x);
-        sum.y += __uint_as_float(v[i].y);
-        sum.z += __uint_as_float(v[i].z);
-        sum.w += __uint_as_float(v[i].w);
+      for (int i = 0; i < kAhead; i++) {
+        const float one = block + i * 32 <= last ? 1.0f : 0.0f;
+        sum.x = fmaf(one, __uint_as_float(v[i].x), sum.x);
+        sum.y = fmaf(one, __uint_as_float(v[i].y), sum.y);
+        sum.z = fmaf(one, __uint_as_float(v[i].z), sum.z);
+        sum.w = fmaf(one, __uint_as_float(v[i].w), sum.w);
       }
     }
-    return sum;
+    __syncwarp();
+    sum.x = warp_sum(sum.x);
+    sum.y = warp_sum(sum.y);
+    sum.z = warp_sum(sum.z);
+    sum.w = warp_sum(sum.w);
+    if (at_.lane >= 4) return;
+    float v = at_.lane == 0 ? sum.x : at_.lane == 1 ? sum.y : at_.lane == 2 ? sum.z : sum.w;
+    const int word = quad * 4 + at_.lane;
+    if (sizeof(W) == 1) {
+      int s;
+      own_.by_S.quotient(word, s);
+      v *= param(p_.small.x_scale)[s];
+    }
+    put(p_.sum + word, v, use);
   }
-  static constexpr int kAddAhead = 8;
 
   __device__ static float half_warp_sum(float v) {
 #pragma unroll

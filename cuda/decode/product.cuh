@@ -331,6 +331,159 @@ __device__ __forceinline__ void multiply(const Plan& p, const Place<C>& at, cons
   }
 }
 
+// With few rows a thread prepares eight columns of one row, so that no two threads prepare the same, and passes them on
+// through shared memory: `room` holds, for each warp and row, the high and the low halves of 256 columns.
+constexpr int kPairColumns = 256;
+constexpr int kPairPitch = kPairColumns * 2 + 64;  // bytes; both halves of a row lie in different banks
+constexpr int pair_bytes(int rows) { return rows * 2 * kPairPitch; }
+
+// Eight columns of row r, for the threads that are active.
+__device__ __forceinline__ void gather_columns(const Source& from, int columns, int r, int column, bool active,
+                                               float (&v)[8]) {
+  if (!from.exchange) {
+    if (!active) return;
+    const long long element = static_cast<long long>(from.ids[r]) * columns + column;
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+      v[k] = from.table_bf16 ? to_float(static_cast<const bf16*>(from.table)[element + k])
+                             : static_cast<const float*>(from.table)[element + k];
+    }
+    return;
+  }
+  const uint32_t* words = from.exchange + (r * columns + column);
+#pragma unroll 1
+  for (unsigned turn = 0;; turn++) {
+    uint4 a, b;
+    if (active) a = peek4(words), b = peek4(words + 4);
+    const bool waiting = active && (missing(a, from.tag) | missing(b, from.tag));
+    if (!__any_sync(kFullWarp, waiting)) {
+      if (!active) return;
+      const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+      for (int k = 0; k < 8; k++) v[k] = __uint_as_float(all[k]);
+      return;
+    }
+    give_up_after(turn);
+  }
+}
+
+// One row at a time in a place that the rows share.
+template <class C>
+struct RowNorm {
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+  const float* moments = nullptr;  // LayerNorm's mean and factor of each row, in shared memory
+  float squares[4] = {};
+};
+
+// Mean and factor of each row into moments(row, 2), for LayerNorm.
+template <class C>
+__device__ void layer_norm_moments(const Plan& p, const Place<C>& at, const Source& from, float eps, float* sums,
+                                   float* moments) {
+  const int begin = at.k_group * p.streams[0].share, end = min(begin + p.streams[0].share, p.D / 32);
+#pragma unroll 1
+  for (int pass = 0; pass < 2; pass++) {
+#pragma unroll 1
+    for (int r = 0; r < p.rows; r++) {
+      float sum = 0.0f;
+      const float mean = pass == 0 ? 0.0f : moments[r * 2];
+#pragma unroll 1
+      for (int first = begin; first < end; first += kPairColumns / 32) {
+        float v[8] = {};
+        const bool active = first * 4 + at.lane < end * 4;
+        gather_columns(from, p.D, r, first * 32 + at.lane * 8, active, v);
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+          const float d = active ? v[k] - mean : 0.0f;
+          sum += pass == 0 ? d : d * d;
+        }
+      }
+      sum = warp_sum(sum);
+      if (at.lane == 0) sums[at.k_group * p.rows + r] = sum;
+    }
+    worker_barrier();
+    if (at.k_group == 0 && at.lane < p.rows) {
+      const float mean = sum_groups<4>(sums + at.lane, C::kSplit, p.rows) * p.inverse_D;
+      moments[at.lane * 2 + pass] = pass == 0 ? mean : rsqrtf(mean + eps);
+    }
+    worker_barrier();
+  }
+}
+
+// multiply() for few rows.
+template <class C>
+__device__ __forceinline__ void multiply_pairs(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
+                                               const Source& from, RowNorm<C>& norm, Barriers& bars, const char* ring,
+                                               char* room, Cursor& cursor, Accumulators<C>& acc) {
+  using W = typename C::W;
+  const int element = sizeof(W) == 2 || !i8 ? 2 : 1, per_slice = s.slice / 32;
+  const int begin = at.k_group * s.share, end = min(begin + s.share, s.columns / 32);
+  char* own = room + at.k_group * pair_bytes(p.rows);
+#pragma unroll 1
+  for (int slice = 0; slice < s.slices; slice++) {
+    const int slice_end = min(end, (slice + 1) * per_slice);
+#pragma unroll 1
+    for (int first = max(begin, slice * per_slice); first < slice_end; first += kPairColumns / 32) {
+      const int count = min(slice_end - first, kPairColumns / 32), column = first * 32 + at.lane * 8;
+      const bool active = at.lane < count * 4;
+#pragma unroll 1
+      for (int r = 0; r < p.rows; r++) {
+        float v[8] = {};
+        gather_columns(from, s.columns, r, column, active, v);
+        if (!active) continue;
+        if (norm.weight) {
+          const float4 w0 = *reinterpret_cast<const float4*>(norm.weight + column);
+          const float4 w1 = *reinterpret_cast<const float4*>(norm.weight + column + 4);
+          const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
+          if (norm.bias) {
+            const float mean = norm.moments[r * 2], factor = norm.moments[r * 2 + 1];
+#pragma unroll
+            for (int k = 0; k < 8; k++) v[k] = fmaf((v[k] - mean) * factor, w[k], norm.bias[column + k]);
+          } else {
+            float sum = 0.0f;
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+              sum = fmaf(v[k], v[k], sum);
+              v[k] *= w[k];
+            }
+#pragma unroll
+            for (int k = 0; k < 4; k++) norm.squares[k] += k == r ? sum : 0.0f;
+          }
+        }
+        uint4 high, low;
+        split(v[0], v[1], high.x, low.x);
+        split(v[2], v[3], high.y, low.y);
+        split(v[4], v[5], high.z, low.z);
+        split(v[6], v[7], high.w, low.w);
+        *reinterpret_cast<uint4*>(own + r * 2 * kPairPitch + at.lane * 16) = high;
+        *reinterpret_cast<uint4*>(own + (r * 2 + 1) * kPairPitch + at.lane * 16) = low;
+      }
+      __syncwarp();
+      barrier_wait(&bars.full[cursor.stage], cursor.phase);
+      const char* stage = ring + cursor.stage * p.stage_bytes + ((first - slice * per_slice) * 32 + at.t * 8) * element;
+      const char* b_row = own + (min(at.g & 3, p.rows - 1) * 2 + at.g / 4) * kPairPitch + at.t * 16;
+#pragma unroll 1
+      for (int i = 0; i < count; i++) {
+        const uint4 v = *reinterpret_cast<const uint4*>(b_row + i * 64);
+        Fragment b;
+        b.k[0] = v.x, b.k[1] = v.y, b.k[2] = v.z, b.k[3] = v.w;
+#pragma unroll
+        for (int m = 0; m < kMaxTiles; m++) {
+          if (m * 16 >= rows) break;
+          const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
+          const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
+          mma_both(acc.v[m][0], low_row, high_row, b);
+        }
+        stage += 32 * element;
+      }
+      __syncwarp();
+    }
+    __syncwarp();
+    if (at.lane == 0) barrier_arrive(&bars.empty[cursor.stage]);
+    cursor.next(p.stages);
+  }
+}
+
 // Values of one accumulator tile by weight row m and activation row r.
 template <class C, class Fn>
 __device__ __forceinline__ void each_result(const Place<C>& at, float (&v)[4], int tile_row, int first_row, int m_rows,

@@ -45,7 +45,8 @@ struct Small {
 
 // Byte offsets into a block's shared memory.
 struct Shared {
-  int ring, small, red, red_out, squares, conv_in, u, gate, sums, selected, delta, residual, logits, ids, bytes;
+  int ring, small, red, red_out, squares, pairs, moments, conv_in, u, gate, selected, delta, residual, logits, ids,
+      bytes;
 };
 
 // The parts of a run that change from launch to launch; in memory that the host and the device both see.
@@ -62,7 +63,6 @@ struct Plan {
   int k_groups, row_groups;  // warps share the columns of a product, and the rows of activations
   int stages, stage_bytes;
   float inverse_D;  // 1 / D
-  bool one_hop;     // every block adds up all of x_proj's partial sums itself
   bool layer_norm, sampled, table_bf16, head_i8, head_bias;
   Stream streams[3];  // kIn, kOut, kHead
   Small small;

@@ -29,8 +29,7 @@ struct Share {
   int d0, d_rows;    // of D, rows of out_proj
   int v0, v_rows;    // of V, rows of the head
   int quad0, quads;  // groups of four words of (rows, S) that the block adds up
-  int add_groups;    // threads that share the blocks of one of them
-  Divider by_channels, by_d_rows, by_v_rows, by_quads, by_S;
+  Divider by_channels, by_d_rows, by_v_rows, by_S;
   __device__ void set(const Plan& p) {
     const int b = blockIdx.x;
     e0 = b * p.channels;
@@ -41,13 +40,11 @@ struct Share {
     v0 = cut(p.V, b);
     v_rows = cut(p.V, b + 1) - v0;
     const int all = p.rows * p.S / 4;
-    quad0 = p.one_hop ? 0 : cut(all, b);
-    quads = p.one_hop ? all : cut(all, b + 1) - quad0;
-    add_groups = quads ? min(32, kWorkers / quads) : 0;
+    quad0 = cut(all, b);
+    quads = cut(all, b + 1) - quad0;
     by_channels.set(channels);
     by_d_rows.set(d_rows);
     by_v_rows.set(v_rows);
-    by_quads.set(quads);
     by_S.set(p.S);
   }
 };
