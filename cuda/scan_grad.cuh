@@ -129,12 +129,16 @@ struct ChunkView {
     using Byte = std::conditional_t<std::is_const_v<Element>, const char, char>;
     return reinterpret_cast<Element*>(reinterpret_cast<Byte*>(rows.data) + offset);
   }
-  __device__ __forceinline__ Raw<T> load(const GradRows<const T>& rows, int k) const {
+  // An absent operand reads as 0.
+  __device__ __forceinline__ Raw<T> load_optional(const GradRows<const T>& rows, int k) const {
+    return load(rows, k, rows.data != nullptr);
+  }
+  __device__ __forceinline__ Raw<T> load(const GradRows<const T>& rows, int k, bool present = true) const {
     Raw<T> raw{};
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const T* from = address(rows, k, j);
-      const bool in = inside(k, j);
+      const bool in = present && inside(k, j);
       if constexpr (kWhole) {
         if (in) raw.v[j] = *reinterpret_cast<const Pair*>(from);
       } else {

@@ -22,7 +22,7 @@ Cut cut_time(int64_t chunks, int64_t blocks, const Props& props) {
   double best = 0;
   for (int64_t per = chunks; per >= 1; per--) {
     const int64_t segments = ceil_div(chunks, per);
-    if (per < chunks && ceil_div(chunks, per + 1) == segments) continue;  // the same number, less even
+    if (per > 1 && ceil_div(chunks, per - 1) == segments) continue;  // the same number, less even
     const int64_t waves = ceil_div(blocks * segments, props.sm_count);
     const double cost = static_cast<double>(waves * per) +
                         (segments > 1 ? 0.25 : 0.0) * static_cast<double>(blocks * (chunks - per)) / props.sm_count +
@@ -121,22 +121,29 @@ ScanGradArgs<T> args_of(const Node& node, const Sizes& s, char* base) {
   return a;
 }
 
-// dB and dC of one pass: sums over channel blocks in their order, a cell a thread.
+// What the last sums of a pass write; null where not wanted.
 template <class T>
-__global__ void sum_projections(const __grid_constant__ ScanGradArgs<T> p, GradRows<T> dB, GradRows<T> dC) {
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, chunks = p.B * p.chunks_per_batch;
-  if (i >= chunks * kGradCells) return;
-  const int64_t chunk = i / kGradCells;
+struct Results {
+  GradRows<T> dB, dC;
+  GradRows<float> dA;
+  float *dD, *ddelta_bias;
+  bool accumulate;
+};
+
+// dB and dC: sums over channel blocks in their order, a cell a thread.
+template <class T>
+__device__ __forceinline__ void sum_projections(const ScanGradArgs<T>& p, const Results<T>& to, int64_t i) {
+  const int64_t chunks = p.B * p.chunks_per_batch, chunk = i / kGradCells;
   const int sub = static_cast<int>(i % kGradCells) / 64, cell = static_cast<int>(i % 32);
   const int64_t t = chunk % p.chunks_per_batch * kGradChunk + sub * kGradSteps + cell / 4;
-  if (t >= p.time) return;
+  const GradRows<T>& rows = i / 32 % 2 ? to.dC : to.dB;
+  if (chunk >= chunks || t >= p.time || !rows.data) return;
   const float4* from = reinterpret_cast<const float4*>(p.bc_sums) + i;
   float4 sum = *from;
 #pragma unroll 4
   for (int64_t block = 1; block < p.channel_blocks; block++) sum = sum + from[block * chunks * kGradCells];
-  const GradRows<T> to = i / 32 % 2 ? dC : dB;
   const int64_t n = p.first_state + 4 * (cell % 4);
-  T* row = to.data + (chunk / p.chunks_per_batch * p.time + t) * to.stride + n;
+  T* row = rows.data + (chunk / p.chunks_per_batch * p.time + t) * rows.stride + n;
   const float v[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
   for (int j = 0; j < 4; j++) {
@@ -144,26 +151,58 @@ __global__ void sum_projections(const __grid_constant__ ScanGradArgs<T> p, GradR
   }
 }
 
-// to(E, columns) <- sums(parts, E, width) over parts, for the columns from first_column on. Null: not wanted.
-__global__ void sum_parameters(GradRows<float> to, const float* sums, int64_t parts, int64_t E, int width,
-                               int64_t first_column, int64_t columns, bool accumulate) {
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (i >= E * width) return;
-  const int64_t column = first_column + i % width;
-  if (column >= columns) return;
+// Over segments and batches, in their order.
+__device__ __forceinline__ void sum_parts(float* to, const float* from, int64_t parts, int64_t stride,
+                                          bool accumulate) {
   float sum = 0.0f;
 #pragma unroll 4
-  for (int64_t part = 0; part < parts; part++) sum += sums[part * E * width + i];
-  float& at = to.data[i / width * to.stride + column];
-  at = accumulate ? at + sum : sum;
+  for (int64_t part = 0; part < parts; part++) sum += from[part * stride];
+  *to = accumulate ? *to + sum : sum;
 }
 
-Status launch_sum_parameters(const Tensor& to, int64_t stride, const float* sums, const Sizes& s, int width,
-                             int64_t first_column, int64_t columns, bool accumulate, cudaStream_t stream) {
-  if (!to) return {};
-  const unsigned blocks = static_cast<unsigned>(ceil_div(s.E * width, 128));
-  sum_parameters<<<blocks, 128, 0, stream>>>({to.ptr<float>(), stride}, sums, s.parts(), s.E, width, first_column,
-                                             columns, accumulate);
+// dA, then dD, then ddelta_bias.
+template <class T>
+__device__ __forceinline__ void sum_parameters(const ScanGradArgs<T>& p, const Results<T>& to, int64_t i) {
+  const int64_t parts = p.B * p.segments, of_A = p.E * kGradStates;
+  if (i < of_A) {
+    const int64_t e = i / kGradStates, n = p.first_state + i % kGradStates;
+    if (!to.dA.data || n >= p.N) return;
+    sum_parts(&to.dA.data[e * to.dA.stride + n], p.dA_sums + i, parts, of_A, to.accumulate);
+    return;
+  }
+  const int64_t e = (i - of_A) % p.E;
+  const bool bias = i - of_A >= p.E;
+  float* result = bias ? to.ddelta_bias : to.dD;
+  if (i >= of_A + 2 * p.E || !result || !p.last_pass) return;
+  sum_parts(result + e, (bias ? p.bias_sums : p.dD_sums) + e, parts, p.E, to.accumulate);
+}
+
+constexpr int kSumThreads = 256;
+
+template <class T>
+__global__ void __launch_bounds__(kSumThreads)
+    scan_grad_sums_kernel(const __grid_constant__ ScanGradArgs<T> p, const __grid_constant__ Results<T> to,
+                          int64_t projection_blocks) {
+  const int64_t block = blockIdx.x;
+  if (block < projection_blocks) {
+    sum_projections(p, to, block * kSumThreads + threadIdx.x);
+  } else {
+    sum_parameters(p, to, (block - projection_blocks) * kSumThreads + threadIdx.x);
+  }
+}
+
+template <class T>
+Status launch_sums(const ScanGradArgs<T>& args, const Node& node, cudaStream_t stream) {
+  const Results<T> to{rows_of<T>(node.out(out::dB)),
+                      rows_of<T>(node.out(out::dC)),
+                      rows_of<float>(node.out(out::dA)),
+                      node.out(out::dD).template ptr<float>(),
+                      node.out(out::ddelta_bias).template ptr<float>(),
+                      node.attr(attr::accumulate) != 0};
+  const int64_t projection_blocks = ceil_div(args.B * args.chunks_per_batch * kGradCells, kSumThreads);
+  const int64_t parameter_blocks = ceil_div(args.E * (kGradStates + 2), kSumThreads);
+  scan_grad_sums_kernel<T><<<static_cast<unsigned>(projection_blocks + parameter_blocks), kSumThreads, 0, stream>>>(
+      args, to, projection_blocks);
   MB_CUDA_LAUNCHED("selective_scan_grad");
   return {};
 }
@@ -175,17 +214,7 @@ Status launch_pass(ScanGradArgs<T> args, const Node& node, const Sizes& s, int64
   args.last_pass = pass + 1 == s.passes;
   if (s.cut.segments > 1) MB_TRY(launch_scan_grad_pieces(args, launch.stream));
   MB_TRY(launch_scan_grad_main(args, scan_grad_warps(*launch.props), launch.stream));
-  const int64_t cells = s.B * s.cut.chunks * kGradCells;
-  sum_projections<T><<<static_cast<unsigned>(ceil_div(cells, 256)), 256, 0, launch.stream>>>(
-      args, rows_of<T>(node.out(out::dB)), rows_of<T>(node.out(out::dC)));
-  MB_CUDA_LAUNCHED("selective_scan_grad");
-  const bool accumulate = node.attr(attr::accumulate) != 0;
-  const Tensor& dA = node.out(out::dA);
-  MB_TRY(launch_sum_parameters(dA, dA.row_stride, args.dA_sums, s, kGradStates, args.first_state, s.N, accumulate,
-                               launch.stream));
-  if (!args.last_pass) return {};
-  MB_TRY(launch_sum_parameters(node.out(out::dD), 1, args.dD_sums, s, 1, 0, 1, accumulate, launch.stream));
-  return launch_sum_parameters(node.out(out::ddelta_bias), 1, args.bias_sums, s, 1, 0, 1, accumulate, launch.stream);
+  return launch_sums(args, node, launch.stream);
 }
 
 Status launch(const Node& node, const Launch& launch) {

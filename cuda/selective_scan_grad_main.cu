@@ -4,10 +4,11 @@
 // u, delta, z, dy, du, ddelta, dz(B,T,E); B, C(B,T,N); chunks(B,ceil(T/64),E*N); sums of dB and dC over a block's
 // channels go to scratch (docs/math/selective-scan-gradient.md).
 //
-// Instructions a state and step, counted: 4.7 to reach every eighth state, 6.7 to recompute states and decays into
-// registers, 7.7 backwards, 2 for the sums of dB and dC over channels and of s, gB and gA over states, 3 for what is
-// once a channel and step. Sums over lanes go through shared memory: a 16-byte store and load move four values, where
-// shuffles would move one and need a select; bf16 tensor cores would be shorter, but their rounding shows.
+// Instructions a state and step of the bf16 kernel, counted: 5.4 to reach every eighth state and 19 for the rest, of
+// which 12 are the recurrences themselves; the special function unit is busy 17 cycles of theirs. dB and dC are summed
+// over channels through shared memory, where a 16-byte store and load move four values (a shuffle moves one and needs a
+// select). For bf16, sums over states run on tensor cores in tf32, whose columns are alike, which costs less than
+// selecting; bf16 itself as their factor shows in the results.
 #include "check.h"
 #include "scan_grad.cuh"
 
@@ -15,22 +16,33 @@ namespace mb::cuda {
 namespace {
 
 constexpr int kSub = kGradSteps;
-// Rows of 36 vectors for 32 lanes keep the transposed reads free of bank conflicts.
-constexpr int kExchangeRow = 36;
+// Row lengths that keep a lane's own steps, and the transposed reads, free of bank conflicts.
+// (f32 has no room for the first.)
+template <class T>
+constexpr int kStepRow = kGradPairs + (sizeof(T) == 2);
+constexpr int kSlopeRow = kGradPairs + 2, kExchangeRow = 36;
 
+// Where lanes leave their shares of sums, for whoever owns a sum to add. bf16 sums over states on tensor cores instead.
+template <class T>
+struct Exchange {
+  float4 channels[kSub * kExchangeRow];                               // (step, pair, 4 states)
+  float4 states[std::is_same_v<T, float> ? kSub * kExchangeRow : 1];  // (step, lane)
+};
+
+template <class T>
 struct WarpShared {
-  float4 step[kGradChunk][kGradPairs];       // dt, dt u of both channels
-  float4 slots[kGradChunk / kSub][64];       // state before a sub-chunk, later its sums for dB and dC
-  float4 channel_sums[kSub * kExchangeRow];  // (step, pair, 4 states)
-  float4 state_sums[kSub * kExchangeRow];    // (step, lane)
-  float2 ds[kSub][kGradPairs];
+  float4 step[kGradChunk][kStepRow<T>];  // dt, dt u of both channels
+  float4 slots[kGradChunk / kSub][64];   // state before a sub-chunk, later its sums for dB and dC
+  Exchange<T> exchange;
+  float2 ds[kSub][kSlopeRow];
+  float4 dz[32];  // what a lane's s is multiplied by for dz
 };
 
 template <class T, int kWarps>
 struct BlockShared {
   float4 B[kGradChunk][4], C[kGradChunk][4];
   T raw[2][kGradChunk][kGradStates];  // B and C of the chunk to come
-  WarpShared warps[kWarps];
+  WarpShared<T> warps[kWarps];
 };
 
 // What belongs to a lane's two channels: parameters, or sums over all steps.
@@ -39,22 +51,34 @@ struct PairOf {
 };
 
 template <class T, bool kWhole>
-__device__ __forceinline__ void stage_steps(const ChunkView<T, kWhole>& view, WarpShared& mine, float2 bias, int k,
+__device__ __forceinline__ void stage_steps(const ChunkView<T, kWhole>& view, WarpShared<T>& mine, float2 bias, int k,
                                             const Raw<T>& delta, const Raw<T>& u) {
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     const float2 x = u.at(j);
     float2 dt = delta.at(j) + bias;
-    if (view.p.softplus) dt = {softplus_fast(dt.x), softplus_fast(dt.y)};
+    // Selected rather than branched on: the four values of a lane then run side by side.
+    const float2 soft = {softplus_fast(dt.x), softplus_fast(dt.y)};
+    dt = {view.p.softplus ? soft.x : dt.x, view.p.softplus ? soft.y : dt.y};
     // A step past the end changes nothing: a = exp(0).
     if (!view.inside(k, j)) dt = {0.0f, 0.0f};
     mine.step[kSub * k + 2 * view.at.q + j][view.at.g] = {dt.x, dt.x * x.x, dt.y, dt.y * x.y};
   }
 }
 
+// Of a step, for the lane's states. The special function unit is slow: callers ask for the next step's before they use
+// those of this one.
+__device__ __forceinline__ void decays(float (&a)[2][4], const float4& step, const float (&A2)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    a[0][i] = exp2_fast(step.x * A2[0][i]);
+    a[1][i] = exp2_fast(step.z * A2[1][i]);
+  }
+}
+
 // Fills the steps' dt and the state before each sub-chunk. delta, u: of sub-chunk 0.
 template <class T, bool kWhole>
-__device__ __forceinline__ void reach_sub_chunks(const ChunkView<T, kWhole>& view, WarpShared& mine,
+__device__ __forceinline__ void reach_sub_chunks(const ChunkView<T, kWhole>& view, WarpShared<T>& mine,
                                                  const float4* B_tile, float2 bias, const float (&A2)[2][4],
                                                  float (&h)[2][4], int sub_chunks, Raw<T> delta, Raw<T> u) {
   const GradLane& at = view.at;
@@ -67,15 +91,23 @@ __device__ __forceinline__ void reach_sub_chunks(const ChunkView<T, kWhole>& vie
     if (k + 1 == sub_chunks) break;
     delta = view.load(view.p.delta, k + 1);
     u = view.load(view.p.u, k + 1);
+    const auto step_row = [&](int j) { return mine.step[kSub * k + j][at.g]; };
+    float4 step = step_row(0), next = step_row(1);
+    float a[2][4], a_next[2][4];
+    decays(a, step, A2);
 #pragma unroll
     for (int j = 0; j < kSub; j++) {
-      const float4 step = mine.step[kSub * k + j][at.g], B4 = B_tile[4 * (kSub * k + j)];
+      const float4 B4 = B_tile[4 * (kSub * k + j)];
       const float B[4] = {B4.x, B4.y, B4.z, B4.w};
+      if (j + 1 < kSub) decays(a_next, next, A2);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        h[0][i] = fmaf(exp2_fast(step.x * A2[0][i]), h[0][i], step.y * B[i]);
-        h[1][i] = fmaf(exp2_fast(step.z * A2[1][i]), h[1][i], step.w * B[i]);
+        h[0][i] = fmaf(a[0][i], h[0][i], step.y * B[i]);
+        h[1][i] = fmaf(a[1][i], h[1][i], step.w * B[i]);
+        a[0][i] = a_next[0][i], a[1][i] = a_next[1][i];
       }
+      step = next;
+      if (j + 2 < kSub) next = step_row(j + 2);
     }
   }
 }
@@ -85,108 +117,198 @@ struct Track {
   float a[kSub][2][4], before[kSub][2][4];
 };
 
-// Forwards; leaves the shares of dC in channel_sums and of s in state_sums.
-__device__ __forceinline__ void recompute(const float4* __restrict__ steps, const float4* __restrict__ Bs,
-                                          const float4* __restrict__ Cs, const float2* __restrict__ dss,
-                                          const float4* __restrict__ start, float4* __restrict__ channel_sums,
-                                          float2* __restrict__ state_sums, const float (&A2)[2][4], Track& track) {
-  float h[2][4];
-#pragma unroll
-  for (int c = 0; c < 2; c++) {
-    const float4 v = start[32 * c];
-    h[c][0] = v.x, h[c][1] = v.y, h[c][2] = v.z, h[c][3] = v.w;
+// What a step reads from shared memory, loaded a step ahead: the compiler does not move loads over stores.
+struct StepInputs {
+  float4 step, B, C;
+  float2 ds;
+};
+template <class T>
+struct StepRows {
+  const float4 *step, *B, *C;
+  const float2* ds;
+  __device__ __forceinline__ StepInputs load(int j) const { return load(j, step[kStepRow<T> * j]); }
+  __device__ __forceinline__ StepInputs load(int j, const float4& of_step) const {
+    return {of_step, B[4 * j], C[4 * j], ds[kSlopeRow * j]};
   }
-#pragma unroll
-  for (int j = 0; j < kSub; j++) {
-    const float4 step = steps[kGradPairs * j], B4 = Bs[4 * j], C4 = Cs[4 * j];
-    const float2 ds = dss[kGradPairs * j];
-    const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
-    float2 s = {0.0f, 0.0f};
-    float dC[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      track.before[j][0][i] = h[0][i];
-      track.before[j][1][i] = h[1][i];
-      track.a[j][0][i] = exp2_fast(step.x * A2[0][i]);
-      track.a[j][1][i] = exp2_fast(step.z * A2[1][i]);
-      h[0][i] = fmaf(track.a[j][0][i], h[0][i], step.y * B[i]);
-      h[1][i] = fmaf(track.a[j][1][i], h[1][i], step.w * B[i]);
-      s.x = fmaf(C[i], h[0][i], s.x);
-      s.y = fmaf(C[i], h[1][i], s.y);
-      dC[i] = fmaf(ds.x, h[0][i], ds.y * h[1][i]);
-    }
-    channel_sums[kExchangeRow * j] = {dC[0], dC[1], dC[2], dC[3]};
-    state_sums[kExchangeRow * j] = s;
-  }
+};
+
+// Sums over states of one quantity for the lane's steps: even channel, then odd channel.
+struct PairSteps {
+  float v[4];
+  __device__ __forceinline__ float2 at(int j) const { return {v[j], v[2 + j]}; }
+};
+
+// d(16,8) += a(16,8) b(8,8) in tf32, to which the factors are cut. Rows g and g + 8 are the channels of the lane's
+// pair, a's columns q and q + 4 come from it, and so does b's column g; d's columns 2 q and 2 q + 1 are the lane's.
+__device__ __forceinline__ void multiply(float (&d)[4], float even, float odd, float even4, float odd4, float b,
+                                         float b4) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(even)), "r"(__float_as_uint(odd)), "r"(__float_as_uint(even4)), "r"(__float_as_uint(odd4)),
+        "r"(__float_as_uint(b)), "r"(__float_as_uint(b4)));
 }
 
-// Backwards; leaves the shares of dB in channel_sums, and in state_sums those of sum_n g B of both channels and of
-// sum_n g A2 a h of both.
-__device__ __forceinline__ void reverse(const float4* __restrict__ steps, const float4* __restrict__ Bs,
-                                        const float4* __restrict__ Cs, const float2* __restrict__ dss,
-                                        float4* __restrict__ channel_sums, float4* __restrict__ state_sums,
-                                        const float (&A2)[2][4], const Track& track, float (&g)[2][4],
-                                        float (&dA)[2][4]) {
-#pragma unroll
-  for (int j = kSub - 1; j >= 0; j--) {
-    const float4 step = steps[kGradPairs * j], B4 = Bs[4 * j], C4 = Cs[4 * j];
-    const float2 ds2 = dss[kGradPairs * j];
-    const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
-    const float dt[2] = {step.x, step.z}, dtu[2] = {step.y, step.w}, ds[2] = {ds2.x, ds2.y};
-    float gB[2], gA[2], dB[4];
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        g[c][i] = fmaf(ds[c], C[i], g[c][i]);
-        gB[c] = i == 0 ? g[c][0] * B[0] : fmaf(g[c][i], B[i], gB[c]);
-        dB[i] = c == 0 ? dtu[0] * g[0][i] : fmaf(dtu[1], g[1][i], dB[i]);
-        g[c][i] *= track.a[j][c][i];
-        const float gah = g[c][i] * track.before[j][c][i];
-        gA[c] = i == 0 ? gah * A2[c][0] : fmaf(gah, A2[c][i], gA[c]);
-        dA[c][i] = fmaf(gah, dt[c], dA[c][i]);
-      }
-    }
-    channel_sums[kExchangeRow * j] = {dB[0], dB[1], dB[2], dB[3]};
-    state_sums[kExchangeRow * j] = {gB[0], gB[1], gA[0], gA[1]};
-  }
+// Sums over states of v times a projection at step j; columns of the product are alike, and the owner of the step keeps
+// them.
+__device__ __forceinline__ void project(PairSteps& sums, const float (&v)[2][4], const float4& projection,
+                                        const GradLane& at, int j) {
+  float d[4] = {};
+  multiply(d, v[0][0], v[1][0], v[0][1], v[1][1], projection.x, projection.y);
+  multiply(d, v[0][2], v[1][2], v[0][3], v[1][3], projection.z, projection.w);
+  if (at.q == j / 2) sums.v[j % 2] = d[0], sums.v[2 + j % 2] = d[2];
+}
+
+// Sums over the lanes of a pair of what they hold for steps j and j + 1, into the columns of these.
+__device__ __forceinline__ void sum_quads(PairSteps& sums, const float (&first)[2], const float (&second)[2],
+                                          const GradLane& at, int j) {
+  multiply(sums.v, first[0], first[1], second[0], second[1], at.g == j ? 1.0f : 0.0f, at.g == j + 1 ? 1.0f : 0.0f);
 }
 
 // Over the warp's channels: lane 4 step + n / 4 has the sums of its step and states.
-__device__ __forceinline__ float4 sum_channels(const WarpShared& mine, int lane) {
-  const float4* from = mine.channel_sums + kExchangeRow * (lane / 4) + lane % 4;
+template <class T>
+__device__ __forceinline__ float4 sum_channels(const Exchange<T>& exchange, const GradLane& at) {
+  const float4* from = exchange.channels + kExchangeRow * (at.lane / 4) + at.q;
   float4 sum[2] = {from[0], from[4]};
 #pragma unroll
   for (int pair = 2; pair < kGradPairs; pair++) sum[pair % 2] = sum[pair % 2] + from[4 * pair];
   return sum[0] + sum[1];
 }
 
-// Over the states, for the lane's pair at its step j. The order is turned by q: no two lanes then meet on a bank.
-__device__ __forceinline__ float4 sum_states(const WarpShared& mine, const GradLane& at, int j) {
-  const float4* from = mine.state_sums + kExchangeRow * (2 * at.q + j) + 4 * at.g;
-  return (from[at.q] + from[at.q ^ 1]) + (from[at.q ^ 2] + from[at.q ^ 3]);
-}
-__device__ __forceinline__ float2 sum_states_s(const WarpShared& mine, const GradLane& at, int j) {
-  const float4* from = reinterpret_cast<const float4*>(reinterpret_cast<const float2*>(mine.state_sums) +
-                                                       kExchangeRow * (2 * at.q + j) + 4 * at.g);
-  const float4 sum = from[at.q / 2] + from[1 - at.q / 2];
-  return {sum.x + sum.z, sum.y + sum.w};
-}
-
-// ds into shared memory; what s is multiplied by for dz.
-template <class T, bool kWhole>
-__device__ __forceinline__ void open_gate(const ChunkView<T, kWhole>& view, WarpShared& mine, const Raw<T>& dy2,
-                                          const Raw<T>& z2, float2 (&dz)[2]) {
+// Over the states, from what every lane left: for the lane's pair and steps. The order is turned by q: no two lanes
+// then meet on a bank.
+__device__ __forceinline__ void sum_shared_states(const Exchange<float>& exchange, const GradLane& at, PairSteps& gB,
+                                                  PairSteps& gA) {
 #pragma unroll
   for (int j = 0; j < 2; j++) {
-    float2 ds = dy2.at(j);
-    if (view.p.z.data) {
-      const float2 z = z2.at(j), sg = {sigmoid_fast(z.x), sigmoid_fast(z.y)}, dys = ds * sg;
-      ds = dys * z;
-      dz[j] = {dys.x * fmaf(z.x, 1.0f - sg.x, 1.0f), dys.y * fmaf(z.y, 1.0f - sg.y, 1.0f)};
+    const float4* from = exchange.states + kExchangeRow * (2 * at.q + j) + 4 * at.g;
+    const float4 sum = (from[at.q] + from[at.q ^ 1]) + (from[at.q ^ 2] + from[at.q ^ 3]);
+    gB.v[j] = sum.x, gB.v[2 + j] = sum.y, gA.v[j] = sum.z, gA.v[2 + j] = sum.w;
+  }
+}
+__device__ __forceinline__ void sum_shared_states(const Exchange<float>& exchange, const GradLane& at, PairSteps& s) {
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const float4* from = reinterpret_cast<const float4*>(reinterpret_cast<const float2*>(exchange.states) +
+                                                         kExchangeRow * (2 * at.q + j) + 4 * at.g);
+    const float4 sum = from[at.q / 2] + from[1 - at.q / 2];
+    s.v[j] = sum.x + sum.z, s.v[2 + j] = sum.y + sum.w;
+  }
+}
+
+// Forwards; leaves the shares of dC. s is complete for bf16, and also left as shares for f32.
+template <class T>
+__device__ __forceinline__ void recompute(const StepRows<T>& rows, WarpShared<T>& mine, const GradLane& at,
+                                          const float4* start, const float (&A2)[2][4], Track& track, PairSteps& s) {
+  float h[2][4];
+#pragma unroll
+  for (int c = 0; c < 2; c++) {
+    const float4 v = start[32 * c];
+    h[c][0] = v.x, h[c][1] = v.y, h[c][2] = v.z, h[c][3] = v.w;
+  }
+  StepInputs next = rows.load(0);
+  float4 step_after = rows.step[kStepRow<T>];
+  decays(track.a[0], next.step, A2);
+#pragma unroll
+  for (int j = 0; j < kSub; j++) {
+    const StepInputs in = next;
+    if (j + 1 < kSub) {
+      next = rows.load(j + 1, step_after);
+      decays(track.a[j + 1], next.step, A2);
     }
+    if (j + 2 < kSub) step_after = rows.step[kStepRow<T> * (j + 2)];
+    const float B[4] = {in.B.x, in.B.y, in.B.z, in.B.w}, C[4] = {in.C.x, in.C.y, in.C.z, in.C.w};
+    float dC[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      track.before[j][0][i] = h[0][i];
+      track.before[j][1][i] = h[1][i];
+      h[0][i] = fmaf(track.a[j][0][i], h[0][i], in.step.y * B[i]);
+      h[1][i] = fmaf(track.a[j][1][i], h[1][i], in.step.w * B[i]);
+      dC[i] = fmaf(in.ds.x, h[0][i], in.ds.y * h[1][i]);
+    }
+    mine.exchange.channels[kExchangeRow * j + at.lane] = {dC[0], dC[1], dC[2], dC[3]};
+    if constexpr (std::is_same_v<T, float>) {
+      float share[2] = {0.0f, 0.0f};
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        share[0] = fmaf(C[i], h[0][i], share[0]);
+        share[1] = fmaf(C[i], h[1][i], share[1]);
+      }
+      reinterpret_cast<float2*>(mine.exchange.states)[kExchangeRow * j + at.lane] = {share[0], share[1]};
+    } else {
+      project(s, h, in.C, at, j);
+    }
+  }
+}
+
+// Backwards; leaves the shares of dB. The sums over states of g B and of g A2 a h are complete for bf16, and left as
+// shares for f32.
+template <class T>
+__device__ __forceinline__ void reverse(const StepRows<T>& rows, WarpShared<T>& mine, const GradLane& at,
+                                        const float (&A2)[2][4], const Track& track, float (&g)[2][4],
+                                        float (&dA)[2][4], PairSteps& gB_sums, PairSteps& gA_sums) {
+  float held[2];
+  StepInputs next = rows.load(kSub - 1);
+#pragma unroll
+  for (int j = kSub - 1; j >= 0; j--) {
+    const StepInputs in = next;
+    if (j > 0) next = rows.load(j - 1);
+    const float B[4] = {in.B.x, in.B.y, in.B.z, in.B.w}, C[4] = {in.C.x, in.C.y, in.C.z, in.C.w};
+    const float dt[2] = {in.step.x, in.step.z}, dtu[2] = {in.step.y, in.step.w}, ds[2] = {in.ds.x, in.ds.y};
+    float gB[2], gA[2], dB[4];
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        g[c][i] = fmaf(ds[c], C[i], g[c][i]);
+        dB[i] = c == 0 ? dtu[0] * g[0][i] : fmaf(dtu[1], g[1][i], dB[i]);
+      }
+    }
+    mine.exchange.channels[kExchangeRow * j + at.lane] = {dB[0], dB[1], dB[2], dB[3]};
+    if constexpr (std::is_same_v<T, float>) {
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        gB[c] = g[c][0] * B[0];
+#pragma unroll
+        for (int i = 1; i < 4; i++) gB[c] = fmaf(g[c][i], B[i], gB[c]);
+      }
+    } else {
+      project(gB_sums, g, in.B, at, j);
+    }
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        g[c][i] *= track.a[j][c][i];
+        const float gah = g[c][i] * track.before[j][c][i];
+        gA[c] = i == 0 ? gah * A2[c][0] : fmaf(gah, A2[c][i], gA[c]);
+        dA[c][i] = fmaf(gah, dt[c], dA[c][i]);
+      }
+    }
+    if constexpr (std::is_same_v<T, float>) {
+      mine.exchange.states[kExchangeRow * j + at.lane] = {gB[0], gB[1], gA[0], gA[1]};
+    } else if (j % 2 == 1) {
+      held[0] = gA[0], held[1] = gA[1];
+    } else {
+      sum_quads(gA_sums, gA, held, at, j);
+    }
+  }
+}
+
+// ds and the factors of dz into shared memory.
+template <class T, bool kWhole>
+__device__ __forceinline__ void open_gate(const ChunkView<T, kWhole>& view, WarpShared<T>& mine, const Raw<T>& dy2,
+                                          const Raw<T>& z2) {
+  float2 dz[2];
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+    const float2 dy = dy2.at(j), z = z2.at(j), sg = {sigmoid_fast(z.x), sigmoid_fast(z.y)}, dys = dy * sg;
+    dz[j] = {dys.x * fmaf(z.x, 1.0f - sg.x, 1.0f), dys.y * fmaf(z.y, 1.0f - sg.y, 1.0f)};
+    const bool gated = view.p.z.data != nullptr;
+    const float2 ds = {gated ? dys.x * z.x : dy.x, gated ? dys.y * z.y : dy.y};
     mine.ds[2 * view.at.q + j][view.at.g] = ds;
   }
+  mine.dz[view.at.lane] = {dz[0].x, dz[0].y, dz[1].x, dz[1].y};
 }
 
 // Of softplus, from its value: 1 - exp(-dt), by its series where the difference would cancel.
@@ -196,38 +318,39 @@ __device__ __forceinline__ float softplus_slope(float dt) {
 }
 
 template <class T, bool kWhole>
-__device__ __forceinline__ void store_gate(const ChunkView<T, kWhole>& view, const WarpShared& mine, float2 D, int k,
-                                           const Raw<T>& u, const float2 (&dz)[2]) {
+__device__ __forceinline__ void store_gate(const ChunkView<T, kWhole>& view, float2 D, int k, const Raw<T>& u,
+                                           const float4& factors, const PairSteps& sums) {
   if (!view.p.dz.data) return;
+  const float2 dz[2] = {{factors.x, factors.y}, {factors.z, factors.w}};
 #pragma unroll
   for (int j = 0; j < 2; j++) {
-    const float2 s = view.add_passes(0, k, j, sum_states_s(mine, view.at, j));
+    const float2 s = view.add_passes(0, k, j, sums.at(j));
     if (view.p.last_pass) view.store(view.p.dz, k, j, dz[j] * (s + D * u.at(j)));
   }
 }
 
 // du and ddelta of two steps of the lane's pair, and their part of dD and ddelta_bias.
 template <class T, bool kWhole>
-__device__ __forceinline__ void store_scalars(const ChunkView<T, kWhole>& view, const WarpShared& mine,
-                                              const PairOf& params, int k, const Raw<T>& u2, PairOf& sums) {
+__device__ __forceinline__ void store_scalars(const ChunkView<T, kWhole>& view, const WarpShared<T>& mine,
+                                              const PairOf& params, int k, const Raw<T>& u2, const PairSteps& gB_sums,
+                                              const PairSteps& gA_sums, PairOf& sums) {
   constexpr float kLn2 = 0.693147180559945309f;
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     const int in_sub = 2 * view.at.q + j;
-    const float4 shares = sum_states(mine, view.at, j);
-    const float2 gB = view.add_passes(1, k, j, {shares.x, shares.y});
-    const float2 gA = view.add_passes(2, k, j, {shares.z, shares.w});
+    const float2 gB = view.add_passes(1, k, j, gB_sums.at(j));
+    const float2 gA = view.add_passes(2, k, j, gA_sums.at(j));
     if (!view.p.last_pass) continue;
     const float2 u = u2.at(j), ds = mine.ds[in_sub][view.at.g];
     const float4 step = mine.step[kSub * k + in_sub][view.at.g];
-    float2 dw = {fmaf(kLn2, gA.x, u.x * gB.x), fmaf(kLn2, gA.y, u.y * gB.y)};
-    if (view.p.softplus) {
-      dw = dw * float2{softplus_slope(step.x), softplus_slope(step.z)};
-    }
+    const bool softplus = view.p.softplus;
+    const float2 slope = {softplus ? softplus_slope(step.x) : 1.0f, softplus ? softplus_slope(step.z) : 1.0f};
+    const float2 dw = slope * float2{fmaf(kLn2, gA.x, u.x * gB.x), fmaf(kLn2, gA.y, u.y * gB.y)};
     view.store(view.p.du, k, j, {fmaf(step.x, gB.x, ds.x * params.D.x), fmaf(step.z, gB.y, ds.y * params.D.y)});
     view.store(view.p.ddelta, k, j, dw);
     sums.D = sums.D + ds * u;
-    if (view.inside(k, j)) sums.bias = sums.bias + dw;
+    const bool inside = view.inside(k, j);
+    sums.bias = sums.bias + float2{inside ? dw.x : 0.0f, inside ? dw.y : 0.0f};
   }
 }
 
@@ -268,7 +391,7 @@ template <class T, int kWarps, bool kWhole>
 __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_constant__ ScanGradArgs<T> p) {
   extern __shared__ float4 shared_bytes[];
   BlockShared<T, kWarps>& block = *reinterpret_cast<BlockShared<T, kWarps>*>(shared_bytes);
-  WarpShared& mine = block.warps[threadIdx.x / 32];
+  WarpShared<T>& mine = block.warps[threadIdx.x / 32];
 
   const int64_t channel_block = blockIdx.x % p.channel_blocks;
   const int64_t part = blockIdx.x / p.channel_blocks, segment = part % p.segments, b = part / p.segments;
@@ -313,33 +436,31 @@ __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_
     if (p.vector_projections && chunk > first) fetch_projections(p, block, row - kGradChunk, kGradChunk);
     const float4 *B_tile = &block.B[0][at.q], *C_tile = &block.C[0][at.q];
     reach_sub_chunks(view, mine, B_tile, params.bias, A2, h, sub_chunks, delta0, u0);
-    Raw<T> dy = view.load(p.dy, sub_chunks - 1), z{};
-    if (p.z.data) z = view.load(p.z, sub_chunks - 1);
+    Raw<T> dy = view.load(p.dy, sub_chunks - 1), z = view.load_optional(p.z, sub_chunks - 1);
 #pragma unroll 1
     for (int k = sub_chunks - 1; k >= 0; k--) {
-      float2 dz[2];
-      open_gate(view, mine, dy, z, dz);
+      open_gate(view, mine, dy, z);
       const Raw<T> u = view.load(p.u, k);
       if (k > 0) {
         dy = view.load(p.dy, k - 1);
-        if (p.z.data) z = view.load(p.z, k - 1);
+        z = view.load_optional(p.z, k - 1);
       }
       __syncwarp();
-      const float4 *step_rows = &mine.step[kSub * k][at.g], *B_rows = B_tile + 4 * kSub * k,
-                   *C_rows = C_tile + 4 * kSub * k;
-      const float2* ds_rows = &mine.ds[0][at.g];
+      const StepRows<T> rows{&mine.step[kSub * k][at.g], B_tile + 4 * kSub * k, C_tile + 4 * kSub * k,
+                             &mine.ds[0][at.g]};
       Track track;
-      recompute(step_rows, B_rows, C_rows, ds_rows, &mine.slots[k][at.lane], mine.channel_sums + at.lane,
-                reinterpret_cast<float2*>(mine.state_sums) + at.lane, A2, track);
+      PairSteps s{}, gB{}, gA{};
+      recompute(rows, mine, at, &mine.slots[k][at.lane], A2, track, s);
       __syncwarp();
-      mine.slots[k][32 + at.lane] = sum_channels(mine, at.lane);
-      store_gate(view, mine, params.D, k, u, dz);
+      mine.slots[k][32 + at.lane] = sum_channels(mine.exchange, at);
+      if constexpr (std::is_same_v<T, float>) sum_shared_states(mine.exchange, at, s);
+      store_gate(view, params.D, k, u, mine.dz[at.lane], s);
       __syncwarp();
-      reverse(step_rows, B_rows, C_rows, ds_rows, mine.channel_sums + at.lane, mine.state_sums + at.lane, A2, track, g,
-              dA);
+      reverse(rows, mine, at, A2, track, g, dA, gB, gA);
       __syncwarp();
-      mine.slots[k][at.lane] = sum_channels(mine, at.lane);
-      store_scalars(view, mine, params, k, u, sums);
+      mine.slots[k][at.lane] = sum_channels(mine.exchange, at);
+      if constexpr (std::is_same_v<T, float>) sum_shared_states(mine.exchange, at, gB, gA);
+      store_scalars(view, mine, params, k, u, gB, gA, sums);
       __syncwarp();
     }
     __syncthreads();

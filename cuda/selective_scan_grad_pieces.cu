@@ -17,9 +17,7 @@ struct Inputs {
 
 template <class T, bool kWhole>
 __device__ __forceinline__ Inputs<T> fetch(const ChunkView<T, kWhole>& view, int k) {
-  Inputs<T> in{view.load(view.p.delta, k), view.load(view.p.dy, k), {}};
-  if (view.p.z.data) in.z = view.load(view.p.z, k);
-  return in;
+  return {view.load(view.p.delta, k), view.load(view.p.dy, k), view.load_optional(view.p.z, k)};
 }
 
 // dt and ds of both channels of the lane's pair at two steps of sub-chunk k; sums dt.
@@ -31,11 +29,9 @@ __device__ __forceinline__ void stage_steps(const ChunkView<T, kWhole>& view, fl
     float2 dt = in.delta.at(j) + bias;
     if (view.p.softplus) dt = {softplus_fast(dt.x), softplus_fast(dt.y)};
     if (!view.inside(k, j)) dt = {0.0f, 0.0f};
-    float2 ds = in.dy.at(j);
-    if (view.p.z.data) {
-      const float2 z = in.z.at(j);
-      ds = ds * z * float2{sigmoid_fast(z.x), sigmoid_fast(z.y)};
-    }
+    const float2 dy = in.dy.at(j), z = in.z.at(j);
+    const bool gated = view.p.z.data != nullptr;
+    const float2 ds = {gated ? dy.x * z.x * sigmoid_fast(z.x) : dy.x, gated ? dy.y * z.y * sigmoid_fast(z.y) : dy.y};
     time = time + dt;
     step[2 * view.at.q + j][view.at.g] = {dt.x, dt.y, ds.x, ds.y};
   }
