@@ -10,19 +10,27 @@ import type { TensorSource } from '../weights/safetensors.ts';
 
 const MATRIX = /_proj\.weight$|embedding\.weight$|lm_head\.weight$/;
 
-/** One megabyte of uniform bf16 in (-bound, bound), repeated: speed does not depend on the values beyond their range. */
-function* uniformBf16(elems: number, bound: number, seed: number): Generator<Uint8Array> {
-  const rng = new Philox(seed);
-  const block = fromFloat32(
-    Float32Array.from({ length: 1 << 19 }, () => (2 * rng.uniform() - 1) * bound),
-    'BF16',
-  );
+/** A block of uniform bf16 in (-bound, bound), repeated: speed does not depend on the values beyond their range. */
+function* repeated(block: Uint8Array, elems: number): Generator<Uint8Array> {
   for (let left = elems * 2; left > 0; left -= block.length)
     yield left >= block.length ? block : block.subarray(0, left);
 }
 
+function uniformBlock(bound: number): Uint8Array {
+  const rng = new Philox(1);
+  const values = Float32Array.from({ length: 1 << 18 }, () => (2 * rng.uniform() - 1) * bound);
+  const block = fromFloat32(values, 'BF16');
+  return Buffer.concat(Array.from({ length: 16 }, () => block)); // few large writes
+}
+
 /** Writes a bf16 checkpoint: matrices uniform within 1 / sqrt(fan in), everything else as initialised. */
 export async function writeRandomCheckpoint(folder: string, config: MambaConfig): Promise<void> {
+  const blocks = new Map<number, Uint8Array>();
+  const blockOf = (bound: number) => {
+    const block = blocks.get(bound) ?? uniformBlock(bound);
+    blocks.set(bound, block);
+    return block;
+  };
   const sources = mambaParams(config).map((spec, i): TensorSource => {
     const { name, shape } = spec;
     if (!MATRIX.test(name)) {
@@ -30,7 +38,7 @@ export async function writeRandomCheckpoint(folder: string, config: MambaConfig)
       return { name, shape, dtype: 'F32', data: new Uint8Array(values.buffer) };
     }
     const elems = shape.reduce((a, b) => a * b, 1);
-    return { name, shape, dtype: 'BF16', data: uniformBf16(elems, 1 / Math.sqrt(shape.at(-1) ?? 1), i) };
+    return { name, shape, dtype: 'BF16', data: repeated(blockOf(1 / Math.sqrt(shape.at(-1) ?? 1)), elems) };
   });
   await saveCheckpoint(folder, config, sources);
 }
