@@ -444,7 +444,8 @@ Status decode_create(const Node* nodes, size_t n, const Props& props, Decode** o
   }
   point(f, d->plan);
   MB_TRY(allocate(f, *d));
-  d->kernel = weight_type(f) == DType::i8 ? kernel_i8(d->plan.rows) : kernel_bf16(d->plan.rows);
+  const auto kernel = weight_type(f) == DType::i8 ? kernel_i8 : kernel_bf16;
+  d->kernel = kernel(d->plan.rows, d->plan.K);
   MB_CUDA(cudaFuncSetAttribute(d->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, d->plan.shared.bytes));
   *out = d.release();
   return {};

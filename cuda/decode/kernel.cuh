@@ -123,7 +123,7 @@ class Worker {
   __device__ void run() {
     int* ids = ints(p_.shared.ids);
 #pragma unroll 1
-    for (int r = tid_; r < p_.rows; r += kWorkers) ids[r] = p_.ids[r];
+    for (int r = tid_; r < all_rows(); r += kWorkers) ids[r] = p_.ids[r];
     worker_barrier();
     int64_t step = 0;
     bool stop = false;
@@ -142,6 +142,16 @@ class Worker {
   }
 
  private:
+  __device__ int all_rows() const { return C::kOne ? 1 : p_.rows; }
+  __device__ int steps() const { return C::kOne ? 1 : p_.steps; }
+  __device__ int batch() const { return C::kOne ? 1 : p_.batch; }
+  __device__ int taps() const { return C::kOne ? kMaxTaps : p_.K; }
+  // item = row * of.d + rest
+  __device__ int row_of(const Divider& of, int item, int& rest) const {
+    if (!C::kOne) return of.quotient(item, rest);
+    rest = item;
+    return 0;
+  }
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared_ + offset); }
   __device__ int* ints(int offset) const { return reinterpret_cast<int*>(shared_ + offset); }
   // The embedding of the ids, own columns.
@@ -149,9 +159,9 @@ class Worker {
     const int* ids = ints(p_.shared.ids);
     float* residual = floats(p_.shared.residual);
 #pragma unroll 1
-    for (int i = tid_; i < own_.d_rows * p_.rows; i += kWorkers) {
+    for (int i = tid_; i < own_.d_rows * all_rows(); i += kWorkers) {
       int m;
-      const int r = own_.by_d_rows.quotient(i, m);
+      const int r = row_of(own_.by_d_rows, i, m);
       const long long at = static_cast<long long>(ids[r]) * p_.D + own_.d0 + m;
       residual[i] =
           p_.table_bf16 ? to_float(static_cast<const bf16*>(p_.table)[at]) : static_cast<const float*>(p_.table)[at];
@@ -201,9 +211,9 @@ class Worker {
       if (weight && !bias) {
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-          if (r >= p_.rows) break;
+          if (r >= all_rows()) break;
           const float sum = warp_sum(norm.squares[r]);
-          if (at_.lane == 0) squares[at_.k_group * p_.rows + r] = sum;
+          if (at_.lane == 0) squares[at_.k_group * all_rows() + r] = sum;
         }
       }
     } else {
@@ -219,11 +229,11 @@ class Worker {
   // RMSNorm's factor of row r.
   __device__ float row_factor(bool layer_norm, int r, float eps) const {
     if (layer_norm) return 1.0f;
-    const float squares = sum_groups<C::kSplit>(floats(p_.shared.squares) + r, C::kSplit, p_.rows);
+    const float squares = sum_groups<C::kSplit>(floats(p_.shared.squares) + r, C::kSplit, all_rows());
     return rsqrtf(squares * p_.inverse_D + eps);
   }
   __device__ float reduced(int offset, int rows, int m, int r) const {
-    return sum_groups<C::kSplit>(floats(offset) + r * rows + m, C::kSplit, p_.rows * rows);
+    return sum_groups<C::kSplit>(floats(offset) + r * rows + m, C::kSplit, all_rows() * rows);
   }
 
   // Every layer, then the head.
@@ -263,12 +273,12 @@ class Worker {
   // States are read while the block waits for x: the first ones that this thread will need.
   static constexpr int kAhead = C::kPairs ? 1 : 4;
   __device__ void prefetch_states(const Layer& w) {
-    if (p_.steps == 1 && tid_ < kWorkers / 2 && tid_ < own_.channels * p_.batch) {
+    if (steps() == 1 && tid_ < kWorkers / 2 && tid_ < own_.channels * batch()) {
       int m;
-      const int b = own_.by_channels.quotient(tid_, m);
+      const int b = row_of(own_.by_channels, tid_, m);
 #pragma unroll
       for (int k = 0; k < kMaxTaps - 1; k++) {
-        if (k < p_.K - 1) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, b, k, m));
+        if (k < taps() - 1) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, b, k, m));
       }
     }
 #pragma unroll
@@ -276,16 +286,16 @@ class Worker {
   }
   static constexpr int kLanes = kWorkers / kStates;  // channels at a time
   __device__ const float* conv_at(const float* state, int b, int k, int channel) const {
-    return state + (static_cast<long long>(b) * (p_.K - 1) + k) * p_.E + own_.e0 + channel;
+    return state + (static_cast<long long>(b) * (taps() - 1) + k) * p_.E + own_.e0 + channel;
   }
   __device__ long long ssm_at(int b, int channel) const {
     return (static_cast<long long>(b) * p_.E + own_.e0 + channel) * kStates + tid_ % kStates;
   }
   // Item: one channel of one sequence.
   __device__ float load_state(const Layer& w, int item) const {
-    if (item >= p_.batch * own_.channels) return 0.0f;
+    if (item >= batch() * own_.channels) return 0.0f;
     int channel;
-    const int b = own_.by_channels.quotient(item, channel);
+    const int b = row_of(own_.by_channels, item, channel);
     return __ldcg(w.ssm_state + ssm_at(b, channel));
   }
 
@@ -296,43 +306,43 @@ class Worker {
     const bool gates = tid_ >= half;
     const int first = gates ? tid_ - half : tid_;
 #pragma unroll 1
-    for (int i = first; i < ce * p_.rows; i += half) {
+    for (int i = first; i < ce * all_rows(); i += half) {
       int channel;
-      const int r = own_.by_channels.quotient(i, channel), m = gates ? ce + channel : channel;
+      const int r = row_of(own_.by_channels, i, channel), m = gates ? ce + channel : channel;
       float v = reduced(p_.shared.red, m_rows, m, r) * row_factor(p_.layer_norm, r, w.eps);
       if (sizeof(W) == 1) v *= param(p_.small.in_scale)[m];
       if (gates) {
         gate[i] = silu(v);
-      } else if (p_.steps == 1) {
+      } else if (steps() == 1) {
         convolve(w, r, m, i == tid_, [&](int) { return v; });
       } else {
         conv_in[i] = v;
       }
     }
-    if (p_.steps == 1) return;
+    if (steps() == 1) return;
     worker_barrier();
 #pragma unroll 1
-    for (int i = tid_; i < ce * p_.batch; i += kWorkers) {
+    for (int i = tid_; i < ce * batch(); i += kWorkers) {
       int m;
-      const int b = own_.by_channels.quotient(i, m);
-      convolve(w, b, m, false, [&](int t) { return conv_in[(b * p_.steps + t) * ce + m]; });
+      const int b = row_of(own_.by_channels, i, m);
+      convolve(w, b, m, false, [&](int t) { return conv_in[(b * steps() + t) * ce + m]; });
     }
   }
 
   // One channel of one sequence over all its steps. input(t): in_proj's result.
   template <class Input>
   __device__ void convolve(const Layer& w, int b, int channel, bool loaded, Input input) {
-    const int before = p_.K - 1;
+    const int before = taps() - 1;
     float window[kMaxTaps] = {};
 #pragma unroll
     for (int k = 0; k < kMaxTaps - 1; k++) {
       if (k < before) window[k] = loaded ? conv_ahead_[k] : __ldcg(conv_at(w.conv_state, b, k, channel));
     }
-    const float* weight = param(p_.small.conv_weight) + channel * p_.K;
+    const float* weight = param(p_.small.conv_weight) + channel * taps();
     const float bias = w.conv_bias ? param(p_.small.conv_bias)[channel] : 0.0f;
     float* u = floats(p_.shared.u);
 #pragma unroll 1
-    for (int t = 0; t < p_.steps; t++) {
+    for (int t = 0; t < steps(); t++) {
       const float v = input(t);
 #pragma unroll
       for (int k = 0; k < kMaxTaps; k++) {
@@ -343,11 +353,11 @@ class Worker {
       for (int k = 0; k < kMaxTaps; k++) {
         if (k <= before) sum = fmaf(weight[k], window[k], sum);
       }
-      u[(b * p_.steps + t) * own_.channels + channel] = silu(sum);
+      u[(b * steps() + t) * own_.channels + channel] = silu(sum);
 #pragma unroll
       for (int k = 0; k < kMaxTaps - 1; k++) window[k] = window[k + 1];
       if (w.kept_conv) {
-        float* kept = w.kept_conv + (static_cast<long long>(t) * p_.batch + b) * before * p_.E + own_.e0 + channel;
+        float* kept = w.kept_conv + (static_cast<long long>(t) * batch() + b) * before * p_.E + own_.e0 + channel;
 #pragma unroll
         for (int k = 0; k < kMaxTaps - 1; k++) {
           if (k < before) kept[static_cast<long long>(k) * p_.E] = window[k];
@@ -363,15 +373,15 @@ class Worker {
   // partial(block, row, s) = x_proj over own channels.
   __device__ void share_of_sums() {
     const int ce = own_.channels, tiles = (p_.S + 15) / 16;
-    const int row_tiles = C::kPairs ? 1 : (p_.rows + 7) / 8;
+    const int row_tiles = C::kPairs ? 1 : (all_rows() + 7) / 8;
     const float* u = floats(p_.shared.u);
     const char* weights = params_ + p_.small.x_proj;
-    uint32_t* to = p_.partial + static_cast<long long>(blockIdx.x) * p_.rows * p_.S;
+    uint32_t* to = p_.partial + static_cast<long long>(blockIdx.x) * all_rows() * p_.S;
     const uint32_t use = tag(uses_);
 #pragma unroll 1
     for (int i = tid_ / 32; i < tiles * row_tiles; i += kWarps) {
       const int m0 = C::kPairs ? i * 16 : i % tiles * 16, r0 = C::kPairs ? 0 : i / tiles * 8;
-      const int r = min(C::kPairs ? at_.g & 3 : r0 + at_.g, p_.rows - 1);
+      const int r = min(C::kPairs ? at_.g & 3 : r0 + at_.g, all_rows() - 1);
       float acc[4] = {};
 #pragma unroll 1
       for (int k = 0; k < ce; k += 16) {
@@ -388,7 +398,7 @@ class Worker {
         mma(acc, a, b, high, 0);
         if (!C::kPairs) mma(acc, a, b, low, 0);
       }
-      each_result<C>(at_, acc, m0, r0, p_.S, p_.rows,
+      each_result<C>(at_, acc, m0, r0, p_.S, all_rows(),
                      [&](int m, int row, float v) { put(to + row * p_.S + m, v, use); });
     }
   }
@@ -409,7 +419,7 @@ class Worker {
     for (int q = tid_ / 32; q < own_.quads; q += kWarps) add_partial(own_.quad0 + q, use);
     float* selected = floats(p_.shared.selected);
 #pragma unroll 1
-    for (int i = tid_; i < p_.rows * p_.S / 4; i += kWorkers) {
+    for (int i = tid_; i < all_rows() * p_.S / 4; i += kWorkers) {
       uint4 v;
 #pragma unroll 1
       for (unsigned turn = 0; missing(v = peek4(p_.sum + i * 4), use); turn++) give_up_after(turn);
@@ -421,7 +431,7 @@ class Worker {
   // Four words of (rows, S): lane i adds up blocks i, i + 32, ...
   __device__ __forceinline__ void add_partial(int quad, uint32_t use) {
     constexpr int kAhead = 4;
-    const int stride = p_.rows * p_.S, last = p_.blocks - 1;
+    const int stride = all_rows() * p_.S, last = p_.blocks - 1;
     const uint32_t* from = p_.partial + quad * 4;
     float4 sum = {};
 #pragma unroll 1
@@ -482,13 +492,13 @@ class Worker {
 
   // 16 threads walk the 16 states of a channel of a sequence.
   __device__ void scan(const Layer& w) {
-    const int ce = own_.channels, items = p_.batch * ce;
+    const int ce = own_.channels, items = batch() * ce;
     float* deltas = floats(p_.shared.delta);
-    if (p_.steps > 1) {
+    if (steps() > 1) {
 #pragma unroll 1
-      for (int i = tid_ / kStates; i < p_.rows * ce; i += kLanes) {
+      for (int i = tid_ / kStates; i < all_rows() * ce; i += kLanes) {
         int channel;
-        const int r = own_.by_channels.quotient(i, channel);
+        const int r = row_of(own_.by_channels, i, channel);
         const float dt = delta(r, channel);
         if (tid_ % kStates == 0) deltas[i] = dt;
       }
@@ -500,7 +510,7 @@ class Worker {
 #pragma unroll 1
     for (int item = tid_ / kStates; item < items; item += kLanes) {
       int channel;
-      const int b = own_.by_channels.quotient(item, channel);
+      const int b = row_of(own_.by_channels, item, channel);
       const float h = state[0];
 #pragma unroll
       for (int i = 0; i + 1 < kAhead; i++) state[i] = state[i + 1];
@@ -516,14 +526,14 @@ class Worker {
     const long long at = ssm_at(b, channel);
     const uint32_t use = tag(uses_);
 #pragma unroll 1
-    for (int t = 0; t < p_.steps; t++) {
-      const int r = b * p_.steps + t;
+    for (int t = 0; t < steps(); t++) {
+      const int r = b * steps() + t;
       const float* selected = floats(p_.shared.selected) + r * p_.S + p_.R;
-      const float dt = p_.steps == 1 ? delta(r, channel) : deltas[r * ce + channel];
+      const float dt = steps() == 1 ? delta(r, channel) : deltas[r * ce + channel];
       const float v = u[r * ce + channel];
       h = fmaf(__expf(dt * A), h, dt * selected[n] * v);
       if (w.kept_ssm) {
-        const long long row = static_cast<long long>(t) * p_.batch + b;
+        const long long row = static_cast<long long>(t) * batch() + b;
         w.kept_ssm[(row * p_.E + own_.e0 + channel) * kStates + n] = h;
       }
       const float y = half_warp_sum(selected[kStates + n] * h);
@@ -538,9 +548,9 @@ class Worker {
   __device__ void finish_out() {
     float* residual = floats(p_.shared.residual);
 #pragma unroll 1
-    for (int i = tid_; i < own_.d_rows * p_.rows; i += kWorkers) {
+    for (int i = tid_; i < own_.d_rows * all_rows(); i += kWorkers) {
       int m;
-      const int r = own_.by_d_rows.quotient(i, m);
+      const int r = row_of(own_.by_d_rows, i, m);
       float v = reduced(p_.shared.red_out, own_.d_rows, m, r);
       if (sizeof(W) == 1) v *= param(p_.small.out_scale)[m];
       residual[i] += v;
@@ -551,9 +561,9 @@ class Worker {
   // Logits of own classes.
   __device__ void finish_head(uint32_t use, float eps) {
 #pragma unroll 1
-    for (int i = tid_; i < own_.v_rows * p_.rows; i += kWorkers) {
+    for (int i = tid_; i < own_.v_rows * all_rows(); i += kWorkers) {
       int m;
-      const int r = own_.by_v_rows.quotient(i, m);
+      const int r = row_of(own_.by_v_rows, i, m);
       float v = reduced(p_.shared.red, own_.v_rows, m, r) * row_factor(p_.layer_norm, r, eps);
       if (p_.head_i8) v *= param(p_.small.in_scale)[m];
       if (p_.head_bias) v += param(p_.small.conv_bias)[m];
@@ -569,7 +579,7 @@ class Worker {
   // The drawn ids; returns whether the run ends.
   __device__ bool receive(uint32_t use) {
     int* ids = ints(p_.shared.ids);
-    if (tid_ < p_.rows) {
+    if (tid_ < all_rows()) {
       const uint32_t word = take(p_.drawn + tid_, use);
       ids[tid_] = static_cast<int>(word >> 2);
       if (tid_ == 0) ids[kMaxRows] = static_cast<int>(word >> 1 & 1);

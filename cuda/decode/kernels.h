@@ -4,9 +4,9 @@
 
 namespace mb::cuda::decode {
 
-// A __global__ function of (Plan, Launch) for weights of that type and so many rows.
-const void* kernel_bf16(int rows);
-const void* kernel_i8(int rows);
+// A __global__ function of (Plan, Launch) for weights of that type, so many rows and convolution taps.
+const void* kernel_bf16(int rows, int taps);
+const void* kernel_i8(int rows, int taps);
 
 // How the warps of a kernel for so many rows share its products.
 struct Split {

@@ -89,15 +89,21 @@ __device__ __forceinline__ Fragment load_weights(const char* from, bool i8) {
 
 // How a configuration of the kernel spreads a product over warps and registers.
 // kPairs: at most 4 rows. kTilesB: row tiles of 8 that a warp multiplies. kGroup: 32-column chunks loaded at once.
-// kSplit: warps that share the columns; the others take other rows.
-template <class W_, bool kPairs_, int kTilesB_, int kGroup_, int kSplit_>
+// kSplit: warps that share the columns; the others take other rows. kOne: one row and four taps, known when compiling.
+template <class W_, bool kPairs_, int kTilesB_, int kGroup_, int kSplit_, bool kOne_ = false>
 struct Config {
+  static constexpr bool kOne = kOne_;
   static constexpr int kSplit = kSplit_;
   using W = W_;
   static constexpr bool kPairs = kPairs_;
   static constexpr int kTilesB = kTilesB_;
   static constexpr int kGroup = kGroup_;
 };
+
+template <class C>
+__device__ __forceinline__ int rows_of(const Plan& p) {
+  return C::kOne ? 1 : p.rows;
+}
 
 // Eight activations for each row tile of a warp.
 template <class C>
@@ -121,7 +127,7 @@ struct Place {
 #pragma unroll
     for (int j = 0; j < C::kTilesB; j++) {
       const int row = C::kPairs ? g & 3 : (row_group * C::kTilesB + j) * 8 + g;
-      rows[j] = min(row, p.rows - 1);
+      rows[j] = min(row, rows_of<C>(p) - 1);
     }
   }
 };
@@ -216,7 +222,7 @@ __device__ __forceinline__ void store_squares(const Plan& p, const Place<C>& at,
     v[j] += __shfl_xor_sync(kFullWarp, v[j], 1);
     v[j] += __shfl_xor_sync(kFullWarp, v[j], 2);
     const int row = C::kPairs ? at.g : (at.row_group * C::kTilesB + j) * 8 + at.g;
-    if (at.t == 0 && row < p.rows) squares[at.k_group * p.rows + row] = v[j];
+    if (at.t == 0 && row < rows_of<C>(p)) squares[at.k_group * rows_of<C>(p) + row] = v[j];
   }
 }
 
@@ -259,7 +265,7 @@ __device__ void layer_norm_rows(const Plan& p, const Place<C>& at, const Source&
     worker_barrier();
 #pragma unroll
     for (int j = 0; j < C::kTilesB; j++) {
-      const float total = sum_groups<4>(squares + at.rows[j], C::kSplit, p.rows) * p.inverse_D;
+      const float total = sum_groups<4>(squares + at.rows[j], C::kSplit, rows_of<C>(p)) * p.inverse_D;
       if (pass == 0) {
         norm.mean[j] = total;
       } else {
@@ -384,7 +390,7 @@ __device__ void layer_norm_moments(const Plan& p, const Place<C>& at, const Sour
 #pragma unroll 1
   for (int pass = 0; pass < 2; pass++) {
 #pragma unroll 1
-    for (int r = 0; r < p.rows; r++) {
+    for (int r = 0; r < rows_of<C>(p); r++) {
       float sum = 0.0f;
       const float mean = pass == 0 ? 0.0f : moments[r * 2];
 #pragma unroll 1
@@ -399,11 +405,11 @@ __device__ void layer_norm_moments(const Plan& p, const Place<C>& at, const Sour
         }
       }
       sum = warp_sum(sum);
-      if (at.lane == 0) sums[at.k_group * p.rows + r] = sum;
+      if (at.lane == 0) sums[at.k_group * rows_of<C>(p) + r] = sum;
     }
     worker_barrier();
-    if (at.k_group == 0 && at.lane < p.rows) {
-      const float mean = sum_groups<4>(sums + at.lane, C::kSplit, p.rows) * p.inverse_D;
+    if (at.k_group == 0 && at.lane < rows_of<C>(p)) {
+      const float mean = sum_groups<4>(sums + at.lane, C::kSplit, rows_of<C>(p)) * p.inverse_D;
       moments[at.lane * 2 + pass] = pass == 0 ? mean : rsqrtf(mean + eps);
     }
     worker_barrier();
@@ -418,7 +424,7 @@ __device__ __forceinline__ void multiply_pairs(const Plan& p, const Place<C>& at
   using W = typename C::W;
   const int element = sizeof(W) == 2 || !i8 ? 2 : 1, per_slice = s.slice / 32;
   const int begin = at.k_group * s.share, end = min(begin + s.share, s.columns / 32);
-  char* own = room + at.k_group * pair_bytes(p.rows);
+  char* own = room + at.k_group * pair_bytes(rows_of<C>(p));
 #pragma unroll 1
   for (int slice = 0; slice < s.slices; slice++) {
     const int slice_end = min(end, (slice + 1) * per_slice);
@@ -427,7 +433,7 @@ __device__ __forceinline__ void multiply_pairs(const Plan& p, const Place<C>& at
       const int count = min(slice_end - first, kPairColumns / 32), column = first * 32 + at.lane * 8;
       const bool active = at.lane < count * 4;
 #pragma unroll 1
-      for (int r = 0; r < p.rows; r++) {
+      for (int r = 0; r < rows_of<C>(p); r++) {
         float v[8] = {};
         gather_columns(from, s.columns, r, column, active, v);
         if (!active) continue;
@@ -461,7 +467,7 @@ __device__ __forceinline__ void multiply_pairs(const Plan& p, const Place<C>& at
       __syncwarp();
       barrier_wait(&bars.full[cursor.stage], cursor.phase);
       const char* stage = ring + cursor.stage * p.stage_bytes + ((first - slice * per_slice) * 32 + at.t * 8) * element;
-      const char* b_row = own + (min(at.g & 3, p.rows - 1) * 2 + at.g / 4) * kPairPitch + at.t * 16;
+      const char* b_row = own + (min(at.g & 3, rows_of<C>(p) - 1) * 2 + at.g / 4) * kPairPitch + at.t * 16;
 #pragma unroll 1
       for (int i = 0; i < count; i++) {
         const uint4 v = *reinterpret_cast<const uint4*>(b_row + i * 64);
@@ -510,8 +516,8 @@ __device__ __forceinline__ void store_partial(const Plan& p, const Place<C>& at,
 #pragma unroll
     for (int j = 0; j < C::kTilesB; j++) {
       const int first = C::kPairs ? 0 : (at.row_group * C::kTilesB + j) * 8;
-      each_result<C>(at, acc.v[m][j], m * 16, first, m_rows, p.rows,
-                     [&](int row, int r, float v) { red[(at.k_group * p.rows + r) * m_rows + row] = v; });
+      each_result<C>(at, acc.v[m][j], m * 16, first, m_rows, rows_of<C>(p),
+                     [&](int row, int r, float v) { red[(at.k_group * rows_of<C>(p) + r) * m_rows + row] = v; });
     }
   }
 }
