@@ -39,14 +39,12 @@ template <int Wide>
 struct Shape {
   static constexpr int kA = kTall * kDeep * 2, kB = Wide * kDeep * 2, kStage = kA + kB;
   static constexpr int kStages = Wide == 256 ? 4 : Wide == 128 ? 6 : 8;
-  // Blocks of a cluster: each has rows of its own and brings in its part of B for all of them.
-  static constexpr int kCluster = 1;
   static constexpr int kBytes = kStages * kStage + kConsumers * 4 * kOutBytes + kStages * 16 + 1024;
 };
 
 // A piece of work: a tile of C and a slice of the depth.
 struct Grid {
-  int64_t rows, cols;  // in tiles, rows in those of a whole cluster
+  int64_t rows, cols;  // in tiles
   int64_t slice;       // steps of kDeep
   int64_t steps;       // in all
   int64_t work;        // rows * cols * splits
@@ -71,14 +69,13 @@ struct Work {
   return w;
 }
 
-// `wide` elements of a factor from i on, for the blocks of the cluster that have a bit in `blocks`.
+// `wide` elements of a factor from i on.
 template <bool Across>
-__device__ __forceinline__ void fetch(char* to, const CUtensorMap& map, uint64_t* full, int i, int k, int wide,
-                                      uint16_t blocks) {
+__device__ __forceinline__ void fetch(char* to, const CUtensorMap& map, uint64_t* full, int i, int k, int wide) {
   if constexpr (Across) {
-    for (int c = 0; c < wide / 64; c++) copy_box(to + c * kBox, &map, full, i + c * 64, k, blocks);
+    for (int c = 0; c < wide / 64; c++) copy_box(to + c * kBox, &map, full, i + c * 64, k);
   } else {
-    copy_box(to, &map, full, k, i, blocks);
+    copy_box(to, &map, full, k, i);
   }
 }
 
@@ -86,20 +83,17 @@ template <int Wide, bool AcrossA, bool AcrossB>
 __device__ void produce(const Grid& g, const CUtensorMap& map_a, const CUtensorMap& map_b, char* stages, uint64_t* full,
                         uint64_t* empty) {
   using S = Shape<Wide>;
-  constexpr int kPart = Wide / S::kCluster;
-  constexpr uint16_t kAll = S::kCluster > 1 ? (1 << S::kCluster) - 1 : 0;
-  const int rank = blockIdx.x % S::kCluster;
   int stage = 0, parity = 0;
-  for (int64_t n = blockIdx.x / S::kCluster; n < g.work; n += gridDim.x / S::kCluster) {
+  for (int64_t n = blockIdx.x; n < g.work; n += gridDim.x) {
     const Work w = work_at(g, n);
     const int64_t first = w.split * g.slice, end = min(g.steps, first + g.slice);
-    const int i = int((w.i * S::kCluster + rank) * kTall), j = int(w.j * Wide + rank * kPart);
+    const int i = int(w.i * kTall), j = int(w.j * Wide);
     for (int64_t step = first; step < end; step++) {
       barrier_wait(&empty[stage], parity ^ 1);
       barrier_expect(&full[stage], S::kStage);
       char* at = stages + stage * S::kStage;
-      fetch<AcrossA>(at, map_a, &full[stage], i, int(step * kDeep), kTall, 0);
-      fetch<AcrossB>(at + S::kA + rank * kPart * kDeep * 2, map_b, &full[stage], j, int(step * kDeep), kPart, kAll);
+      fetch<AcrossA>(at, map_a, &full[stage], i, int(step * kDeep), kTall);
+      fetch<AcrossB>(at + S::kA, map_b, &full[stage], j, int(step * kDeep), Wide);
       if (++stage == S::kStages) {
         stage = 0;
         parity ^= 1;
@@ -180,21 +174,13 @@ __device__ __forceinline__ void write_bf16(const Product& p, const Epilogue& e, 
   }
 }
 
-// A stage may be filled again, here and by the other blocks of the cluster.
-template <int Cluster>
-__device__ __forceinline__ void release(uint64_t* empty) {
-  const int thread = threadIdx.x % 128;
-  if (thread < Cluster) barrier_arrive(empty, thread);
-}
-
 template <int Wide, bool AcrossA, bool AcrossB>
 __device__ void consume(const Product& p, const Grid& g, float* partials, Way way, char* stages, float* out,
                         uint64_t* full, uint64_t* empty) {
   using S = Shape<Wide>;
   const int group = __shfl_sync(~0u, threadIdx.x / 128 - 1, 0), warp = threadIdx.x % 128 / 32;
-  const int rank = blockIdx.x % S::kCluster;
   int stage = 0, parity = 0;
-  for (int64_t n = blockIdx.x / S::kCluster; n < g.work; n += gridDim.x / S::kCluster) {
+  for (int64_t n = blockIdx.x; n < g.work; n += gridDim.x) {
     const Work w = work_at(g, n);
     const int64_t first = w.split * g.slice, end = min(g.steps, first + g.slice);
     float acc[Wide / 2];
@@ -212,7 +198,7 @@ __device__ void consume(const Product& p, const Grid& g, float* partials, Way wa
       }
       wgmma_commit();
       wgmma_wait<1>();
-      if (before >= 0) release<S::kCluster>(&empty[before]);
+      if (before >= 0 && threadIdx.x % 128 == 0) barrier_arrive(&empty[before]);
       before = stage;
       if (++stage == S::kStages) {
         stage = 0;
@@ -220,7 +206,7 @@ __device__ void consume(const Product& p, const Grid& g, float* partials, Way wa
       }
     }
     wgmma_wait<0>();
-    if (before >= 0) release<S::kCluster>(&empty[before]);
+    if (before >= 0 && threadIdx.x % 128 == 0) barrier_arrive(&empty[before]);
     if (before < 0) {
 #pragma unroll
       for (int x = 0; x < Wide / 2; x++) acc[x] = 0;
@@ -232,7 +218,7 @@ __device__ void consume(const Product& p, const Grid& g, float* partials, Way wa
       e.stride = p.cols;
     }
     float* turned = out + (group * 4 + warp) * (kOutBytes / 4);
-    const int64_t i0 = (w.i * S::kCluster + rank) * kTall + group * 64 + warp * 16, j0 = w.j * Wide;
+    const int64_t i0 = w.i * kTall + group * 64 + warp * 16, j0 = w.j * Wide;
     if (way == Way::bf16) {
       write_bf16<Wide>(p, e, reinterpret_cast<char*>(turned), i0, j0, acc);
     } else {
@@ -255,11 +241,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < S::kStages; s++) {
       barrier_init(&full[s], 1);
-      barrier_init(&empty[s], kConsumers * S::kCluster);
+      barrier_init(&empty[s], kConsumers);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  cluster_sync<S::kCluster>();
+  __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<40>();
     if (threadIdx.x == 0) produce<Wide, AcrossA, AcrossB>(g, map_a, map_b, stages, full, empty);
@@ -267,9 +253,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     take_registers<232>();
     consume<Wide, AcrossA, AcrossB>(p, g, partials, way, stages, out, full, empty);
   }
-  __syncwarp();
-  // A block's barriers are in use until the others of its cluster are done.
-  cluster_sync<S::kCluster>();
 #endif
 }
 
@@ -301,8 +284,7 @@ Status encode(Encode call, CUtensorMap* map, const Factor& f, int64_t n, int64_t
 
 Grid grid_of(const Product& p, int wide, int splits) {
   Grid g;
-  const int64_t tall = kTall * (wide == 256 ? Shape<256>::kCluster : 1);
-  g.rows = (p.rows + tall - 1) / tall;
+  g.rows = (p.rows + kTall - 1) / kTall;
   g.cols = (p.cols + wide - 1) / wide;
   g.steps = (p.depth + kDeep - 1) / kDeep;
   g.slice = (g.steps + splits - 1) / splits;
@@ -317,23 +299,13 @@ Status run(const Product& p, int splits, float* partials, const Props& props, cu
   MB_TRY(encoder(&call));
   CUtensorMap map_a, map_b;
   MB_TRY(encode(call, &map_a, p.a, p.rows, p.depth, kTall));
-  MB_TRY(encode(call, &map_b, p.b, p.cols, p.depth, Wide / Shape<Wide>::kCluster));
+  MB_TRY(encode(call, &map_b, p.b, p.cols, p.depth, Wide));
   MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<Wide>::kBytes));
   const Grid g = grid_of(p, Wide, splits);
   const Way way = way_of(p, splits);
-  constexpr int kCluster = Shape<Wide>::kCluster;
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = unsigned(std::min<int64_t>(g.work, props.sm_count / kCluster) * kCluster);
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = Shape<Wide>::kBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  float* to = splits > 1 ? partials : nullptr;
-  MB_CUDA(cudaLaunchKernelEx(&config, kernel, p, g, map_a, map_b, to, way));
+  const unsigned blocks = unsigned(std::min<int64_t>(g.work, props.sm_count));
+  kernel<<<blocks, kThreads, Shape<Wide>::kBytes, stream>>>(p, g, map_a, map_b, splits > 1 ? partials : nullptr, way);
+  MB_CUDA_LAUNCHED("multiply_wgmma");
   return {};
 }
 
@@ -356,11 +328,10 @@ WgmmaPlan plan_wgmma(const Product& p, const Props& props) {
     for (int splits = 1; splits <= 32; splits++) {
       const Grid g = grid_of(p, wide, splits);
       if (splits > 1 && g.slice < 8) break;
-      const int64_t at_once = props.sm_count / (wide == 256 ? Shape<256>::kCluster : 1);
-      const double waves = double((g.work + at_once - 1) / at_once);
+      const double waves = double((g.work + props.sm_count - 1) / props.sm_count);
       // A narrow tile moves more bytes for its work.
       const double step = wide == 256 ? 4 : wide == 128 ? 2.3 : 1.6;
-      const double reduce = splits > 1 ? 20.0 + double(splits) * double(p.rows * p.cols) / (1 << 18) : 0;
+      const double reduce = splits > 1 ? 25.0 + double(splits) * double(p.rows * p.cols) / (1 << 18) : 0;
       const double time = waves * (double(g.slice) * step + kAround * wide / 64) + reduce;
       if (best.wide == 0 || time < least) {
         best = {wide, splits};

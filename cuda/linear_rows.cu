@@ -1,5 +1,12 @@
-// linear for at most 8 rows of x: a warp streams whole rows of the weight, 16 bytes a lane and row at a time, and
-// multiplies them with every row of x, which stays in the first-level cache. Bound by reading the weight once.
+// linear for at most 8 rows of x, bound by reading the weight once.
+//
+// Up to four rows, and f32 weights: a warp streams whole rows of the weight, 16 bytes a lane and row at a time, and
+// multiplies them in f32 with every row of x, which stays in the first-level cache.
+// More rows of bf16 and i8 weights: a block multiplies 16 rows of the weight with mma.sync m16n8k16, whose 8 columns
+// are the rows of x. Its warps share the depth. A lane reads 16 bytes of a row at a time: which k a lane holds does not
+// matter as long as both factors agree. f32 x is split into two bf16 numbers, which keeps 16 bits of it.
+#include <algorithm>
+
 #include "check.h"
 #include "gemm_epilogue.cuh"
 #include "linear_epilogue.h"
@@ -18,7 +25,7 @@ struct Args {
 };
 
 template <class T, int V>
-struct alignas(sizeof(T) * V) Vector {
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vector {
   T v[V];
 };
 
@@ -32,6 +39,18 @@ __device__ __forceinline__ Vector<W, V> load_weights(const W* p) {
     *reinterpret_cast<int2*>(&out) = __ldcs(reinterpret_cast<const int2*>(p));
   }
   return out;
+}
+
+// 16 bytes to shared memory, zeros where not `there`; on its way until the thread waits for it. What other blocks read
+// too goes through the first-level cache.
+template <bool Shared>
+__device__ __forceinline__ void copy16(void* to, const void* from, bool there) {
+  const auto at = uint32_t(__cvta_generic_to_shared(to));
+  if constexpr (Shared) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+  } else {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
+  }
 }
 
 template <class X, int V>
@@ -58,6 +77,105 @@ __device__ __forceinline__ void finish(const Args& a, int64_t m0, float (&acc)[E
       if (lane == (e * R + r) % 32 && r < a.rows && m0 + e < a.m) epilogue_store(a.epilogue, r, m0 + e, sum);
     }
   }
+}
+
+__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ uint32_t pair(float low, float high) {
+  const __nv_bfloat162 p = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&p);
+}
+
+// Two neighbouring elements as bf16, rounded where they are f32.
+template <class T, int V>
+__device__ __forceinline__ uint32_t pair_of(const Vector<T, V>& v, int i) {
+  if constexpr (sizeof(T) == 2) return reinterpret_cast<const uint32_t*>(&v)[i / 2];
+  return pair(to_float(v.v[i]), to_float(v.v[i + 1]));
+}
+
+// What rounding left out of them.
+template <int V>
+__device__ __forceinline__ uint32_t rest_of(const Vector<float, V>& v, int i, uint32_t rounded) {
+  return pair(v.v[i] - __uint_as_float(rounded << 16), v.v[i + 1] - __uint_as_float(rounded & 0xFFFF0000u));
+}
+
+constexpr int kMmaRows = 16;
+
+// What a lane reads at once: 16 bytes of two rows of the weight and the elements of x that belong to them.
+template <class W, class X>
+struct Reading {
+  static constexpr int V = 16 / sizeof(W);
+  static constexpr int kAhead = V * sizeof(X) > 32 ? 2 : 4;  // readings under way; 64 KiB of shared memory a block
+  Vector<W, V> top, bottom;
+  Vector<X, V> x;
+};
+
+// Bytes of shared memory, which serves to keep readings on their way: a lane finds its own there, so it need not wait
+// for others.
+template <class W, class X>
+constexpr int kReadingBytes = Reading<W, X>::kAhead * kWarps * 32 * int(sizeof(Reading<W, X>));
+
+template <class W, class X>
+__global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
+  constexpr int V = Reading<W, X>::V, kAhead = Reading<W, X>::kAhead, kParts = int(sizeof(Reading<W, X>) / 16),
+                kXPart = 16 / sizeof(X);
+  extern __shared__ uint4 readings[];  // [ahead][part][thread]
+  __shared__ float sums[kWarps][kMmaRows][8 + 1];
+  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quarter = threadIdx.x % 4;
+  const int64_t m0 = int64_t(blockIdx.x) * kMmaRows;
+  const W* top = static_cast<const W*>(a.weight) + min(m0 + group, a.m - 1) * a.weight_stride;
+  const W* bottom = static_cast<const W*>(a.weight) + min(m0 + group + 8, a.m - 1) * a.weight_stride;
+  const X* x = static_cast<const X*>(a.x) + min(int64_t(group), a.rows - 1) * a.x_stride;
+  constexpr int kStep = kWarps * 4 * V;
+  const int steps = int((a.depth + kStep - 1) / kStep);
+  const auto slot = [&](int step, int part) {
+    return readings + (step % kAhead * kParts + part) * (kWarps * 32) + threadIdx.x;
+  };
+  const auto fetch = [&](int step) {
+    const int64_t k = int64_t(step) * kStep + (warp * 4 + quarter) * V;
+    const bool there = k < a.depth;
+    const int64_t at = there ? k : 0;
+    if (step < steps) {
+      copy16<false>(slot(step, 0), top + at, there);
+      copy16<false>(slot(step, 1), bottom + at, there);
+#pragma unroll
+      for (int part = 2; part < kParts; part++)
+        copy16<true>(slot(step, part), x + at + (part - 2) * kXPart, there && group < a.rows);
+    }
+    asm volatile("cp.async.commit_group;");
+  };
+#pragma unroll
+  for (int step = 0; step < kAhead; step++) fetch(step);
+  float acc[4] = {};
+  for (int step = 0; step < steps; step++) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kAhead - 1) : "memory");
+    Reading<W, X> now;
+#pragma unroll
+    for (int part = 0; part < kParts; part++) reinterpret_cast<uint4*>(&now)[part] = *slot(step, part);
+    fetch(step + kAhead);
+#pragma unroll
+    for (int i = 0; i < V; i += 4) {
+      const uint32_t f[4] = {pair_of(now.top, i), pair_of(now.bottom, i), pair_of(now.top, i + 2),
+                             pair_of(now.bottom, i + 2)};
+      const uint32_t b0 = pair_of(now.x, i), b1 = pair_of(now.x, i + 2);
+      mma(acc, f, b0, b1);
+      if constexpr (sizeof(X) == 4) mma(acc, f, rest_of(now.x, i, b0), rest_of(now.x, i + 2, b1));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) sums[warp][group + i / 2 * 8][quarter * 2 + i % 2] = acc[i];
+  __syncthreads();
+  const int m = threadIdx.x % kMmaRows, r = threadIdx.x / kMmaRows;
+  if (r >= a.rows || m0 + m >= a.m) return;
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; w++) sum += sums[w][m][r];
+  epilogue_store(a.epilogue, r, m0 + m, sum);
 }
 
 // Each: rows of the weight a warp takes at once. R >= rows; the rows beyond repeat the last one.
@@ -126,7 +244,7 @@ unsigned blocks(const Args& a, int each) {
 }
 
 template <class W, class X, int R>
-void start(const Args& a, const Props& props, cudaStream_t stream) {
+void start_stream(const Args& a, const Props& props, cudaStream_t stream) {
   if (a.m >= int64_t(props.sm_count) * kWarps * 3) {
     rows_kernel<W, X, R, 4><<<blocks(a, 4), kWarps * 32, 0, stream>>>(a);
   } else {
@@ -135,30 +253,37 @@ void start(const Args& a, const Props& props, cudaStream_t stream) {
 }
 
 template <class W, class X>
-void start_rows(const Args& a, const Props& props, cudaStream_t stream) {
-  constexpr int V = sizeof(W) == 4 ? 4 : 8;
-  constexpr int64_t kXBytes = V * sizeof(X) < 16 ? V * sizeof(X) : 16;
-  if (a.depth % V != 0 || !aligned(a.weight, a.weight_stride, sizeof(W), V * sizeof(W)) ||
-      !aligned(a.x, a.x_stride, sizeof(X), kXBytes)) {
+Status start_mma(const Args& a, cudaStream_t stream) {
+  constexpr int kBytes = kReadingBytes<W, X>;
+  const auto kernel = mma_rows_kernel<W, X>;
+  MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  kernel<<<unsigned((a.m + kMmaRows - 1) / kMmaRows), kWarps * 32, kBytes, stream>>>(a);
+  return {};
+}
+
+template <class W, class X>
+Status start_rows(const Args& a, const Props& props, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(W);
+  if (a.depth % V != 0 || !aligned(a.weight, a.weight_stride, sizeof(W), 16) ||
+      !aligned(a.x, a.x_stride, sizeof(X), std::min<int64_t>(V * sizeof(X), 16))) {
     odd_rows_kernel<W, X><<<blocks(a, 1), kWarps * 32, 0, stream>>>(a);
   } else if (a.rows == 1) {
-    start<W, X, 1>(a, props, stream);
+    start_stream<W, X, 1>(a, props, stream);
   } else if (a.rows == 2) {
-    start<W, X, 2>(a, props, stream);
+    start_stream<W, X, 2>(a, props, stream);
   } else if (a.rows <= 4) {
-    start<W, X, 4>(a, props, stream);
+    start_stream<W, X, 4>(a, props, stream);
+  } else if constexpr (sizeof(W) < 4) {
+    return start_mma<W, X>(a, stream);
   } else {
-    start<W, X, 8>(a, props, stream);
+    start_stream<W, X, 8>(a, props, stream);
   }
+  return {};
 }
 
 template <class W>
-void start_weight(const Args& a, bool bf16_x, const Props& props, cudaStream_t stream) {
-  if (bf16_x) {
-    start_rows<W, bf16>(a, props, stream);
-  } else {
-    start_rows<W, float>(a, props, stream);
-  }
+Status start_weight(const Args& a, bool bf16_x, const Props& props, cudaStream_t stream) {
+  return bf16_x ? start_rows<W, bf16>(a, props, stream) : start_rows<W, float>(a, props, stream);
 }
 
 }  // namespace
@@ -171,11 +296,11 @@ Status linear_rows(const Node& node, const Props& props, cudaStream_t stream) {
                x.rows(), weight.cols(), weight.rows(), linear_epilogue(node)};
   const bool bf16_x = x.dtype == DType::bf16;
   if (weight.dtype == DType::i8) {
-    start_weight<int8_t>(a, bf16_x, props, stream);
+    MB_TRY(start_weight<int8_t>(a, bf16_x, props, stream));
   } else if (weight.dtype == DType::bf16) {
-    start_weight<bf16>(a, bf16_x, props, stream);
+    MB_TRY(start_weight<bf16>(a, bf16_x, props, stream));
   } else {
-    start_weight<float>(a, bf16_x, props, stream);
+    MB_TRY(start_weight<float>(a, bf16_x, props, stream));
   }
   MB_CUDA_LAUNCHED("linear_rows");
   return {};

@@ -52,18 +52,6 @@ __device__ __forceinline__ void take_registers() {
 #endif
 }
 
-// Every thread of the cluster has come here, and sees what the others wrote before.
-template <int Blocks>
-__device__ __forceinline__ void cluster_sync() {
-  if constexpr (Blocks == 1) {
-    __syncthreads();
-    return;
-  }
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
@@ -91,14 +79,9 @@ __device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
 #endif
 }
 
-// Arrives at the barrier of block `rank` of the cluster that lies where `barrier` lies here.
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int rank) {
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile(
-      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 #endif
 }
 
@@ -112,60 +95,14 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, int parity) {
 #endif
 }
 
-// A box of a matrix to shared memory, in every block of the cluster named by `blocks` (a bit each), at the same place.
-__device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint64_t* barrier, int inner, int outer,
-                                         uint16_t blocks) {
+// A box of a matrix to shared memory.
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap* map, uint64_t* barrier, int inner, int outer) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  if (blocks == 0) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-            shared_address(to)),
-        "l"(map), "r"(shared_address(barrier)), "r"(inner), "r"(outer)
-        : "memory");
-  } else {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
-        "{%3, "
-        "%4}], [%2], %5;" ::"r"(shared_address(to)),
-        "l"(map), "r"(shared_address(barrier)), "r"(inner), "r"(outer), "h"(blocks)
-        : "memory");
-  }
-#endif
-}
-
-// A box of shared memory to a matrix; what lies outside of the matrix is left out. The copies of a thread since its
-// last commit end together.
-__device__ __forceinline__ void store_box(const CUtensorMap* map, const void* from, int inner, int outer) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
-               "r"(shared_address(from)), "r"(inner), "r"(outer)
-               : "memory");
-#endif
-}
-
-__device__ __forceinline__ void bulk_commit() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-#endif
-}
-
-// The copies of this thread have read their shared memory.
-__device__ __forceinline__ void bulk_wait_read() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void bulk_wait() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-#endif
-}
-
-// What this thread wrote to shared memory can be read by the copy engine.
-__device__ __forceinline__ void bulk_fence() {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(inner), "r"(outer)
+      : "memory");
 #endif
 }
 
