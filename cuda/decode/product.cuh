@@ -134,8 +134,8 @@ struct Place {
 
 // Loads `count` chunks of 32 columns, waiting until they have been written.
 template <class C>
-__device__ __forceinline__ void gather(const Place<C>& at, const Source& from, int columns, int first, int count,
-                                       Activations<C>& to) {
+__device__ __forceinline__ void gather(const Plan& p, const Place<C>& at, const Source& from, int columns, int first,
+                                       int count, Activations<C>& to) {
   if (!from.exchange) {
 #pragma unroll
     for (int i = 0; i < C::kGroup; i++) {
@@ -162,6 +162,14 @@ __device__ __forceinline__ void gather(const Place<C>& at, const Source& from, i
     }
     return;
   }
+  // Blocks write their rows in order, so only the last one is watched; reading all of them again and again would keep
+  // L2 busy.
+  if (at.g < count) {
+    const uint32_t* last = from.exchange + (static_cast<long long>(rows_of<C>(p) - 1) * columns + (first + at.g) * 32);
+#pragma unroll 1
+    for (unsigned turn = 0; missing(peek4(last + at.t * 8 + 4), from.tag); turn++) give_up_after(turn);
+  }
+  __syncwarp();
   const uint32_t* words[C::kTilesB];
 #pragma unroll
   for (int j = 0; j < C::kTilesB; j++) {
@@ -247,7 +255,7 @@ __device__ void layer_norm_rows(const Plan& p, const Place<C>& at, const Source&
     for (int first = begin; first < end; first += C::kGroup) {
       Activations<C> x = {};
       const int count = min(end - first, C::kGroup);
-      gather<C>(at, from, columns, first, count, x);
+      gather<C>(p, at, from, columns, first, count, x);
 #pragma unroll
       for (int i = 0; i < C::kGroup; i++) {
         if (i >= count) break;
@@ -297,7 +305,7 @@ __device__ __forceinline__ void multiply(const Plan& p, const Place<C>& at, cons
     for (int first = max(begin, slice * per_slice); first < slice_end; first += C::kGroup) {
       Activations<C> x = {};
       const int count = min(slice_end - first, C::kGroup);
-      gather<C>(at, from, s.columns, first, count, x);
+      gather<C>(p, at, from, s.columns, first, count, x);
       barrier_wait(&bars.full[cursor.stage], cursor.phase);
       const char* stage = ring + cursor.stage * p.stage_bytes + ((first - slice * per_slice) * 32 + at.t * 8) * element;
 #pragma unroll 1
