@@ -268,6 +268,20 @@ bool plan_for(const Found& f, const Props& props, decode::Plan* plan) {
   return lay_out_shared(p, element, p.head_i8 ? 1 : 2, v_rows, props.max_shared_per_block);
 }
 
+const void* kernel_for(const Found& f, const decode::Plan& p) {
+  return weight_type(f) == DType::i8 ? kernel_i8(p.rows, p.K) : kernel_bf16(p.rows, p.K);
+}
+
+// Code for older GPUs, which the driver may translate for this one, leaves the kernel empty.
+bool is_compiled(const void* kernel) {
+  cudaFuncAttributes made;
+  if (cudaFuncGetAttributes(&made, kernel) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
+  }
+  return made.ptxVersion == 0 || made.ptxVersion >= 90;
+}
+
 bool matches(const Node* nodes, size_t n, const Props& props, Found* f, decode::Plan* plan) {
   if (props.major < 9 || !find(nodes, n, f) || !chained(*f)) return false;
   const DType dtype = weight_type(*f);
@@ -279,7 +293,7 @@ bool matches(const Node* nodes, size_t n, const Props& props, Found* f, decode::
   if (!is_matrix(table, DType::bf16) && !is_matrix(table, DType::f32)) return false;
   if (ids.dtype != DType::i32 || !ids.contiguous() || !head_fits(*f, dtype)) return false;
   if (f->sample && !sample_fits(*f->sample, ids.elems())) return false;
-  return plan_for(*f, props, plan);
+  return plan_for(*f, props, plan) && is_compiled(kernel_for(*f, *plan));
 }
 
 Layer layer_of(const Node& b) {
@@ -444,8 +458,7 @@ Status decode_create(const Node* nodes, size_t n, const Props& props, Decode** o
   }
   point(f, d->plan);
   MB_TRY(allocate(f, *d));
-  const auto kernel = weight_type(f) == DType::i8 ? kernel_i8 : kernel_bf16;
-  d->kernel = kernel(d->plan.rows, d->plan.K);
+  d->kernel = kernel_for(f, d->plan);
   MB_CUDA(cudaFuncSetAttribute(d->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, d->plan.shared.bytes));
   *out = d.release();
   return {};
