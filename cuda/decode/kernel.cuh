@@ -202,7 +202,7 @@ class Worker {
     const bool i8 = !last || p_.head_i8;
     Accumulators<C> acc;
     if constexpr (C::kPairs) {
-      RowNorm<C> norm;
+      RowNorm norm;
       norm.weight = weight;
       norm.bias = bias;
       norm.moments = floats(p_.shared.moments);

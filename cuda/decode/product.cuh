@@ -381,8 +381,7 @@ __device__ __forceinline__ void gather_columns(const Source& from, int columns, 
   }
 }
 
-// One row at a time in a place that the rows share.
-template <class C>
+// The norm before multiply_pairs; see Normalise.
 struct RowNorm {
   const float* weight = nullptr;
   const float* bias = nullptr;
@@ -427,7 +426,7 @@ __device__ void layer_norm_moments(const Plan& p, const Place<C>& at, const Sour
 // multiply() for few rows.
 template <class C>
 __device__ __forceinline__ void multiply_pairs(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
-                                               const Source& from, RowNorm<C>& norm, Barriers& bars, const char* ring,
+                                               const Source& from, RowNorm& norm, Barriers& bars, const char* ring,
                                                char* room, Cursor& cursor, Accumulators<C>& acc) {
   using W = typename C::W;
   const int element = sizeof(W) == 2 || !i8 ? 2 : 1, per_slice = s.slice / 32;
