@@ -7,8 +7,8 @@
 // Instructions a state and step of the bf16 kernel, counted: 5.4 to reach every eighth state and 19 for the rest, of
 // which 12 are the recurrences themselves; the special function unit is busy 17 cycles of theirs. dB and dC are summed
 // over channels through shared memory, where a 16-byte store and load move four values (a shuffle moves one and needs a
-// select). For bf16, sums over states run on tensor cores in tf32, whose columns are alike, which costs less than
-// selecting; bf16 itself as their factor shows in the results.
+// select). For bf16, sums over states run on tensor cores in tf32 with f32's accuracy, by two products; their columns
+// are alike, which costs less than selecting.
 #include "check.h"
 #include "scan_grad.cuh"
 
@@ -138,14 +138,23 @@ struct PairSteps {
   __device__ __forceinline__ float2 at(int j) const { return {v[j], v[2 + j]}; }
 };
 
-// d(16,8) += a(16,8) b(8,8) in tf32, to which the factors are cut. Rows g and g + 8 are the channels of the lane's
-// pair, a's columns q and q + 4 come from it, and so does b's column g; d's columns 2 q and 2 q + 1 are the lane's.
-__device__ __forceinline__ void multiply(float (&d)[4], float even, float odd, float even4, float odd4, float b,
-                                         float b4) {
+// d(16,8) += a(16,8) b(8,8) on tensor cores. Rows g and g + 8 are the channels of the lane's pair, a's columns q and
+// q + 4 come from it, and so does b's column g; d's columns 2 q and 2 q + 1 are the lane's. The hardware cuts factors
+// to tf32's 11 bits, so b must have no more (bf16, or 1), and a goes through in two parts that together have 22.
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4], float b, float b4) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(__float_as_uint(even)), "r"(__float_as_uint(odd)), "r"(__float_as_uint(even4)), "r"(__float_as_uint(odd4)),
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
         "r"(__float_as_uint(b)), "r"(__float_as_uint(b4)));
+}
+__device__ __forceinline__ void multiply(float (&d)[4], float even, float odd, float even4, float odd4, float b,
+                                         float b4) {
+  const float a[4] = {even, odd, even4, odd4};
+  float rest[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) rest[i] = a[i] - __uint_as_float(__float_as_uint(a[i]) & 0xFFFFE000u);
+  multiply_tf32(d, rest, b, b4);
+  multiply_tf32(d, a, b, b4);
 }
 
 // Sums over states of v times a projection at step j; columns of the product are alike, and the owner of the step keeps
