@@ -125,7 +125,7 @@ const gpuCommands: Record<string, () => Promise<void>> = Object.fromEntries(
     verify: cudaVerify,
     ops: async (o: CudaBench, limits: DeviceLimits) => {
       using device = Device.open('cuda');
-      return cudaOpsBench(device, limits, o.reps, values.only);
+      return await cudaOpsBench(device, limits, o.reps, values.only);
     },
     profile: (o: CudaBench, limits: DeviceLimits) => cudaProfile(o, limits, values.work),
     limits: async () => [],

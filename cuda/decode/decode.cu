@@ -39,6 +39,7 @@ struct Decode {
 
 namespace {
 
+constexpr int64_t kMaxWidth = 1024;      // wider models fail in this kernel, and decode as graphs of kernels
 constexpr int64_t kLaunchSteps = 16384;  // the most steps of one launch
 constexpr int kStageBytes = 40 << 10;    // at most, of the ring
 constexpr int kStaticShared = 1024;      // barriers, and what the system takes
@@ -236,7 +237,7 @@ bool plan_for(const Found& f, const Props& props, decode::Plan* plan) {
   const Tensor& x = b.in(in::x);
   if (x.rows() > kMaxRows || b.in(in::A).cols() != kStates || b.in(in::conv_weight).cols() > kMaxTaps) return false;
   const Tensor& head = f.head->in(at::linear::in::weight);
-  if (x.cols() > 16384 || b.in(in::A).dim(0) > 65536 || head.dim(0) > 65536) return false;
+  if (x.cols() > kMaxWidth || b.in(in::A).dim(0) > 65536 || head.dim(0) > 65536) return false;
   p.D = static_cast<int>(x.cols());
   p.E = static_cast<int>(b.in(in::A).dim(0));
   p.R = static_cast<int>(b.in(in::dt_proj).cols());
