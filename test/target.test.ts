@@ -28,7 +28,7 @@ for (const target of supported) {
   });
 
   test.serial(`a model says that it runs on ${target}`, async (t) => {
-    const model = await withTarget(target, () => createModel({ layers: 1, dModel: 8 }, { threads: 1 }));
+    const model = await withTarget(target, () => createModel({ layers: 1, dModel: 8 }, { device: 'cpu', threads: 1 }));
     t.is(model.device, `cpu (${target}, 1 thread)`);
     model.dispose();
   });
