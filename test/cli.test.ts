@@ -56,7 +56,10 @@ test.serial('generate streams bytes to stdout and figures to stderr', async (t) 
   const { code, out, err } = await run(generate('hello', '--max-bytes', '20', '--seed', '7', '--raw'));
   t.is(code, 0);
   t.is(out.length, 20);
-  t.regex(err, /^20 bytes in [\d.]+ s: [\d,]+ bytes\/s · prompt 5 bytes in [\d.]+ ms · (cpu|cuda:\d+) \(.*\) · seed 7\n$/);
+  t.regex(
+    err,
+    /^20 bytes in [\d.]+ s: [\d,]+ bytes\/s · prompt 5 bytes in [\d.]+ ms · (cpu|cuda:\d+) \(.*\) · seed 7\n$/,
+  );
 });
 
 test.serial('generate gives the bytes of the library, and the same ones for the same seed', async (t) => {
