@@ -47,9 +47,9 @@ int splits_for(int64_t tiles, int64_t depth, int64_t shortest, const Props& prop
 
 // Depends on sizes alone, so sums keep their order.
 Own own(const Product& p, const Props& props) {
-  if (p.dtype == DType::f32) return {Own::f32, {0, splits_for(f32_tiles(p, props), p.depth, 128, props)}};
+  if (p.dtype == DType::f32) return {Own::f32, {0, splits_for(square_tiles(p, props), p.depth, 128, props)}};
   if (props.major == 9) return {Own::wgmma, plan_wgmma(p, props)};
-  return {Own::mma, {0, splits_for(mma_tiles(p, props), p.depth, 256, props)}};
+  return {Own::mma, {0, splits_for(square_tiles(p, props), p.depth, 256, props)}};
 }
 
 int64_t partial_bytes(const Product& p, int splits) {

@@ -172,22 +172,15 @@ Status run(const Product& p, int splits, float* partials, cudaStream_t stream) {
 
 template <int Wide>
 Status run_laid(const Product& p, int splits, float* partials, cudaStream_t stream) {
-  if (!p.a.across && !p.b.across) return run<Wide, false, false>(p, splits, partials, stream);
-  if (!p.a.across) return run<Wide, false, true>(p, splits, partials, stream);
-  if (p.b.across) return run<Wide, true, true>(p, splits, partials, stream);
-  return fail(Code::unsupported, "multiply_f32: expected the second factor to lie across where the first does");
+  return with_layout(p, "multiply_f32", [&](auto across_a, auto across_b) {
+    return run<Wide, across_a(), across_b()>(p, splits, partials, stream);
+  });
 }
-
-int64_t tiles(const Product& p, int64_t side) { return ((p.rows + side - 1) / side) * ((p.cols + side - 1) / side); }
-
-bool large(const Product& p, const Props& props) { return tiles(p, 128) >= props.sm_count; }
 
 }  // namespace
 
-int64_t f32_tiles(const Product& p, const Props& props) { return tiles(p, large(p, props) ? 128 : 64); }
-
 Status multiply_f32(const Product& p, int splits, float* partials, const Props& props, cudaStream_t stream) {
-  if (large(p, props)) return run_laid<128>(p, splits, partials, stream);
+  if (wants_large_tiles(p, props)) return run_laid<128>(p, splits, partials, stream);
   return run_laid<64>(p, splits, partials, stream);
 }
 

@@ -1,6 +1,7 @@
 // bf16 products with mma.sync m16n8k16, for every tensor core from Ampere on: tiles of 128 x 128 or 64 x 64, 32 deep,
 // brought in by cp.async four stages ahead. Rows of a tile are padded by 16 bytes, which keeps ldmatrix free of bank
 // conflicts. A factor that lies across is staged as it lies and turned by ldmatrix.trans.
+#include "barrier.cuh"
 #include "check.h"
 #include "gemm_epilogue.cuh"
 #include "gemm_kernels.h"
@@ -10,10 +11,6 @@ namespace {
 
 constexpr int kDeep = 32;
 constexpr int kStages = 4;
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 // 16 bytes to shared memory, of which the first `bytes` come from memory and the rest are 0.
 __device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
@@ -187,23 +184,15 @@ Status run(const Product& p, int splits, float* partials, cudaStream_t stream) {
 
 template <int WarpsM, int WarpsN, int FragM, int FragN>
 Status run_laid(const Product& p, int splits, float* partials, cudaStream_t stream) {
-  if (!p.a.across && !p.b.across) return run<WarpsM, WarpsN, FragM, FragN, false, false>(p, splits, partials, stream);
-  if (!p.a.across) return run<WarpsM, WarpsN, FragM, FragN, false, true>(p, splits, partials, stream);
-  if (p.b.across) return run<WarpsM, WarpsN, FragM, FragN, true, true>(p, splits, partials, stream);
-  return fail(Code::unsupported, "multiply_mma: expected the second factor to lie across where the first does");
+  return with_layout(p, "multiply_mma", [&](auto across_a, auto across_b) {
+    return run<WarpsM, WarpsN, FragM, FragN, across_a(), across_b()>(p, splits, partials, stream);
+  });
 }
-
-int64_t tiles(const Product& p, int64_t side) { return ((p.rows + side - 1) / side) * ((p.cols + side - 1) / side); }
-
-// Large tiles where there are enough of them to keep every multiprocessor busy.
-bool large(const Product& p, const Props& props) { return tiles(p, 128) >= props.sm_count; }
 
 }  // namespace
 
-int64_t mma_tiles(const Product& p, const Props& props) { return tiles(p, large(p, props) ? 128 : 64); }
-
 Status multiply_mma(const Product& p, int splits, float* partials, const Props& props, cudaStream_t stream) {
-  if (large(p, props)) return run_laid<2, 4, 4, 4>(p, splits, partials, stream);
+  if (wants_large_tiles(p, props)) return run_laid<2, 4, 4, 4>(p, splits, partials, stream);
   return run_laid<2, 2, 2, 4>(p, splits, partials, stream);
 }
 

@@ -311,10 +311,9 @@ Status run(const Product& p, int splits, float* partials, const Props& props, cu
 
 template <int Wide>
 Status run_laid(const Product& p, int splits, float* partials, const Props& props, cudaStream_t stream) {
-  if (!p.a.across && !p.b.across) return run<Wide, false, false>(p, splits, partials, props, stream);
-  if (!p.a.across) return run<Wide, false, true>(p, splits, partials, props, stream);
-  if (p.b.across) return run<Wide, true, true>(p, splits, partials, props, stream);
-  return fail(Code::unsupported, "multiply_wgmma: expected the second factor to lie across where the first does");
+  return with_layout(p, "multiply_wgmma", [&](auto across_a, auto across_b) {
+    return run<Wide, across_a(), across_b()>(p, splits, partials, props, stream);
+  });
 }
 
 }  // namespace

@@ -18,9 +18,8 @@ class Group;  // group.h
 struct Props {
   int index = 0;
   int sm_count = 0;
-  int major = 0, minor = 0;      // compute capability
-  int max_shared_per_block = 0;  // bytes, with the opt-in
-  int64_t l2_bytes = 0;
+  int major = 0, minor = 0;            // compute capability
+  int max_shared_per_block = 0;        // bytes, with the opt-in
   double memory_bytes_per_second = 0;  // theoretical peak
   Gemm* gemm = nullptr;                // matrix products; owned by the device
 };

@@ -1,4 +1,4 @@
-// Hopper's warpgroup matrix instruction for bf16 in three widths, and the barriers and bulk copies around it (PTX
+// Hopper's warpgroup matrix instruction for bf16 in three widths, and the waits and bulk copies around it (PTX
 // ISA 9.0, sections on wgmma, mbarrier and cp.async.bulk.tensor). Empty on other architectures.
 #pragma once
 #include <cuda.h>
@@ -6,11 +6,9 @@
 
 #include <cstdint>
 
-namespace mb::cuda {
+#include "barrier.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
+namespace mb::cuda {
 
 // Describes a factor in shared memory, in rows of 128 bytes swizzled by 128. `group`: bytes from one 8 rows to the
 // next; `chunk`: bytes from 64 elements to the next 64 of a factor that lies across.
@@ -63,25 +61,6 @@ __device__ __forceinline__ void store_matrices(void* row, const uint32_t (&r)[4]
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(r[0]),
                "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
-#endif
-}
-
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
-#endif
-}
-
-__device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-               : "memory");
-#endif
-}
-
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 #endif
 }
 

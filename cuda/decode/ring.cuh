@@ -2,21 +2,12 @@
 #pragma once
 #include <cstdint>
 
+#include "../barrier.cuh"
 #include "exchange.cuh"
 #include "shape.h"
 
 namespace mb::cuda::decode {
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void barrier_init(uint64_t* bar, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint64_t* bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
-}
 __device__ __forceinline__ bool barrier_passed(uint64_t* bar, uint32_t parity) {
   uint32_t passed;
   asm volatile(
@@ -66,13 +57,6 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes,
       : "memory");
 #endif
 }
-__device__ __forceinline__ void expect_bytes(uint64_t* full, int bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(bytes)
-               : "memory");
-#endif
-}
-
 // A warp copies `bytes`, all of it in flight when this returns; bytes and addresses are multiples of 4.
 __device__ __forceinline__ void async_copy(char* to, const void* from, int bytes, int lane) {
   const char* source = static_cast<const char*>(from);

@@ -65,7 +65,7 @@ class MatrixStreamer {
       const int bytes = columns * element;
       char* to = ring_ + at_.stage * p_.stage_bytes;
       uint64_t* full = &bars_.full[at_.stage];
-      if (lane_ == 0) expect_bytes(full, rows * bytes);
+      if (lane_ == 0) barrier_expect(full, rows * bytes);
       __syncwarp();
       const long long skip = static_cast<long long>(i) * s.slice * element;
 #pragma unroll 1
