@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../native/backend.h"
+#include "../native/core/plan_times.h"
 #include "../native/core/run_steps.h"
 #include "check.h"
 #include "decode/decode.h"
@@ -70,8 +71,7 @@ struct Plan {
   Decode* decode = nullptr;
   int32_t* watched = nullptr;  // page-locked
   int64_t watched_ids = 0;
-  bool profiling = false;
-  std::vector<double> seconds;
+  PlanTimes times;
   std::vector<cudaEvent_t> events;  // n + 1, while profiling
 
   ~Plan() {
@@ -133,7 +133,6 @@ Status open(const DeviceOptions& options, void** out) {
   p.major = full.major;
   p.minor = full.minor;
   p.max_shared_per_block = int(full.sharedMemPerBlockOptin);
-  p.l2_bytes = full.l2CacheSize;
   int clock_khz = 0;
   MB_CUDA(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrMemoryClockRate, options.index));
   p.memory_bytes_per_second = 2.0 * clock_khz * 1e3 * full.memoryBusWidth / 8;
@@ -300,7 +299,7 @@ Status compile(void* d, const Node* nodes, size_t n, void** out) {
   plan->device = device;
   plan->nodes = nodes;
   plan->n = n;
-  plan->seconds.resize(n);
+  plan->times.seconds.resize(n);
   if (decodes_in_one_kernel(nodes, n, device->props)) {
     MB_TRY(decode_create(nodes, n, device->props, &plan->decode));
   } else {
@@ -340,7 +339,7 @@ Status run_measured(Plan& plan) {
   for (size_t i = 0; i < starts.size(); i++) {
     float ms = 0;
     MB_CUDA(cudaEventElapsedTime(&ms, plan.events[i], plan.events[i + 1]));
-    plan.seconds[starts[i]] += ms / 1e3;
+    plan.times.seconds[starts[i]] += ms / 1e3;
   }
   return {};
 }
@@ -359,7 +358,7 @@ Status run(void* d, void* p, Run& run) {
     plan.watched_ids = ids;
   }
   const auto step = [&]() -> Status {
-    if (plan.profiling) return run_measured(plan);
+    if (plan.times.measuring) return run_measured(plan);
     if (plan.graph) MB_CUDA(cudaGraphLaunch(plan.graph, device.stream));
     return {};
   };
@@ -376,10 +375,7 @@ Status run(void* d, void* p, Run& run) {
 }
 
 Status profile(void*, void* p, double* seconds) {
-  Plan& plan = *static_cast<Plan*>(p);
-  plan.profiling = true;
-  std::copy(plan.seconds.begin(), plan.seconds.end(), seconds);
-  std::fill(plan.seconds.begin(), plan.seconds.end(), 0.0);
+  static_cast<Plan*>(p)->times.take(seconds);
   return {};
 }
 

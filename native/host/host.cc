@@ -11,6 +11,7 @@
 #include <new>
 #include <vector>
 
+#include "../core/plan_times.h"
 #include "../core/run_steps.h"
 #include "../core/thread_pool.h"
 #include "../ops.h"
@@ -39,8 +40,7 @@ struct Plan {
   size_t n;
   void* scratch = nullptr;
   size_t scratch_bytes = 0;
-  bool profiling = false;
-  std::vector<double> seconds;
+  PlanTimes times;
   // A kernel of the reference backend may run out of memory; the first failure is kept and the rest of the plan
   // skipped.
   std::atomic<bool> failed{false};
@@ -85,13 +85,13 @@ void run_all(void* context, int index) {
   team.barrier_ = &pool.barrier();
   team.scratch = static_cast<char*>(plan.scratch);
   team.scratch_bytes = int64_t(plan.scratch_bytes);
-  double start = plan.profiling && index == 0 ? now() : 0;
+  double start = plan.times.measuring && index == 0 ? now() : 0;
   for (size_t i = 0; i < plan.n; i++) {
     run_node(plan, plan.nodes[i], team);
     team.barrier();
-    if (plan.profiling && index == 0) {
+    if (plan.times.measuring && index == 0) {
       const double end = now();
-      plan.seconds[i] += end - start;
+      plan.times.seconds[i] += end - start;
       start = end;
     }
   }
@@ -166,7 +166,7 @@ Status compile(void* device, const Node* nodes, size_t n, void** out) {
   plan->device = d;
   plan->nodes = nodes;
   plan->n = n;
-  plan->seconds.resize(n);
+  plan->times.seconds.resize(n);
   for (size_t i = 0; i < n; i++) {
     const KernelEntry& k = d->table[nodes[i].op];
     if (k.scratch) plan->scratch_bytes = std::max(plan->scratch_bytes, size_t(k.scratch(nodes[i], d->pool->size())));
@@ -191,10 +191,7 @@ Status run(void*, void* p, Run& run) {
 }
 
 Status profile(void*, void* p, double* seconds) {
-  Plan& plan = *static_cast<Plan*>(p);
-  plan.profiling = true;
-  std::copy(plan.seconds.begin(), plan.seconds.end(), seconds);
-  std::fill(plan.seconds.begin(), plan.seconds.end(), 0.0);
+  static_cast<Plan*>(p)->times.take(seconds);
   return {};
 }
 
