@@ -1,4 +1,5 @@
-// From any checkpoint that loads to a folder with config.json and model.safetensors, in another dtype or dialect.
+// From any checkpoint that loads to a folder with config.json, model.safetensors and its tokenizer.json, if it has one, in
+// another dtype or dialect.
 import { checkChoice, checkOptions, checkSignal } from './errors.ts';
 import { loadModel, type Model } from './model.ts';
 import { resolveModel } from './shipped.ts';
@@ -42,7 +43,7 @@ export async function convertModel(input: string, folder: string, options: Conve
     ...(onProgress && { onProgress }),
   });
   const tensors = [...model.weights].map(([name, tensor]) => source(model, name, tensor, signal));
-  await saveCheckpoint(folder, model.config, tensors, { dialect, metadata });
+  await saveCheckpoint(folder, model.config, tensors, { dialect, metadata, tokenizer: model.tokenizer });
 }
 
 const STORED = { f32: 'F32', bf16: 'BF16', i8: 'I8' } as const;

@@ -32,6 +32,8 @@ export interface Inspection {
   /** Whose tensor names the file uses. */
   dialect: NameDialect;
   config: MambaConfig;
+  /** Of the tokenizer.json beside the weights: how many ids it has; null: there is none. */
+  tokenizer: { vocab: number } | null;
   /** Values in all tensors, the scales of int8 weights left out. */
   parameters: number;
   /** Bytes of all tensors. */
@@ -77,6 +79,7 @@ export async function inspectModel(path: string, options: InspectOptions = {}): 
     file: file.file,
     dialect: file.dialect,
     config: file.config,
+    tokenizer: file.tokenizer ? { vocab: file.tokenizer.vocab } : null,
     parameters: values.reduce((a, b) => a + b, 0),
     bytes: total,
     tensors,

@@ -20,6 +20,7 @@ import { Session } from './session.ts';
 import { resolveModel } from './shipped.ts';
 import { State } from './state.ts';
 import type { Tensor } from './tensor.ts';
+import { Tokenizer } from './tokenizer/tokenizer.ts';
 import { openCheckpoint, saveCheckpoint } from './weights/checkpoint-files.ts';
 import { warnOfNonFinite } from './weights/finite.ts';
 import { loadWeights, type WeightDType } from './weights/load.ts';
@@ -48,15 +49,18 @@ export interface CreateModelOptions {
   /** As of loadModel. */
   device?: string;
   threads?: number;
+  /** Makes a subword model: `vocab` defaults to its ids, `norm` to 'rms', and the head is tied to the embedding. */
+  tokenizer?: Tokenizer;
 }
 
+/** A unit is a byte, or a token of a subword model. */
 export interface Score {
-  /** Total -log p in nats of all bytes but the first, which nothing predicts. */
+  /** Total -log p in nats of all units but the first, which nothing predicts. */
   nats: number;
-  /** Bytes predicted. */
+  /** Bytes predicted: of a subword model, those of all tokens but the first. NaN where no tokenizer says how many. */
   bytes: number;
   bitsPerByte: number;
-  /** -log p in nats of each predicted byte. */
+  /** -log p in nats of each predicted unit. */
   nll: Float32Array;
 }
 
@@ -81,18 +85,31 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
     const file = await openCheckpoint(resolveModel(path));
     const weights = await loadWeights(device, file.tensors, options);
     const warnings = [...file.warnings, ...(await warnOfNonFinite(device, weights))];
-    return new Model(device, note, completeConfig(file.config), weights, options.trainable ?? false, warnings);
+    const config = completeConfig(file.config);
+    return new Model(device, note, config, weights, options.trainable ?? false, warnings, file.tokenizer);
   } catch (error) {
     device.dispose();
     throw error;
   }
 }
 
+/** The whole shape of a new model; what is left out follows from its width and from the tokenizer, if it has one. */
+export function configFor(config: PartialMambaConfig, tokenizer: Tokenizer | undefined): MambaConfig {
+  if (!tokenizer) return completeConfig(config);
+  const full = completeConfig({ vocab: tokenizer.vocab, norm: 'rms', tied: true, ...config });
+  checkInteger('config', 'vocab', full.vocab, { min: tokenizer.vocab });
+  return full;
+}
+
 /** A new model with the official initialisation, trainable. @throws TypeError or RangeError naming a wrong field */
 export async function createModel(config: PartialMambaConfig, options: CreateModelOptions = {}): Promise<Model> {
   const where = 'createModel';
-  checkOptions(where, options, ['seed', 'device', 'threads']);
-  const full = completeConfig(config);
+  checkOptions(where, options, ['seed', 'device', 'threads', 'tokenizer']);
+  const { tokenizer } = options;
+  if (tokenizer !== undefined && !(tokenizer instanceof Tokenizer)) {
+    throw new TypeError(expected(where, 'tokenizer', 'be a Tokenizer', describe(tokenizer), 'Use Tokenizer.open().'));
+  }
+  const full = configFor(config, tokenizer);
   const seed = checkInteger(where, 'seed', options.seed ?? 0, { min: 0 });
   const { device, note } = openDevice(where, options.device, options.threads);
   const weights = new Map<string, Tensor>();
@@ -100,7 +117,7 @@ export async function createModel(config: PartialMambaConfig, options: CreateMod
     mambaParams(full).forEach((spec, i) => {
       weights.set(spec.name, device.tensorFrom(initialValues(spec, seed, i), spec.shape, 'f32', spec.name));
     });
-    return new Model(device, note, full, weights, true, []);
+    return new Model(device, note, full, weights, true, [], tokenizer);
   } catch (error) {
     device.dispose();
     throw error;
@@ -117,6 +134,8 @@ export class Model {
   readonly trainable: boolean;
   /** What was odd about the file, one sentence each. */
   readonly warnings: readonly string[];
+  /** What turns text into the ids of a subword model; a byte model has none. */
+  readonly tokenizer: Tokenizer | undefined;
   /** @internal */
   readonly weights: Weights;
   /** @internal */
@@ -132,6 +151,7 @@ export class Model {
     weights: Weights,
     trainable: boolean,
     warnings: readonly string[],
+    tokenizer?: Tokenizer,
   ) {
     this.runtime = device;
     this.device = deviceLabel(device.info);
@@ -140,8 +160,13 @@ export class Model {
     this.weights = weights;
     this.trainable = trainable;
     this.warnings = warnings;
+    this.tokenizer = tokenizer;
   }
 
+  /** @internal What its ids stand for: bytes, or the tokens of a subword model. */
+  get unit(): 'byte' | 'token' {
+    return this.tokenizer || this.config.vocab !== 256 ? 'token' : 'byte';
+  }
   /** Number of parameters. */
   get parameters(): number {
     return mambaParams(this.config).reduce((sum, p) => sum + p.shape.reduce((a, b) => a * b, 1), 0);
@@ -199,7 +224,10 @@ export class Model {
     return generateBatch(this, bytes, resolved);
   }
 
-  /** Logits after each byte: (T, 256) f32, row t predicts byte t + 1. */
+  /**
+   * Logits after each byte, or token of a subword model: (T, vocab) f32, row t predicts unit t + 1.
+   * @param input text or bytes, which a subword model's tokenizer encodes; or ids
+   */
   async logits(input: string | Uint8Array | Int32Array, options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
     this.assertOpen('logits');
     checkOptions('logits', options, ['signal']);
@@ -212,7 +240,8 @@ export class Model {
 
   /**
    * How well the model predicts a text.
-   * @param options.state go on from here (the first byte is predicted too) and leave the state after the last byte
+   * @param input text or bytes, which a subword model's tokenizer encodes; or ids
+   * @param options.state go on from here (the first unit is predicted too) and leave the state after the last one
    */
   async score(
     input: string | Uint8Array | Int32Array,
@@ -226,7 +255,7 @@ export class Model {
     const pending = state?.pending === undefined ? [] : [state.pending];
     const ids = Int32Array.from([...pending, ...this.checkIds(where, input)]);
     if (ids.length < 2) {
-      throw new RangeError(expected(where, 'the text', 'hold at least two bytes', `${ids.length}`));
+      throw new RangeError(expected(where, 'the text', `hold at least two ${this.unit}s`, `${ids.length}`));
     }
     state?.acquire(where);
     try {
@@ -239,7 +268,8 @@ export class Model {
           state.pending = ids.at(-1);
         }
         const nats = nll.reduce((a, b) => a + b, 0);
-        return { nats, bytes: nll.length, bitsPerByte: nats / Math.LN2 / nll.length, nll };
+        const bytes = this.bytesOf(ids.subarray(1));
+        return { nats, bytes, bitsPerByte: nats / Math.LN2 / bytes, nll };
       });
     } finally {
       state?.release();
@@ -257,13 +287,15 @@ export class Model {
   }
 
   /**
-   * Writes config.json and model.safetensors to a folder, each replaced in one step.
+   * Writes config.json, model.safetensors and, where the model has a tokenizer, tokenizer.json to a folder, each replaced in
+   * one step.
    * @throws CheckpointError when the file system refuses; what was there before is intact
    */
   async save(folder: string, options: { metadata?: Record<string, string> } = {}): Promise<void> {
     this.assertOpen('save');
     const tensors = [...this.weights].map(([name, t]) => this.source(name, t));
-    await saveCheckpoint(folder, this.config, tensors, options.metadata ? { metadata: options.metadata } : {});
+    const { tokenizer } = this;
+    await saveCheckpoint(folder, this.config, tensors, { ...options, tokenizer });
   }
 
   /** @internal Runs `fn` with a session of its own; sessions are kept for the next caller. */
@@ -312,14 +344,29 @@ export class Model {
     }
   }
   private checkIds(where: string, input: string | Uint8Array | Int32Array): ArrayLike<number> & Iterable<number> {
-    const ids = input instanceof Int32Array ? input : toBytes(where, 'the text', input);
-    if (ids.length === 0) throw new RangeError(expected(where, 'the text', 'hold at least one byte', 'an empty one'));
+    const ids = input instanceof Int32Array ? input : this.encode(where, input);
+    if (ids.length === 0) {
+      throw new RangeError(expected(where, 'the text', `hold at least one ${this.unit}`, 'an empty one'));
+    }
     for (const id of ids) {
       if (id < 0 || id >= this.config.vocab) {
         throw new RangeError(expected(where, 'ids', `lie in 0..${this.config.vocab - 1}`, `${id}`));
       }
     }
     return ids;
+  }
+  private encode(where: string, input: string | Uint8Array): ArrayLike<number> & Iterable<number> {
+    const bytes = toBytes(where, 'the text', input);
+    if (this.tokenizer) return this.tokenizer.encode(bytes);
+    if (this.config.vocab === 256) return bytes;
+    const got = `one of ${this.config.vocab} tokens without a tokenizer.json`;
+    throw new TypeError(expected(where, 'the model', 'read text', got, 'Pass ids, as an Int32Array.'));
+  }
+  /** Bytes that ids stand for; NaN where that is not known. */
+  private bytesOf(ids: Int32Array): number {
+    const { tokenizer } = this;
+    if (tokenizer) return ids.reduce((sum, id) => sum + (id < tokenizer.vocab ? tokenizer.bytesOf(id).length : 0), 0);
+    return this.config.vocab === 256 ? ids.length : Number.NaN;
   }
   private source(name: string, t: Tensor): TensorSource {
     const dtype = ({ f32: 'F32', bf16: 'BF16', i8: 'I8' } as const)[t.dtype as 'f32' | 'bf16' | 'i8'];

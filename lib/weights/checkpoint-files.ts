@@ -1,8 +1,10 @@
 // From a path that a user gives to the tensors and the configuration of a model, and back to a folder on disk.
+import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { CheckpointError, describe, expected, listNames, ModelFormatError } from '../errors.ts';
 import type { MambaConfig } from '../models/config.ts';
+import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { writeFileAtomically } from './atomic-file.ts';
 import { type ConfigDialect, configToJson } from './config-json.ts';
 import { inferConfig } from './infer.ts';
@@ -24,6 +26,8 @@ export interface OpenedCheckpoint {
   /** One sentence each; nothing here stopped the model from loading. */
   warnings: string[];
   dialect: NameDialect;
+  /** The tokenizer.json beside the weights: the model reads its ids, not bytes. */
+  tokenizer?: Tokenizer;
   /** The file that was opened: the weights, or the index of a sharded checkpoint. */
   file: string;
 }
@@ -35,12 +39,14 @@ const USUAL = [
   'pytorch_model.bin',
   'pytorch_model.bin.index.json',
 ];
+const TOKENIZER = 'tokenizer.json';
 const WEIGHTS = /\.(safetensors|bin|pt|pth)$/;
 const MAX_JSON_BYTES = 100_000_000;
 
 /**
  * Opens a checkpoint: a folder (model.safetensors, its index.json, pytorch_model.bin or a single weight file, with
- * config.json if there is one), a .safetensors file, an .index.json, or a .bin, .pt or .pth file of torch.save.
+ * config.json if there is one), a .safetensors file, an .index.json, or a .bin, .pt or .pth file of torch.save. A
+ * tokenizer.json beside the weights belongs to the model.
  *
  * Reads headers only; the tensors say where their bytes are.
  *
@@ -57,8 +63,28 @@ export async function openCheckpoint(path: string): Promise<OpenedCheckpoint> {
     tensors.delete('lm_head.weight.scale');
   }
   const { config } = inferred;
+  const tokenizer = await findTokenizer(dirname(file), config);
   const all = [...warnings, ...inferred.warnings];
-  return { tensors, config, ...(configJson && { configJson }), metadata, warnings: all, dialect, file };
+  return {
+    tensors,
+    config,
+    ...(configJson && { configJson }),
+    metadata,
+    warnings: all,
+    dialect,
+    ...(tokenizer && { tokenizer }),
+    file,
+  };
+}
+
+async function findTokenizer(folder: string, { vocab }: MambaConfig): Promise<Tokenizer | undefined> {
+  const path = join(folder, TOKENIZER);
+  if (!existsSync(path)) return undefined;
+  const tokenizer = await Tokenizer.open(path);
+  if (tokenizer.vocab <= vocab) return tokenizer;
+  throw new ModelFormatError(
+    expected(path, 'the tokenizer', `have at most ${vocab} ids, as the model`, `${tokenizer.vocab}`),
+  );
 }
 
 /** The weight file (or index) that a path stands for. */
@@ -125,21 +151,28 @@ async function readJson(path: string): Promise<Record<string, unknown> | undefin
 }
 
 /**
- * Writes config.json and model.safetensors into a folder, which is made if it is not there. Each file is replaced in
- * one step.
+ * Writes config.json, model.safetensors and, where the model has a tokenizer, tokenizer.json into a folder, which is made
+ * if it is not there. Each file is replaced in one step.
  *
  * @param tensors canonical names; they are renamed for the 'hf' dialect.
- * @throws ModelFormatError if the dialect cannot express the model, before anything is written.
+ * @throws ModelFormatError if the dialect cannot express the model, or the folder holds a tokenizer.json and the model
+ * has none, before anything is written.
  * @throws CheckpointError if the file system refuses; what was there before is intact.
  */
 export async function saveCheckpoint(
   folder: string,
   config: MambaConfig,
   tensors: Iterable<TensorSource>,
-  options: { dialect?: ConfigDialect; metadata?: Record<string, string> } = {},
+  options: { dialect?: ConfigDialect; metadata?: Record<string, string>; tokenizer?: Tokenizer | undefined } = {},
 ): Promise<void> {
-  const { dialect = 'mambabyte', metadata = {} } = options;
+  const { dialect = 'mambabyte', metadata = {}, tokenizer } = options;
   const json = configToJson(config, dialect);
+  if (!tokenizer && existsSync(join(folder, TOKENIZER))) {
+    const hint = 'It would be taken for the tokenizer of the model: remove it, or choose another folder.';
+    throw new ModelFormatError(
+      expected(folder, 'the folder of a model without a tokenizer', `hold no ${TOKENIZER}`, 'one', hint),
+    );
+  }
   const renamed = dialect === 'hf' ? [...tensors].map(forHf) : tensors;
   try {
     await mkdir(folder, { recursive: true });
@@ -151,6 +184,7 @@ export async function saveCheckpoint(
   await writeSafetensors(join(folder, 'model.safetensors'), renamed, { format: 'pt', ...metadata });
   const text = Buffer.from(`${JSON.stringify(json, null, 2)}\n`);
   await writeFileAtomically(join(folder, 'config.json'), (append) => append(text));
+  if (tokenizer) await writeFileAtomically(join(folder, TOKENIZER), (append) => append(Buffer.from(tokenizer.json)));
 }
 
 function forHf(tensor: TensorSource): TensorSource {
