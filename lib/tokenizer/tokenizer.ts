@@ -1,0 +1,236 @@
+// Text and bytes to tokens and back: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) for any bytes.
+import { readFile } from 'node:fs/promises';
+import { checkString, describe, expected, ModelFormatError } from '../errors.ts';
+import { BPE, type Bpe } from './bpe-library.ts';
+import { nameOfBytes } from './byte-alphabet.ts';
+import { CLOSED_PIECE, GPT2_PATTERN, splitPieces } from './pieces.ts';
+import { parseTokenizerFile, type TokenizerFile } from './tokenizer-file.ts';
+import { textRuns } from './utf8.ts';
+
+/** Bytes that are cut into pieces at once, so that neither strings nor lists of pieces grow with the text. */
+const TEXT_BYTES = 4 << 20;
+const CACHED_PIECES = 1 << 17;
+const CACHED_PIECE_LENGTH = 64;
+
+/** A subword vocabulary over bytes: byte-level BPE in Hugging Face's tokenizer.json format. */
+export class Tokenizer {
+  /** The file's text, to write it beside a model. */
+  readonly json: string;
+  /** Ids are 0 to vocab - 1. */
+  readonly vocab: number;
+  /** All ids that have bytes, by their bytes, a prefix before what it begins; equal bytes by id. */
+  readonly sorted: Int32Array;
+  readonly #file: TokenizerFile;
+  readonly #bpe: Bpe;
+  /** Id by byte, for bytes that are no text. */
+  readonly #byteIds: Int32Array;
+  /** Finds added tokens, the longest first; undefined if there are none. */
+  readonly #added: RegExp | undefined;
+  readonly #stability: Stability;
+  readonly #cache = new Map<string, readonly number[]>();
+
+  private constructor(where: string, text: string) {
+    const file = parseTokenizerFile(where, text);
+    const { vocab, merges, ignoreMerges, bytes } = file;
+    this.json = text;
+    this.vocab = bytes.length;
+    this.#file = file;
+    this.#bpe = new BPE({ type: 'BPE', vocab, merges, ignore_merges: ignoreMerges });
+    this.#byteIds = Int32Array.from({ length: 256 }, (_, b) => vocab[nameOfBytes(Uint8Array.of(b))] ?? 0);
+    this.#added = alternatives([...file.added.keys()]);
+    this.#stability = stabilityOf(file);
+    this.sorted = Int32Array.from(bytes.keys())
+      .filter((id) => this.bytesOf(id).length > 0)
+      .sort((a, b) => Buffer.compare(this.bytesOf(a), this.bytesOf(b)) || a - b);
+  }
+
+  /**
+   * Reads a tokenizer.json.
+   * @throws ModelFormatError if there is no such file, or it is not one of byte-level BPE
+   */
+  static async open(path: string): Promise<Tokenizer> {
+    checkString('Tokenizer.open', 'path', path);
+    let text: string;
+    try {
+      text = await readFile(path, 'utf8');
+    } catch (cause) {
+      const { code, message } = cause as NodeJS.ErrnoException;
+      const hint = code === 'ENOENT' ? 'There is no such file.' : undefined;
+      throw new ModelFormatError(expected(path, 'the tokenizer', 'be readable', code ?? describe(message), hint), {
+        cause,
+      });
+    }
+    return new Tokenizer(path, text);
+  }
+
+  /**
+   * The tokenizer of a tokenizer.json's text.
+   * @throws ModelFormatError if it is not one of byte-level BPE
+   */
+  static fromJson(text: string): Tokenizer {
+    return new Tokenizer('Tokenizer.fromJson', checkString('Tokenizer.fromJson', 'text', text));
+  }
+
+  /**
+   * Ids of any bytes, of which decode gives the same bytes. Special tokens are never added, and never parsed out of the
+   * text. Bytes that are no UTF-8 become tokens of one byte.
+   */
+  encode(text: string | Uint8Array): Int32Array {
+    if (typeof text !== 'string' && !(text instanceof Uint8Array)) {
+      throw new TypeError(expected('tokenizer.encode', 'text', 'be a string or a Uint8Array', describe(text)));
+    }
+    const bytes = Buffer.from(text as string);
+    const ids = new IdList();
+    let done = 0;
+    for (const [from, to] of textRuns(bytes).runs) {
+      this.#encodeBytes(bytes.subarray(done, from), ids);
+      this.#encodeRun(bytes.subarray(from, to), ids);
+      done = to;
+    }
+    this.#encodeBytes(bytes.subarray(done), ids);
+    return ids.take();
+  }
+
+  /** @throws RangeError for an id that is not in the vocabulary */
+  decode(ids: ArrayLike<number>): Uint8Array {
+    const parts = Array.from(ids, (id) => this.bytesOf(id));
+    return new Uint8Array(Buffer.concat(parts));
+  }
+
+  /**
+   * Bytes of a token, not to be changed; none for special tokens and ids that only pad the vocabulary.
+   * @throws RangeError for an id that is not in the vocabulary
+   */
+  bytesOf(id: number): Uint8Array {
+    const bytes = this.#file.bytes[id];
+    if (bytes !== undefined) return bytes;
+    throw new RangeError(expected('tokenizer.bytesOf', 'id', `be an integer below ${this.vocab}`, describe(id)));
+  }
+
+  /** Positions [from, to) of `sorted` whose ids' bytes begin with `prefix`. */
+  range(prefix: Uint8Array): [from: number, to: number] {
+    const head = (i: number) => this.bytesOf(this.sorted[i] ?? 0).subarray(0, prefix.length);
+    const first = (isPast: (order: number) => boolean) => {
+      let [low, high] = [0, this.sorted.length];
+      while (low < high) {
+        const middle = (low + high) >> 1;
+        if (isPast(Buffer.compare(head(middle), prefix))) high = middle;
+        else low = middle + 1;
+      }
+      return low;
+    };
+    return [first((order) => order >= 0), first((order) => order > 0)];
+  }
+
+  /**
+   * The last position p such that, whatever bytes follow, the ids of it all are those of bytes [0, p) and then those of
+   * the rest: where the last piece begins that more bytes could change. It is exact for tokenizers that trainTokenizer
+   * made, earlier for others, down to 0 where nothing is known of their pieces.
+   */
+  stableEnd(bytes: Uint8Array): number {
+    const start = lastSpace(bytes, this.#stability);
+    const { runs, tail } = textRuns(bytes.subarray(start));
+    const [from, to] = runs.at(-1) ?? [0, 0];
+    if (to < tail) return start + tail; // what ends here is no text
+    if (this.#stability !== 'exact') return start + from;
+    const [pattern] = this.#file.patterns;
+    const text = Buffer.from(bytes.subarray(start + from, start + to)).toString();
+    const last = (pattern && splitPieces(text, pattern).at(-1)) ?? '';
+    return start + to - (CLOSED_PIECE.test(last) ? 0 : Buffer.byteLength(last));
+  }
+
+  #encodeBytes(bytes: Uint8Array, ids: IdList): void {
+    for (const byte of bytes) ids.push(this.#byteIds[byte] ?? 0);
+  }
+
+  /** Valid UTF-8, in parts that end where no later byte matters. */
+  #encodeRun(bytes: Uint8Array, ids: IdList): void {
+    for (let at = 0; at < bytes.length; ) {
+      const rest = bytes.subarray(at);
+      const stable = rest.length > TEXT_BYTES ? this.stableEnd(rest.subarray(0, TEXT_BYTES)) : 0;
+      const part = stable > 0 ? rest.subarray(0, stable) : rest;
+      this.#encodeText(Buffer.from(part.buffer, part.byteOffset, part.length).toString(), ids);
+      at += part.length;
+    }
+  }
+
+  #encodeText(text: string, ids: IdList): void {
+    let done = 0;
+    for (const match of this.#added ? text.matchAll(this.#added) : []) {
+      this.#encodeSection(text.slice(done, match.index), ids);
+      ids.push(this.#file.added.get(match[0]) ?? 0);
+      done = match.index + match[0].length;
+    }
+    this.#encodeSection(text.slice(done), ids);
+  }
+
+  #encodeSection(text: string, ids: IdList): void {
+    let pieces = [text];
+    for (const pattern of this.#file.patterns) pieces = pieces.flatMap((piece) => splitPieces(piece, pattern));
+    for (const piece of pieces) for (const id of this.#pieceIds(piece)) ids.push(id);
+  }
+
+  #pieceIds(piece: string): readonly number[] {
+    const known = this.#cache.get(piece);
+    if (known) return known;
+    const bytes = Buffer.from(piece);
+    const ids = this.#bpe.encode([nameOfBytes(bytes)]).map((token) => this.#file.vocab[token] ?? 0);
+    if (piece.length <= CACHED_PIECE_LENGTH) {
+      if (this.#cache.size >= CACHED_PIECES) this.#cache.clear();
+      this.#cache.set(bytes.toString(), ids); // a copy: the piece itself would keep the text it was cut from in memory
+    }
+    return ids;
+  }
+}
+
+/**
+ * What is known of the pieces. 'exact': they are those of trainTokenizer. 'spaces': a piece begins wherever white space
+ * follows something else, and what lies before does not depend on what comes after. 'unknown': nothing.
+ */
+type Stability = 'exact' | 'spaces' | 'unknown';
+
+function stabilityOf({ trained, patterns, added }: TokenizerFile): Stability {
+  if (trained) return added.size === 0 ? 'exact' : 'unknown';
+  const gpt2 = patterns.length === 1 && patterns[0]?.source === GPT2_PATTERN.source;
+  const crosses = [...added.keys()].some((content) => /\S\s/u.test(content));
+  return gpt2 && !crosses ? 'spaces' : 'unknown';
+}
+
+/** The last position of ASCII white space after something else, or 0: what lies before it is settled. */
+function lastSpace(bytes: Uint8Array, stability: Stability): number {
+  if (stability === 'unknown') return 0;
+  for (let at = bytes.length - 1; at > 0; at--) {
+    if (!isSpace(bytes[at]) || isSpace(bytes[at - 1])) continue;
+    // Bytes beyond ASCII may end a white space character, which joins others in GPT-2's pieces.
+    if (stability === 'exact' || (bytes[at - 1] ?? 0) < 0x7f) return at;
+  }
+  return 0;
+}
+
+function isSpace(byte: number | undefined): boolean {
+  return byte === 0x20 || (byte !== undefined && byte >= 0x09 && byte <= 0x0d);
+}
+
+function alternatives(contents: string[]): RegExp | undefined {
+  if (contents.length === 0) return undefined;
+  const longestFirst = contents.sort((a, b) => b.length - a.length);
+  return new RegExp(longestFirst.map((content) => content.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&')).join('|'), 'gu');
+}
+
+/** A growing list of ids. */
+class IdList {
+  #ids = new Int32Array(1024);
+  #length = 0;
+
+  push(id: number): void {
+    if (this.#length === this.#ids.length) {
+      const larger = new Int32Array(2 * this.#length);
+      larger.set(this.#ids);
+      this.#ids = larger;
+    }
+    this.#ids[this.#length++] = id;
+  }
+  take(): Int32Array {
+    return this.#ids.slice(0, this.#length);
+  }
+}
