@@ -1,8 +1,14 @@
 // Reading several bytes in one pass and keeping any prefix of them: what speculative decoding stands on.
+import { join } from 'node:path';
 import test from 'ava';
 import { createModel, type Model } from '../lib/index.ts';
-import { type Session, VERIFY_STEPS } from '../lib/session.ts';
+import { Session, VERIFY_STEPS } from '../lib/session.ts';
+import { resolveModel } from '../lib/shipped.ts';
+import { openCheckpoint } from '../lib/weights/checkpoint-files.ts';
+import { loadWeights } from '../lib/weights/load.ts';
 import { compare, type Tolerance } from './support/close.ts';
+import { cpuTargets, withDevice } from './support/devices.ts';
+import { FIXTURES } from './support/fixtures.ts';
 import { Random } from './support/random.ts';
 
 const SAME: Tolerance = { rms: 2e-6, worst: 2e-5 };
@@ -28,6 +34,38 @@ for (const device of ['ref', 'cpu'] as const) {
       }
     });
   });
+}
+
+const { supported, reasons } = cpuTargets();
+for (const target of supported) {
+  for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+    test(`verifying gives the bits of decoding · ${target} · ${dtype}`, async (t) => {
+      for (const reason of reasons) t.log(reason);
+      for (const path of [resolveModel('books'), join(FIXTURES, 'byte-tiny')]) {
+        await withDevice('cpu', { target, threads: 2 }, async (device) => {
+          const { tensors, config } = await openCheckpoint(path);
+          const session = new Session(device, config, await loadWeights(device, tensors, { dtype }), 1);
+          await session.consume(before);
+          const start = session.readState();
+          const logits: Float32Array[] = [];
+          for (const id of drafted) logits.push(await session.verify([id]));
+          const states = session.readState();
+          for (const K of [2, 3, 5, 8, 17, VERIFY_STEPS]) {
+            session.writeState(start);
+            for (let at = 0; at < VERIFY_STEPS; at += K) {
+              const got = await session.verify(drafted.slice(at, at + K));
+              t.deepEqual(
+                got,
+                Float32Array.from(logits.slice(at, at + K).flatMap((row) => [...row])),
+                `by ${K} at ${at}`,
+              );
+            }
+            t.deepEqual(session.readState(), states, `state after ${VERIFY_STEPS} by ${K}`);
+          }
+        });
+      }
+    });
+  }
 }
 
 /** Logits after, and states after, each of `input` when read one by one. */

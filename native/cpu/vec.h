@@ -47,6 +47,15 @@ MB_INLINE V sum_each(const V* rows) {
   return join(folds);
 }
 
+// The sum of W registers, given the fold_lanes of each kFold of them, in the order in which sum_each adds W lanes.
+MB_INLINE V join_lanes(const V* folds) {
+  constexpr int kFolds = W / kFold;
+  static_assert(kFolds == 1 || kFolds == 2 || kFolds == 4);
+  if constexpr (kFolds == 1) return folds[0];
+  if constexpr (kFolds == 2) return folds[0] + folds[1];
+  if constexpr (kFolds == 4) return (folds[0] + folds[1]) + (folds[2] + folds[3]);
+}
+
 // Read ahead into every cache level.
 MB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 // Into the second level only: rows a power of two apart would throw each other out of the first.

@@ -46,6 +46,8 @@ constexpr int kFold = 4;
 MB_INLINE V fold(const V* r) {
   return {_mm256_hadd_ps(_mm256_hadd_ps(r[0].v, r[1].v), _mm256_hadd_ps(r[2].v, r[3].v))};
 }
+// Adds kFold registers in the order in which fold adds kFold lanes.
+MB_INLINE V fold_lanes(const V* lane) { return add(add(lane[0], lane[1]), add(lane[2], lane[3])); }
 MB_INLINE V join(const V* f) {
   return {_mm256_add_ps(_mm256_permute2f128_ps(f[0].v, f[1].v, 0x20), _mm256_permute2f128_ps(f[0].v, f[1].v, 0x31))};
 }

@@ -44,6 +44,8 @@ MB_INLINE V fold(const V* r) {
   const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
   return {_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)))};
 }
+// Adds kFold registers in the order in which fold adds kFold lanes.
+MB_INLINE V fold_lanes(const V* lane) { return add(add(lane[0], lane[2]), add(lane[1], lane[3])); }
 MB_INLINE __m512 join_two(__m512 a, __m512 b) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
 }

@@ -41,6 +41,8 @@ MB_INLINE float reduce_max(V a) { return vmaxvq_f32(a.v); }
 // join(fold(rows), fold(rows + kFold), ...) has in lane i the sum of the lanes of rows[i].
 constexpr int kFold = 4;
 MB_INLINE V fold(const V* r) { return {vpaddq_f32(vpaddq_f32(r[0].v, r[1].v), vpaddq_f32(r[2].v, r[3].v))}; }
+// Adds kFold registers in the order in which fold adds kFold lanes.
+MB_INLINE V fold_lanes(const V* lane) { return add(add(lane[0], lane[1]), add(lane[2], lane[3])); }
 MB_INLINE V join(const V* folds) { return folds[0]; }
 // W rows of W.
 MB_INLINE void transpose(V* r) {

@@ -35,6 +35,8 @@ MB_INLINE float reduce_max(V a) { return a.v; }
 // join(fold(rows), fold(rows + kFold), ...) has in lane i the sum of the lanes of rows[i].
 constexpr int kFold = 1;
 MB_INLINE V fold(const V* rows) { return rows[0]; }
+// Adds kFold registers in the order in which fold adds kFold lanes.
+MB_INLINE V fold_lanes(const V* lane) { return lane[0]; }
 MB_INLINE V join(const V* folds) { return folds[0]; }
 // W rows of W.
 MB_INLINE void transpose(V*) {}

@@ -1,8 +1,8 @@
 // Few activation rows times many weight rows: sums[r][m] = x[r] . w[m]. Every weight row is read once, from where it
 // lies (row-major, any alignment, no packing), for all activation rows; this is the work of decoding and verifying.
 //
-// Each (row, weight row) pair has one vector accumulator that runs over K in order, so a result does not depend on how
-// many rows are computed together or on which thread computes it.
+// Each (row, weight row) pair has one accumulator that runs over K in order, so a result does not depend on how many
+// rows are computed together or on which thread computes it: verifying drafted bytes gives the bits of decoding them.
 //
 // Formats by weight dtype:
 //   f32   f32 products everywhere.
@@ -28,6 +28,58 @@ struct DotInput {
   int64_t rows, k;
   const char* tiles = nullptr;  // the rows once more, as columns of matrix tiles (few_rows-inl.h)
 };
+
+// sums[m] = the sum of the lanes of parts[m].
+#if MB_LEVEL == MB_LEVEL_avx512
+template <class Add>
+MB_INLINE __m512 sum_sixteen(const __m512 (&parts)[16], const Add& add) {
+  __m512 pair[8], quad[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) {
+    const __m512 a = parts[2 * i], b = parts[2 * i + 1];
+    pair[i] = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m512d a = _mm512_castps_pd(pair[2 * i]), b = _mm512_castps_pd(pair[2 * i + 1]);
+    quad[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto fold_two = [&](__m512 a, __m512 b) __attribute__((always_inline)) {
+    return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  return fold_two(fold_two(quad[0], quad[1]), fold_two(quad[2], quad[3]));
+}
+MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
+  __m512 v[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) v[i] = parts[i].v;
+  const auto add = [](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_add_ps(a, b); };
+  _mm512_storeu_ps(sums, sum_sixteen(v, add));
+}
+MB_INLINE __m512i sum_lanes(const __m512i (&parts)[16]) {
+  __m512 v[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) v[i] = _mm512_castsi512_ps(parts[i]);
+  const auto add = [](__m512 a, __m512 b) __attribute__((always_inline)) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  };
+  return _mm512_castps_si512(sum_sixteen(v, add));
+}
+#elif MB_LEVEL == MB_LEVEL_avx2
+MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
+  for (int h = 0; h < 16; h += 8) {
+    const auto quad = [&](int i) __attribute__((always_inline)) {
+      return _mm256_hadd_ps(_mm256_hadd_ps(parts[i].v, parts[i + 1].v), _mm256_hadd_ps(parts[i + 2].v, parts[i + 3].v));
+    };
+    const __m256 a = quad(h), b = quad(h + 4);
+    _mm256_storeu_ps(sums + h, _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
+  }
+}
+#else
+MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
+  for (int i = 0; i < 16; i++) sums[i] = reduce_add(parts[i]);
+}
+#endif
 
 // Products in f32 of weights widened on the way; the activations stay as they are.
 template <class E>
@@ -55,8 +107,12 @@ struct DotWiden {
   MB_INLINE void step_n(Acc& acc, V w, const char* x, int64_t j, int n) {
     acc.sum = fma(load_n(reinterpret_cast<const float*>(x) + j, n), w, acc.sum);
   }
-  MB_INLINE V finish(const Acc& acc) { return acc.sum; }
-  MB_INLINE float scale(const char*) { return 1.0f; }
+  MB_INLINE void sum_tile(const Acc (&acc)[16], const char*, float* sums) {
+    V parts[16];
+#pragma GCC unroll 16
+    for (int m = 0; m < 16; m++) parts[m] = acc[m].sum;
+    sum_lanes(parts, sums);
+  }
 
   static int64_t row_bytes(int64_t) { return 0; }
   static DotInput prepare(const float* x, int64_t stride, int64_t rows, int64_t k, char*) {
@@ -89,7 +145,12 @@ struct DotBf16 {
     acc.sum = _mm512_dpbf16_ps(acc.sum, as_bf16(w), as_bf16(_mm512_loadu_si512(x + 2 * j)));
   }
   MB_INLINE void step_n(Acc& acc, __m512i w, const char* x, int64_t j, int) { step(acc, w, x, j); }
-  MB_INLINE V finish(const Acc& acc) { return {acc.sum}; }
+  MB_INLINE void sum_tile(const Acc (&acc)[16], const char*, float* sums) {
+    V parts[16];
+#pragma GCC unroll 16
+    for (int m = 0; m < 16; m++) parts[m] = {acc[m].sum};
+    sum_lanes(parts, sums);
+  }
   MB_INLINE float scale(const char*) { return 1.0f; }
 
   // Rows are padded with zeros to whole steps.
@@ -135,8 +196,18 @@ struct DotI8 {
     dot_bytes(acc.low, w, _mm512_loadu_si512(x + kHead + 2 * j + 64));
   }
   MB_INLINE void step_n(Acc& acc, __m512i w, const char* x, int64_t j, int) { step(acc, w, x, j); }
-  MB_INLINE V finish(const Acc& acc) {
-    return {_mm512_fmadd_ps(_mm512_cvtepi32_ps(acc.high), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(acc.low))};
+  MB_INLINE V join_parts(__m512i high, __m512i low) {
+    return {_mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low))};
+  }
+  // Lanes are summed as integers, exactly, as matrix tiles do.
+  MB_INLINE void sum_tile(const Acc (&acc)[16], const char* x, float* sums) {
+    __m512i high[16], low[16];
+#pragma GCC unroll 16
+    for (int m = 0; m < 16; m++) {
+      high[m] = acc[m].high;
+      low[m] = acc[m].low;
+    }
+    store(sums, join_parts(sum_lanes(high), sum_lanes(low)) * set1(scale(x)));
   }
   MB_INLINE float scale(const char* x) {
     float s;
@@ -199,45 +270,10 @@ using DotI8 = DotWiden<int8_t>;
 #endif
 using DotF32 = DotWiden<float>;
 
-// sums[m] = the sum of the lanes of parts[m].
-#if MB_LEVEL == MB_LEVEL_avx512
-MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
-  __m512 pair[8], quad[4];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    const __m512 a = parts[2 * i].v, b = parts[2 * i + 1].v;
-    pair[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    const __m512d a = _mm512_castps_pd(pair[2 * i]), b = _mm512_castps_pd(pair[2 * i + 1]);
-    quad[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  const auto fold = [](__m512 a, __m512 b) __attribute__((always_inline)) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  _mm512_storeu_ps(sums, fold(fold(quad[0], quad[1]), fold(quad[2], quad[3])));
-}
-#elif MB_LEVEL == MB_LEVEL_avx2
-MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
-  for (int h = 0; h < 16; h += 8) {
-    const auto quad = [&](int i) __attribute__((always_inline)) {
-      return _mm256_hadd_ps(_mm256_hadd_ps(parts[i].v, parts[i + 1].v), _mm256_hadd_ps(parts[i + 2].v, parts[i + 3].v));
-    };
-    const __m256 a = quad(h), b = quad(h + 4);
-    _mm256_storeu_ps(sums + h, _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
-  }
-}
-#else
-MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
-  for (int i = 0; i < 16; i++) sums[i] = reduce_add(parts[i]);
-}
-#endif
-
 // parts[r][m] for MR weight rows and RR activation rows.
 template <class F, int MR, int RR, bool kFetch>
 MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x, int64_t x_bytes, int64_t k,
-                        V (*parts)[kTileRows]) {
+                        typename F::Acc (*parts)[kTileRows]) {
   using Elem = typename F::Elem;
   // Four rows share a pointer, so that 16 rows fit the integer registers.
   constexpr int kGroup = MR < 4 ? MR : 4, kGroups = MR / kGroup;
@@ -281,7 +317,7 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
 #pragma GCC unroll 16
   for (int r = 0; r < RR; r++) {
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; m++) parts[r][m] = F::finish(acc[r][m]);
+    for (int m = 0; m < MR; m++) parts[r][m] = acc[r][m];
   }
 }
 
@@ -289,10 +325,10 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
 template <class F, int MR, int RR, bool kFetch>
 __attribute__((noinline)) void dot_tile(const typename F::Elem* w, int64_t stride, const char* x, int64_t x_bytes,
                                         int64_t k, float (*sums)[kTileRows]) {
-  V parts[RR][kTileRows];
+  typename F::Acc parts[RR][kTileRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kTileRows; m += MR) {
-    V some[RR][kTileRows];
+    typename F::Acc some[RR][kTileRows];
     dot_rows<F, MR, RR, kFetch>(w + m * stride, stride, x, x_bytes, k, some);
 #pragma GCC unroll 16
     for (int r = 0; r < RR; r++) {
@@ -302,9 +338,7 @@ __attribute__((noinline)) void dot_tile(const typename F::Elem* w, int64_t strid
   }
 #pragma GCC unroll 4
   for (int r = 0; r < RR; r++) {
-    sum_lanes(parts[r], sums[r]);
-    const float scale = F::scale(x + r * x_bytes);
-    for (int m = 0; m < kTileRows; m++) sums[r][m] *= scale;
+    F::sum_tile(parts[r], x + r * x_bytes, sums[r]);
   }
 }
 
@@ -349,7 +383,7 @@ MB_INLINE V narrow_products(const int8_t* w, const char* x) {
   const __m512i weights = DotI8::weights(w);
   dot_bytes(acc.high, weights, repeat(x + DotI8::kHead, kBytes));
   dot_bytes(acc.low, weights, repeat(x + DotI8::kHead + 64, kBytes));
-  return DotI8::finish(acc);
+  return DotI8::join_parts(acc.high, acc.low);
 }
 
 template <class F, int kBytes>

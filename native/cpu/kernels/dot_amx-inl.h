@@ -42,13 +42,12 @@ struct AmxFew {
   int64_t bytes() const { return depths * tiles * tile_bytes(); }
 };
 
-// Fewer activation rows leave most columns of a tile empty, and vector dot products are faster.
-constexpr int64_t kAmxLeastRows = 3;
-
-// Products fit when whole tiles of weight rows do and the columns fill at most four tiles.
+// Products fit when whole tiles of weight rows do and the columns fill at most four tiles. Tiles add bf16 products in
+// an order of their own, so they take any number of rows or none; i8 sums are exact, and for one or two rows, which
+// leave most columns of a tile empty, vector dot products are faster.
 static bool amx_few(const Tensor& weight, int64_t rows) {
-  const bool i8 = weight.dtype == DType::i8;
-  return (i8 || weight.dtype == DType::bf16) && weight.rows() >= kTileRows && rows >= kAmxLeastRows && rows <= 32;
+  if (weight.rows() < kTileRows || rows > 32 || narrow_bytes(weight) > 0) return false;
+  return weight.dtype == DType::bf16 || (weight.dtype == DType::i8 && rows >= 3);
 }
 
 // [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.
@@ -81,7 +80,11 @@ static DotInput amx_prepare(DType weight, const float* x, int64_t stride, int64_
   DotInput input;
   if (weight == DType::bf16) {
     input = DotBf16::prepare(x, stride, rows, k, to);
-    amx_pack_few<DotBf16, 1, 0>(input, s, tiles);
+    if (rows == 1) {
+      tiles = to;  // one column: groups of k in order, as they are
+    } else {
+      amx_pack_few<DotBf16, 1, 0>(input, s, tiles);
+    }
   } else {
     input = DotI8::prepare(x, stride, rows, k, to);
     amx_pack_few<DotI8, 2, DotI8::kHead>(input, s, tiles);
@@ -170,6 +173,7 @@ __attribute__((target("amx-tile,amx-bf16,amx-int8"), noinline)) static void amx_
 template <bool kInt>
 MB_INLINE void amx_few_store(const float* tile, const AmxFew& s, const DotInput& x, int64_t first_row, int64_t skip,
                              const DotOutput& out, int64_t begin, int64_t n) {
+  if (s.cols == 1) return dot_store(out, tile + skip, first_row, begin, n);
   float sums[W][W];
   V t[W];
   for (int m = 0; m < 16; m++) t[m] = load_n(tile + m * s.cols, static_cast<int>(s.cols));
@@ -178,10 +182,8 @@ MB_INLINE void amx_few_store(const float* tile, const AmxFew& s, const DotInput&
   const int64_t rows = min64(s.rows, x.rows - first_row);
   for (int64_t r = 0; r < rows; r++) {
     if constexpr (kInt) {
-      const V high = {_mm512_cvtepi32_ps(_mm512_loadu_si512(sums[r]))};
-      const V low = {_mm512_cvtepi32_ps(_mm512_loadu_si512(sums[s.rows + r]))};
-      const float scale = DotI8::scale(x.data + (first_row + r) * x.row_bytes);
-      store(sums[r], fma(high, set1(256.0f), low) * set1(scale));
+      const V sum = DotI8::join_parts(_mm512_loadu_si512(sums[r]), _mm512_loadu_si512(sums[s.rows + r]));
+      store(sums[r], sum * set1(DotI8::scale(x.data + (first_row + r) * x.row_bytes)));
     }
     dot_store(out, sums[r] + skip, first_row + r, begin, n);
   }

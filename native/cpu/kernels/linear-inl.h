@@ -7,13 +7,9 @@
 
 namespace mb::cpu::MB_TARGET {
 
-// Up to this many rows reading the weights costs more than multiplying by them, so they are not packed first.
-static bool linear_is_few([[maybe_unused]] const Tensor& weight, int64_t rows) {
-#ifdef MB_TILES
-  if (amx_few(weight, rows)) return true;
-#endif
-  return rows <= 16;
-}
+// Up to this many rows, those of a fused block, reading the weights costs more than multiplying by them, so they are
+// not packed first; and every number of rows gives the same bits.
+static bool linear_is_few(int64_t rows) { return rows <= 32; }
 
 static const char* w_linear(const Node& node) {
   namespace in = at::linear::in;
@@ -31,7 +27,7 @@ static const char* w_linear(const Node& node) {
 static int64_t s_linear(const Node& node, int threads) {
   const Tensor &x = node.in(at::linear::in::x), &weight = node.in(at::linear::in::weight);
   const int64_t rows = x.rows(), k = x.cols();
-  if (linear_is_few(weight, rows)) return threads * dot_input_bytes(weight.dtype, rows, k);
+  if (linear_is_few(rows)) return threads * dot_input_bytes(weight.dtype, rows, k);
 #ifdef MB_TILES
   if (weight.dtype != DType::f32) return amx_scratch(rows, k, threads);
 #endif
@@ -90,7 +86,7 @@ static void k_linear(const Node& node, const Team& team) {
   namespace in = at::linear::in;
   const Tensor &x = node.in(in::x), &weight = node.in(in::weight);
   const int64_t k = x.cols();
-  if (linear_is_few(weight, x.rows())) return linear_few(node, team);
+  if (linear_is_few(x.rows())) return linear_few(node, team);
   const ReadWide<float> wide_x{x.ptr<float>(), x.row_stride, k};
   if (weight.dtype == DType::f32) {
     return linear_many<MacF32>(node, team, k, wide_x, ReadWide<float>{weight.ptr<float>(), weight.row_stride, k});

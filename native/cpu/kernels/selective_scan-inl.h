@@ -1,6 +1,8 @@
 // Selective scan (Gu & Dao 2023, algorithm 2) with softplus, the D skip and the SiLU gate in the same loop:
 //   dt = softplus?(delta + delta_bias);  h = exp(dt A) h + dt u B[t];  y = (C[t] . h + D u) silu(z)?
 // u, delta, z, y (B,T,E); A (E,N); B, C (B,T,N); D, delta_bias (E); state (B,E,N).
+//
+// One loop for few steps and one for many; both give the same bits, so a sequence may be cut anywhere.
 #pragma once
 
 namespace mb::cpu::MB_TARGET {
@@ -31,7 +33,7 @@ struct Scan {
 // long, and would otherwise stand between one step and the next.
 constexpr int kAheadVectors = 16;
 struct ScanAhead {
-  alignas(64) float dt[kAheadVectors * W], input[kAheadVectors * W];   // dt; dt u
+  alignas(64) float dt[kAheadVectors * W], input[kAheadVectors * W];   // dt log2(e); dt u
   alignas(64) float skip[kAheadVectors * W], gate[kAheadVectors * W];  // D u; silu(z)
 };
 
@@ -41,7 +43,7 @@ MB_INLINE void scan_look_ahead(const Scan& s, int64_t t, int64_t e, int lanes, i
   if (s.delta_bias) dt = dt + load_part(s.delta_bias + e, lanes);
   if (s.softplus) dt = softplus(dt);
   const V u = load_part(s.u + t * s.u_stride + e, lanes);
-  store(ahead->dt + i * W, dt);
+  store(ahead->dt + i * W, dt * set1(kLog2e));
   store(ahead->input + i * W, dt * u);
   store(ahead->skip + i * W, s.D ? load_part(s.D + e, lanes) * u : zero());
   if (s.z) store(ahead->gate + i * W, silu(load_part(s.z + t * s.z_stride + e, lanes)));
@@ -51,9 +53,9 @@ MB_INLINE V scan_gate(const Scan& s, V y, int i, const ScanAhead& ahead) {
   return s.z ? y * load(ahead.gate + i * W) : y;
 }
 
-// h[n] <- exp(dt A[n]) h[n] + input B[n] for K states from n on; returns sum += C . h.
-template <int K>
-MB_INLINE V scan_states(V* h, const float* a, const float* b, const float* c, V dt, V input, V sum) {
+// h[i] <- exp(dt A[i]) h[i] + input B[i] for K states; sums[i] += C[i] h[i], or = it.
+template <int K, bool kFirst>
+MB_INLINE void scan_states(V* h, const float* a, const float* b, const float* c, V dt, V input, V* sums) {
   V grow[K];
   MB_UNROLL
   for (int i = 0; i < K; i++) grow[i] = dt * load(a + i * W);
@@ -61,9 +63,33 @@ MB_INLINE V scan_states(V* h, const float* a, const float* b, const float* c, V 
   MB_UNROLL
   for (int i = 0; i < K; i++) {
     h[i] = fma(grow[i], h[i], input * set1(b[i]));
-    sum = fma(h[i], set1(c[i]), sum);
+    sums[i] = kFirst ? h[i] * set1(c[i]) : fma(h[i], set1(c[i]), sums[i]);
   }
-  return sum;
+}
+
+// One step of n states; returns C . h, added in the order of the short form: states W apart in a chain, then the W
+// chains as the lanes of a register. kN is n, or 0.
+template <int kN>
+MB_INLINE V scan_step(V* h, int64_t n, const float* a, const float* b, const float* c, V dt, V input) {
+  V folds[W / kFold];
+  MB_UNROLL
+  for (int g = 0; g < W / kFold; g++) {
+    V sums[kFold];
+    const auto states = [&](int64_t i, auto first) __attribute__((always_inline)) {
+      if (kN || i + kFold <= n) return scan_states<kFold, first>(h + i, a + i * W, b + i, c + i, dt, input, sums);
+      for (int64_t j = 0; i + j < n; j++) {
+        scan_states<1, first>(h + i + j, a + (i + j) * W, b + i + j, c + i + j, dt, input, sums + j);
+      }
+    };
+    if (!kN) {
+      for (int j = 0; j < kFold; j++) sums[j] = zero();
+    }
+    if (g * kFold < n) states(g * kFold, std::true_type{});
+    MB_UNROLL
+    for (int64_t i = g * kFold + W; i < n; i += W) states(i, std::false_type{});
+    folds[g] = fold_lanes(sums);
+  }
+  return join_lanes(folds);
 }
 
 // Floats of A, and of states, that the long form holds in transposed form: channels times states of one group.
@@ -91,15 +117,8 @@ MB_INLINE void scan_block_long(const Scan& s, int64_t e, int lanes, int64_t t0, 
     }
     const float *b = s.B + t * s.B_stride, *c = s.C + t * s.C_stride;
     const V dt = load(ahead.dt + j * W), input = load(ahead.input + j * W);
-    V even = load(ahead.skip + j * W), odd = zero();
-    int64_t i = 0;
-    MB_UNROLL
-    for (; i + 8 <= n; i += 8) {
-      even = scan_states<4>(h + i, a + i * W, b + i, c + i, dt, input, even);
-      odd = scan_states<4>(h + i + 4, a + (i + 4) * W, b + i + 4, c + i + 4, dt, input, odd);
-    }
-    for (; i < n; i++) even = scan_states<1>(h + i, a + i * W, b + i, c + i, dt, input, even);
-    store_part(s.y + t * s.y_stride + e, scan_gate(s, even + odd, j, ahead), lanes);
+    const V y = load(ahead.skip + j * W) + scan_step<kN>(h, n, a, b, c, dt, input);
+    store_part(s.y + t * s.y_stride + e, scan_gate(s, y, j, ahead), lanes);
     if (s.kept) {
       leave();
       from_lanes(s.kept + t * s.kept_stride + e * n, held, n, lanes);
@@ -119,7 +138,7 @@ static void scan_group_long(const Scan& s, int64_t e0, int64_t e1) {
     for (int64_t e = e0; e < e1; e += W) f(e, e1 - e >= W ? W : static_cast<int>(e1 - e), (e - e0) * n);
   };
   each_block([&](int64_t e, int lanes, int64_t at) {
-    to_lanes(a + at, s.A + e * n, n, lanes, kLog2e);
+    to_lanes(a + at, s.A + e * n, n, lanes, 1.0f);
     if (s.state) {
       to_lanes(held + at, s.state + e * n, n, lanes, 1.0f);
     } else {
@@ -147,9 +166,8 @@ static void scan_block_short(const Scan& s, int64_t e0, int64_t e1) {
   const float* from = s.state;
   for (int64_t t = 0; t < s.steps; t++) {
     for (int64_t e = e0; e < e1; e += W) {
-      const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e), i = static_cast<int>((e - e0) / W);
-      scan_look_ahead(s, t, e, lanes, i, &ahead);
-      store(ahead.dt + i * W, load(ahead.dt + i * W) * set1(kLog2e));
+      const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e);
+      scan_look_ahead(s, t, e, lanes, static_cast<int>((e - e0) / W), &ahead);
     }
     const float *b = s.B + t * s.B_stride, *c = s.C + t * s.C_stride;
     if (s.chunks && t % s.chunk == 0) {
@@ -191,7 +209,7 @@ static void scan_block_short(const Scan& s, int64_t e0, int64_t e1) {
             const V h = fma(grow[j], old, set1(input[l0 + j]) * bv);
             store_part(to + at[j], h, part);
             if (kept && kept != to) store_part(kept + at[j], h, part);
-            rows[l0 + j] = fma(h, cv, rows[l0 + j]);
+            rows[l0 + j] = i == 0 ? h * cv : fma(h, cv, rows[l0 + j]);
           }
         }
       }
