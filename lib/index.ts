@@ -1,7 +1,15 @@
 export { type ConvertOptions, convertModel } from './convert.ts';
 export { Dataset, type DatasetOptions, type DocumentSpan, openDataset } from './data/dataset.ts';
 export type { DataFile } from './data/files.ts';
-export { type DataPosition, type Sampling, type Window, type WindowOptions, WindowSampler } from './data/windows.ts';
+export type { EncodeProgress } from './data/token-dataset.ts';
+export {
+  type DataPosition,
+  type Documents,
+  type Sampling,
+  type Window,
+  type WindowOptions,
+  WindowSampler,
+} from './data/windows.ts';
 export type { BackendName, CudaInfo, DeviceInfo } from './device.ts';
 export { type BackendReport, type DoctorReport, doctor } from './doctor.ts';
 export * from './errors.ts';

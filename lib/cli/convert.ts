@@ -17,7 +17,7 @@ interface ConvertFlags {
 
 export function convertCommand(): Command {
   return new Command('convert')
-    .description('write a checkpoint as config.json and model.safetensors')
+    .description('write a checkpoint as config.json, model.safetensors and its tokenizer.json, if it has one')
     .argument('<input>', 'name of a shipped model, a folder or a file')
     .argument('<folder>', 'where to write; made if it is not there')
     .addOption(dtypeOption())

@@ -25,8 +25,8 @@ export function evalCommand(): Command {
         'sliding: windows, each from an empty state (default); stateful: carry the state through each document',
       ).choices(['sliding', 'stateful']),
     )
-    .option('--context <n>', 'bytes a window reads (default: 8192)', parsePositive)
-    .option('--stride <n>', 'bytes from one window to the next (default: half a context)', parsePositive)
+    .option('--context <n>', 'bytes or tokens a window reads (default: 8192, or 2048 tokens)', parsePositive)
+    .option('--stride <n>', 'from one window to the next (default: half a context)', parsePositive)
     .option('--max-bytes <n>', 'score about this much: the middle of every document', parsePositive)
     .addOption(separatorOption())
     .option('--json', 'print JSON');

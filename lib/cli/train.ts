@@ -1,5 +1,6 @@
 import { Presets, SingleBar } from 'cli-progress';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import type { EncodeProgress } from '../data/token-dataset.ts';
 import { expected } from '../errors.ts';
 import { PRESETS } from '../models/config.ts';
 import { RECOMPUTE } from '../models/mamba.ts';
@@ -7,12 +8,13 @@ import type { Rank } from '../train/data-parallel.ts';
 import { train, trainAsRank } from '../train/loop.ts';
 import type { TrainOptions, TrainProgress } from '../train/options.ts';
 import { interruptible } from './interrupt.ts';
-import { grouped, note, print } from './output.ts';
+import { bar, grouped, note, print } from './output.ts';
 import { startedAsRank } from './rank.ts';
 import { runRanks } from './ranks.ts';
 import { defined, parseCount, parseNumber, parsePositive, separatorOption, UsageError } from './usage.ts';
 
-interface TrainFlags extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress'> {
+interface TrainFlags
+  extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress' | 'onEncode'> {
   layers?: number;
   dModel?: number;
   dState?: number;
@@ -37,12 +39,13 @@ export function trainCommand(): Command {
     .option('--d-model <n>', 'its width', parsePositive)
     .option('--d-state <n>', 'its states per channel (default: 16)', parsePositive)
     .option('--init <model>', 'start from a shipped model, a folder or a file')
+    .option('--tokenizer <file>', 'a tokenizer.json: make a subword model, whose context counts tokens')
     .optionsGroup('Length:')
     .option('--steps <n>', 'optimiser steps', parsePositive)
     .option('--bytes <n>', 'or bytes to train on', parsePositive)
     .option('--batch <n>', 'windows per micro-batch (default: 8)', parsePositive)
     .option('--accumulate <n>', 'micro-batches per step (default: 1)', parsePositive)
-    .option('--context <n>', 'bytes of input per window (default: 1024)', parsePositive)
+    .option('--context <n>', 'bytes or tokens of input per window (default: 1024)', parsePositive)
     .optionsGroup('Optimiser:')
     .option('--lr <x>', 'peak learning rate (default: 4e-4)', parseNumber)
     .option('--warmup <n>', 'steps of linear warm-up (default: a tenth of all, at most 500)', parseCount)
@@ -58,10 +61,11 @@ export function trainCommand(): Command {
     .addOption(
       new Option(
         '--sampling <kind>',
-        'document: a window per document and epoch (default); uniform: every byte once an epoch',
+        'document: a window per document and epoch (default); uniform: every byte or token once an epoch',
       ).choices(['document', 'uniform']),
     )
     .addOption(separatorOption())
+    .option('--token-cache <folder>', 'for encoded data, which runs on the same data can share (default: --out)')
     .optionsGroup('Checkpoints:')
     .option('--eval-every <n>', 'steps between evaluations (default: a tenth of all, at most 1000)', parsePositive)
     .option('--eval-bytes <n>', 'bytes of --valid scored each time (default: 262144)', parsePositive)
@@ -118,7 +122,8 @@ async function run(flags: TrainFlags, signal: AbortSignal, rank?: Rank): Promise
     progress.update(p);
     if (flags.json) void print(`${JSON.stringify(p)}\n`);
   };
-  const training = rank ? trainAsRank({ ...options, onProgress }, rank) : train({ ...options, onProgress });
+  const watched = { ...options, onProgress, onEncode: progress.encode };
+  const training = rank ? trainAsRank(watched, rank) : train(watched);
   const result = await training.finally(progress.stop);
   if (flags.json) return print(`${JSON.stringify(result)}\n`);
   const { step, steps, checkpoint, best } = result;
@@ -138,25 +143,34 @@ function trainOptions(flags: TrainFlags, rank = 0): TrainOptions {
 }
 
 interface Progress {
+  encode(progress: EncodeProgress): void;
   update(progress: TrainProgress): void;
   stop(): void;
 }
 
-const silent: Progress = { update: () => undefined, stop: () => undefined };
+const silent: Progress = { encode: () => undefined, update: () => undefined, stop: () => undefined };
 
 function barProgress(): Progress {
   const format = '{value}/{total} [{bar}] loss {loss} · {bpb} bits/byte · {speed} bytes/s · {left} left{valid}';
-  const bar = new SingleBar({ format, stream: process.stderr, hideCursor: true }, Presets.legacy);
+  const steps = new SingleBar({ format, stream: process.stderr, hideCursor: true }, Presets.legacy);
   let valid = '';
+  const encoding = bar('encoding');
   return {
+    encode({ bytes, total }) {
+      encoding.update(bytes / total);
+      if (bytes === total) encoding.stop();
+    },
     update(p) {
-      if (!bar.isActive) bar.start(p.steps, p.step);
+      if (!steps.isActive) steps.start(p.steps, p.step);
       if (p.validBitsPerByte !== undefined) valid = ` · valid ${p.validBitsPerByte.toFixed(4)}`;
       const { loss, bitsPerByte, bytesPerSecond, eta } = p;
       const shown = { loss: loss.toFixed(4), bpb: bitsPerByte.toFixed(4), speed: grouped(bytesPerSecond) };
-      bar.update(p.step, { ...shown, left: duration(eta), valid });
+      steps.update(p.step, { ...shown, left: duration(eta), valid });
     },
-    stop: () => bar.stop(),
+    stop: () => {
+      encoding.stop();
+      steps.stop();
+    },
   };
 }
 
@@ -165,7 +179,14 @@ const LINE_SECONDS = 30;
 /** For logs: a line now and then, and one for every evaluation. */
 function lineProgress(): Progress {
   let last = Number.NEGATIVE_INFINITY;
+  let encoded = performance.now() / 1000;
   return {
+    encode({ bytes, total, bytesPerSecond }) {
+      const now = performance.now() / 1000;
+      if (bytes < total && now - encoded < LINE_SECONDS) return;
+      encoded = now;
+      note(`encoded ${grouped(bytes)} of ${grouped(total)} bytes · ${grouped(bytesPerSecond)} bytes/s`);
+    },
     update({ step, steps, loss, bitsPerByte, bytesPerSecond, eta, validBitsPerByte }) {
       const now = performance.now() / 1000;
       if (validBitsPerByte === undefined && now - last < LINE_SECONDS) return;

@@ -4,6 +4,7 @@ import { closeSync, openSync, readSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { checkOptions, checkSignal, DataError, describe, expected } from '../errors.ts';
 import { type DataFile, listFiles, reading, unreadable } from './files.ts';
+import type { Documents } from './windows.ts';
 
 export interface DatasetOptions {
   /** What lies between two documents of one file; null: every file is one document; default "\n\f\n". */
@@ -128,7 +129,8 @@ function shrunk(file: DataFile, at: number): DataError {
 }
 
 /** An opened corpus. Documents are counted from 0 in the order of their files. */
-export class Dataset {
+export class Dataset implements Documents {
+  readonly unit = 'byte';
   readonly files: readonly DataFile[];
   /** Bytes in all documents. */
   readonly bytes: number;
@@ -151,6 +153,9 @@ export class Dataset {
     this.bytes = this.#length.reduce((a, b) => a + b, 0);
   }
 
+  get units(): number {
+    return this.bytes;
+  }
   /** Bytes of document `i`. */
   length(i: number): number {
     return this.#length[i] ?? 0;
@@ -180,6 +185,13 @@ export class Dataset {
       if (count === 0) throw shrunk(file, at);
       done += count;
     }
+  }
+
+  /** Document bytes [start, start + length). @throws as `read` */
+  slice(i: number, start: number, length: number): Uint8Array {
+    const bytes = new Uint8Array(length);
+    this.read(i, start, bytes);
+    return bytes;
   }
 
   /** What must agree for the same windows to be drawn: the lengths of all documents, hashed. */

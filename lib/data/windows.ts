@@ -2,17 +2,30 @@
 import { checkChoice, checkInteger, DataError, expected } from '../errors.ts';
 import { Philox } from '../rng.ts';
 import type { Batch } from '../trainer.ts';
-import type { Dataset } from './dataset.ts';
+
+/** Texts that windows are drawn from: bytes, or the tokens of a subword model. */
+export interface Documents {
+  /** What a window counts. */
+  readonly unit: 'byte' | 'token';
+  /** Number of documents. */
+  readonly documents: number;
+  /** Units in all documents. */
+  readonly units: number;
+  /** Units of document `i`. */
+  length(i: number): number;
+  /** Units [start, start + length) of document `i`. @throws DataError when they cannot be read */
+  slice(i: number, start: number, length: number): Uint8Array | Int32Array;
+}
 
 /**
  * How windows are drawn.
  * - 'document': one window at a random place of every document, documents shuffled each epoch (Wang et al. 2024)
- * - 'uniform': every byte about once an epoch: each document is tiled from a random phase, all tiles are shuffled
+ * - 'uniform': every unit about once an epoch: each document is tiled from a random phase, all tiles are shuffled
  */
 export type Sampling = 'document' | 'uniform';
 
 export interface WindowOptions {
-  /** Bytes of input per window (T); a window holds one more, the last target. */
+  /** Units of input per window (T); a window holds one more, the last target. */
   context: number;
   sampling: Sampling;
   seed: number;
@@ -46,7 +59,7 @@ const FREE_PHASE = 8;
 
 /** Draws windows of a data set, the same ones for the same seed. Windows never cross documents. */
 export class WindowSampler {
-  readonly #data: Dataset;
+  readonly #data: Documents;
   readonly #options: WindowOptions;
   /** Windows in all documents up to and including this one. */
   readonly #ends: Float64Array;
@@ -55,16 +68,16 @@ export class WindowSampler {
   #epoch = 0;
   #index = 0;
 
-  /** @throws DataError when the data set holds fewer bytes than one window */
-  constructor(data: Dataset, options: WindowOptions) {
+  /** @throws DataError when the documents hold less than one window */
+  constructor(data: Documents, options: WindowOptions) {
     const where = 'data';
     checkInteger(where, 'context', options.context, { min: 1 });
     checkChoice(where, 'sampling', options.sampling, ['document', 'uniform']);
     checkInteger(where, 'seed', options.seed, { min: 0 });
     const window = options.context + 1;
-    if (data.bytes < window) {
-      const got = `${data.bytes} bytes in ${data.documents} document${data.documents > 1 ? 's' : ''}`;
-      throw new DataError(expected(where, 'the data set', `hold at least one window of ${window} bytes`, got));
+    if (data.units < window) {
+      const got = `${data.units} ${data.unit}s in ${data.documents} document${data.documents > 1 ? 's' : ''}`;
+      throw new DataError(expected(where, 'the data set', `hold at least one window of ${window} ${data.unit}s`, got));
     }
     this.#data = data;
     this.#options = options;
@@ -128,14 +141,11 @@ export class WindowSampler {
   read(windows: readonly Window[]): Batch {
     const rows = windows.length;
     const width = this.#options.context + 1;
-    const bytes = new Uint8Array(rows * width);
-    for (const [r, w] of windows.entries()) {
-      this.#data.read(w.document, w.start, bytes.subarray(r * width, r * width + w.length));
-    }
-    if (windows.every((w) => w.length === width)) return { bytes, batch: rows };
-    const padded = Int32Array.from(bytes);
-    for (const [r, w] of windows.entries()) padded.fill(PADDING, r * width + w.length, (r + 1) * width);
-    return { bytes: padded, batch: rows };
+    const whole = windows.every((w) => w.length === width);
+    const bytes =
+      whole && this.#data.unit === 'byte' ? new Uint8Array(rows * width) : new Int32Array(rows * width).fill(PADDING);
+    for (const [r, w] of windows.entries()) bytes.set(this.#data.slice(w.document, w.start, w.length), r * width);
+    return { bytes, batch: rows };
   }
 }
 

@@ -24,6 +24,8 @@ export interface RunState {
   cadence: TrainCadence;
   config: MambaConfig;
   data: { paths: string[]; bytes: number; documents: number; fingerprint: string };
+  /** Of a subword model: mean bytes per token of the data, and where its tokens lie. */
+  tokens?: { bytesPerToken: number; cache: string };
   valid: string[] | null;
   best: { step: number; bitsPerByte: number } | null;
 }

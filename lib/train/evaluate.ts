@@ -1,23 +1,29 @@
 // How well a model predicts text it was not trained on: bits per byte and word perplexity of held-out documents.
 import { Dataset, type DatasetOptions, openDataset } from '../data/dataset.ts';
+import { type ByteRange, encodedPieces } from '../data/encode.ts';
 import { WordCounter } from '../data/words.ts';
-import { checkChoice, checkFunction, checkInteger, checkOptions, checkSignal, expected } from '../errors.ts';
+import { checkChoice, checkFunction, checkInteger, checkOptions, checkSignal, DataError, expected } from '../errors.ts';
 import type { Model } from '../model.ts';
 import type { Session } from '../session.ts';
 import { sequencesAtOnce } from '../session-plans.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 
+/** A unit is a byte, or a token of a subword model. */
 export interface EvaluateOptions {
   /**
-   * - 'sliding' (default): windows of `context` bytes; the first of a document is scored in full, later ones only in
-   *   their last `stride` bytes (Wang et al. 2024)
+   * - 'sliding' (default): windows of `context` units; the first of a document is scored in full, later ones only in
+   *   their last `stride` units (Wang et al. 2024)
    * - 'stateful': the recurrent state is carried through the whole document
    */
   mode?: 'sliding' | 'stateful';
-  /** Bytes a window reads; default 8192. */
+  /** Units a window reads; default 8192 bytes, or 2048 tokens. */
   context?: number;
-  /** Bytes from one window to the next; default half a context. */
+  /** Units from one window to the next; default half a context. */
   stride?: number;
-  /** Score about this many bytes: the middle of every document, in proportion to its length; default: everything. */
+  /**
+   * Score about this many bytes: the middle of every document, in proportion to its length, for a subword model from one
+   * character to another; default: everything.
+   */
   maxBytes?: number;
   /** Between documents of one file, as for a data set; default "\n\f\n". */
   separator?: string | Uint8Array | null;
@@ -36,7 +42,7 @@ export interface EvaluateProgress {
 export interface EvaluateResult {
   /** Total -log p of all scored bytes. */
   nats: number;
-  /** Bytes scored: all but the first of every document, which nothing predicts. */
+  /** Bytes scored: all but the first unit of every document, which nothing predicts. */
   bytes: number;
   bitsPerByte: number;
   /** Runs of bytes that are not white space, as `wc -w` counts them. */
@@ -48,7 +54,7 @@ export interface EvaluateResult {
 }
 
 const KEYS = ['mode', 'context', 'stride', 'maxBytes', 'separator', 'signal', 'onProgress'];
-/** Bytes read at once where the state is carried. */
+/** Units read at once where the state is carried. */
 const PIECE = 1 << 16;
 
 /**
@@ -68,18 +74,21 @@ export async function evaluate(
   checkSignal(where, signal);
   if (onProgress !== undefined) checkFunction(where, 'onProgress', onProgress);
   const mode = checkChoice(where, 'mode', options.mode ?? 'sliding', ['sliding', 'stateful'] as const);
-  const context = checkInteger(where, 'context', options.context ?? 8192, { min: 1 });
+  const { tokenizer } = model;
+  const context = checkInteger(where, 'context', options.context ?? (tokenizer ? 2048 : 8192), { min: 1 });
   const stride = checkInteger(where, 'stride', options.stride ?? Math.ceil(context / 2), { min: 1, max: context });
   if (options.maxBytes !== undefined) checkInteger(where, 'maxBytes', options.maxBytes, { min: 2 });
-  if (model.config.vocab !== 256) {
-    throw new TypeError(expected(where, 'the model', 'read bytes (256 classes)', `${model.config.vocab} classes`));
+  if (!tokenizer && model.config.vocab !== 256) {
+    const got = `${model.config.vocab} classes and no tokenizer`;
+    throw new TypeError(expected(where, 'the model', 'read bytes (256 classes) or have a tokenizer', got));
   }
   const { separator } = options;
   const opened: DatasetOptions = { ...(separator !== undefined && { separator }), ...(signal && { signal }) };
   const set = data instanceof Dataset ? data : await openDataset(data, opened);
   try {
-    const plan = { mode, context, stride, lengths: scoredLengths(set, options.maxBytes) };
-    return await scoreAll(model, set, plan, signal, onProgress);
+    const lengths = scoredLengths(set, options.maxBytes);
+    const ranges = lengths.map((length, i) => middle(set, i, length, tokenizer !== undefined));
+    return await scoreAll(model, set, { mode, context, stride, ranges }, signal, onProgress);
   } finally {
     if (set !== data) set.close();
   }
@@ -90,7 +99,7 @@ interface ScorePlan {
   context: number;
   stride: number;
   /** Bytes of each document that are read. */
-  lengths: number[];
+  ranges: ByteRange[];
 }
 
 function scoredLengths(set: Dataset, maxBytes: number | undefined): number[] {
@@ -98,6 +107,44 @@ function scoredLengths(set: Dataset, maxBytes: number | undefined): number[] {
   const lengths = Array.from({ length: set.documents }, (_, i) => Math.floor(set.length(i) * share));
   if (lengths.every((n) => n < 2)) lengths[0] = 2;
   return lengths;
+}
+
+/** `length` bytes in the middle of a document; `characters`: moved on to where characters of UTF-8 begin. */
+function middle(set: Dataset, document: number, length: number, characters: boolean): ByteRange {
+  const from = Math.floor((set.length(document) - length) / 2);
+  const range = { from, to: from + length };
+  if (!characters) return range;
+  return { from: characterFrom(set, document, range.from), to: characterFrom(set, document, range.to) };
+}
+
+/** The first position from `at` on where no continuation byte of UTF-8 lies; `at` itself in bytes of other kinds. */
+function characterFrom(set: Dataset, document: number, at: number): number {
+  if (at === 0) return 0;
+  const next = set.slice(document, at, Math.min(4, set.length(document) - at));
+  const ahead = next.findIndex((byte) => (byte & 0xc0) !== 0x80);
+  return ahead >= 0 ? at + ahead : next.length < 4 ? at + next.length : at;
+}
+
+/** What is scored of one document. */
+interface ScoredText {
+  units: number;
+  /** Ids of units [from, to). */
+  ids(from: number, to: number): Uint8Array | Int32Array;
+}
+
+function scoredText(set: Dataset, document: number, range: ByteRange, tokenizer: Tokenizer | undefined): ScoredText {
+  if (!tokenizer) {
+    const { from, to } = range;
+    return { units: to - from, ids: (a, b) => set.slice(document, from + a, b - a) };
+  }
+  const pieces = Array.from(encodedPieces(tokenizer, set, document, range), ({ ids }) => ids);
+  const all = new Int32Array(pieces.reduce((sum, ids) => sum + ids.length, 0));
+  let at = 0;
+  for (const ids of pieces) {
+    all.set(ids, at);
+    at += ids.length;
+  }
+  return { units: all.length, ids: (a, b) => all.subarray(a, b) };
 }
 
 async function scoreAll(
@@ -108,37 +155,40 @@ async function scoreAll(
   onProgress: EvaluateOptions['onProgress'],
 ): Promise<EvaluateResult> {
   const started = performance.now();
+  const { tokenizer } = model;
   const counter = new WordCounter();
-  const total = plan.lengths.reduce((sum, n) => sum + Math.max(0, n - 1), 0);
-  const documents = plan.lengths.filter((n) => n >= 2).length;
-  const read = ({ document }: DocumentPiece, from: number, to: number) => {
-    const middle = Math.floor((set.length(document) - (plan.lengths[document] ?? 0)) / 2);
-    const bytes = new Uint8Array(to - from);
-    set.read(document, middle + from, bytes);
-    return bytes;
-  };
+  const textOf = (ids: Uint8Array | Int32Array) => (ids instanceof Uint8Array ? ids : decoded(tokenizer, ids));
   // Windows are independent of each other, so several are read at once; pieces of one document are not.
   const backend = model.runtime.info.backend;
   const most = plan.mode === 'sliding' ? sequencesAtOnce(backend, plan.context) : 1;
-  const groups = grouped(piecesOf(plan), most);
-  const first = groups.next().value ?? [];
+  let total = plan.ranges.reduce((sum, { from, to }) => sum + to - from, 0);
+  const leaveOut = (ids: Uint8Array | Int32Array) => {
+    total -= textOf(ids).length;
+  };
+  const groups = grouped(piecesOf(plan, set, tokenizer, leaveOut), most);
+  const first = groups.next().value;
+  if (!first) throw new DataError(expected('evaluate', 'the data', `hold two ${model.unit}s of one document`, 'none'));
   let nats = 0;
   let bytes = 0;
+  let documents = 0;
   const score = async (session: Session, pieces: readonly DocumentPiece[]) => {
     if (plan.mode === 'sliding' || pieces[0]?.from === 0) await session.clear();
-    const windows = pieces.map((piece) => read(piece, piece.from, piece.to));
+    const windows = pieces.map(({ text, from, to }) => text.ids(from, to));
     const skips = pieces.map(({ from, scored }) => scored - 1 - from);
     const skip = Math.min(...skips);
     const found = await session.nllOfAll(windows, skip, signal);
     for (const [i, piece] of pieces.entries()) {
       if (piece.from === 0) {
+        const unscored = piece.text.ids(0, 1);
         counter.endDocument();
-        counter.add(read(piece, 0, 1));
+        counter.add(textOf(unscored));
+        leaveOut(unscored);
+        documents++;
       }
-      const nll = found[i]?.subarray((skips[i] ?? 0) - skip) ?? new Float32Array(0);
-      for (const x of nll) nats += x;
-      bytes += nll.length;
-      counter.add(windows[i]?.subarray(piece.scored - piece.from) ?? new Uint8Array(0));
+      for (const x of found[i]?.subarray((skips[i] ?? 0) - skip) ?? []) nats += x;
+      const scored = textOf(windows[i]?.subarray(piece.scored - piece.from) ?? new Uint8Array(0));
+      bytes += scored.length;
+      counter.add(scored);
       onProgress?.({ bytes, total, bitsPerByte: nats / Math.LN2 / bytes });
     }
   };
@@ -158,15 +208,29 @@ async function scoreAll(
   };
 }
 
-interface DocumentPiece extends Piece {
-  document: number;
+function decoded(tokenizer: Tokenizer | undefined, ids: Int32Array): Uint8Array {
+  return tokenizer?.decode(ids) ?? new Uint8Array(0);
 }
 
-function* piecesOf(plan: ScorePlan): Generator<DocumentPiece> {
-  for (const [document, length] of plan.lengths.entries()) {
-    if (length < 2) continue;
-    const pieces = plan.mode === 'stateful' ? carried(length) : sliding(length, plan.context, plan.stride);
-    for (const piece of pieces) yield { document, ...piece };
+interface DocumentPiece extends Piece {
+  text: ScoredText;
+}
+
+/** @param leaveOut gets documents that are too short to score any of */
+function* piecesOf(
+  plan: ScorePlan,
+  set: Dataset,
+  tokenizer: Tokenizer | undefined,
+  leaveOut: (ids: Uint8Array | Int32Array) => void,
+): Generator<DocumentPiece> {
+  for (const [document, range] of plan.ranges.entries()) {
+    const text = scoredText(set, document, range, tokenizer);
+    if (text.units < 2) {
+      leaveOut(text.ids(0, text.units));
+      continue;
+    }
+    const pieces = plan.mode === 'stateful' ? carried(text.units) : sliding(text.units, plan.context, plan.stride);
+    for (const piece of pieces) yield { text, ...piece };
   }
 }
 

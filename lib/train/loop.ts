@@ -1,10 +1,12 @@
 // train(): a whole training run, from options to checkpoints. Read it top to bottom.
 import { isAbsolute, join, resolve } from 'node:path';
 import { type Dataset, openDataset } from '../data/dataset.ts';
+import { openTokens, type TokenDataset } from '../data/token-dataset.ts';
 import { WindowSampler } from '../data/windows.ts';
 import { CheckpointError, DataError, expected, MambaByteError } from '../errors.ts';
 import { createModel, loadModel, type Model } from '../model.ts';
 import { resolveModel } from '../shipped.ts';
+import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type Batch, createTrainer, type StepResult, type Trainer, type TrainerOptions } from '../trainer.ts';
 import { version } from '../version.ts';
 import {
@@ -55,7 +57,8 @@ export function trainAsRank(options: TrainOptions, rank: Rank): Promise<TrainRes
 
 async function trainAs(rank: Rank | undefined, options: TrainOptions): Promise<TrainResult> {
   checkTrainOptions(options);
-  const run = options.resume ? await resumeRun(options, rank) : await newRun(options, rank);
+  const tokenizer = options.tokenizer === undefined ? undefined : await Tokenizer.open(options.tokenizer);
+  const run = await (options.resume ? resumeRun : newRun)(options, tokenizer, rank);
   try {
     return await trainingLoop(run, options);
   } finally {
@@ -68,6 +71,8 @@ interface Run {
   model: Model;
   trainer: Trainer;
   sampler: WindowSampler;
+  /** Mean bytes of what the sampler counts: 1, or bytes per token. */
+  bytesPerUnit: number;
   valid: Dataset | undefined;
   /** Undefined on all ranks but the first. */
   log: RunLog | undefined;
@@ -79,25 +84,30 @@ interface Run {
   close(): void;
 }
 
-async function newRun(options: TrainOptions, rank: Rank | undefined): Promise<Run> {
+async function newRun(options: TrainOptions, tokenizer: Tokenizer | undefined, rank: Rank | undefined): Promise<Run> {
   const { out, init } = options;
-  const settings = newSettings(options);
+  const settingsFor = (bytesPerUnit: number) => newSettings(options, bytesPerUnit);
+  const { seed } = settingsFor(1);
   const found = await latestCheckpoint(out);
   if (found !== undefined) {
     const hint = 'Pass resume to go on with it, or choose another folder.';
     throw new CheckpointError(expected(WHERE, out, 'hold no checkpoint', found, hint));
   }
-  const config = wantedConfig(options);
+  const config = wantedConfig(options, tokenizer);
   const { device, threads } = options;
   const placed = { ...(device !== undefined && { device }), ...(threads !== undefined && { threads }) };
   const makeModel = () =>
     config
-      ? createModel(config, { seed: settings.seed, ...placed })
+      ? createModel(config, { seed, ...(tokenizer && { tokenizer }), ...placed })
       : loadModel(resolveModel(init ?? ''), { trainable: true, ...placed });
-  return openRun(options, settings, makeModel, undefined, rank);
+  return openRun(options, settingsFor, makeModel, undefined, rank);
 }
 
-async function resumeRun(options: TrainOptions, rank: Rank | undefined): Promise<Run> {
+async function resumeRun(
+  options: TrainOptions,
+  tokenizer: Tokenizer | undefined,
+  rank: Rank | undefined,
+): Promise<Run> {
   const { out, device, threads } = options;
   const folder = await latestCheckpoint(out);
   if (folder === undefined) {
@@ -105,26 +115,38 @@ async function resumeRun(options: TrainOptions, rank: Rank | undefined): Promise
     throw new CheckpointError(expected(WHERE, out, 'hold a checkpoint to resume from', 'none', hint));
   }
   const stored = await readRunState(folder);
-  const wanted = wantedConfig(options);
-  const fault = contradiction(stored.settings, options) ?? (wanted && shapeContradiction(stored.config, wanted));
+  const bytesPerUnit = stored.tokens?.bytesPerToken ?? 1;
+  const wanted = wantedConfig(options, tokenizer);
+  const fault =
+    contradiction(stored.settings, options, bytesPerUnit) ?? (wanted && shapeContradiction(stored.config, wanted));
   if (fault) throw new CheckpointError(`${fault} The checkpoint is ${folder}.`);
   const placed = { ...(device !== undefined && { device }), ...(threads !== undefined && { threads }) };
-  const settings = resumedSettings(stored.settings, options);
-  const makeModel = () => loadModel(folder, { trainable: true, ...placed });
-  return openRun(options, settings, makeModel, { folder, stored }, rank);
+  const settings = resumedSettings(stored.settings, options, bytesPerUnit);
+  const makeModel = async () => {
+    const model = await loadModel(folder, { trainable: true, ...placed });
+    if (!tokenizer || tokenizer.json === model.tokenizer?.json) return model;
+    model.dispose();
+    const got = `another one in ${options.tokenizer}`;
+    throw new CheckpointError(expected(WHERE, 'the tokenizer', `be that of ${folder}`, got));
+  };
+  return openRun(options, () => settings, makeModel, { folder, stored }, rank);
 }
 
-/** Opens data, model, trainer and log; `from` is the checkpoint to go on from. */
+/**
+ * Opens data, model, trainer and log; `from` is the checkpoint to go on from.
+ * @param settingsFor the settings where a unit, a byte or token, has this many bytes
+ */
 async function openRun(
   options: TrainOptions,
-  settings: TrainSettings,
+  settingsFor: (bytesPerUnit: number) => TrainSettings,
   makeModel: () => Promise<Model>,
   from: { folder: string; stored: RunState } | undefined,
   rank: Rank | undefined,
 ): Promise<Run> {
   const { out, signal } = options;
-  if (rank && settings.batch % rank.world !== 0) {
-    throw new RangeError(expected(WHERE, 'batch', `be a multiple of the ${rank.world} devices`, `${settings.batch}`));
+  const { batch, separator } = settingsFor(1);
+  if (rank && batch % rank.world !== 0) {
+    throw new RangeError(expected(WHERE, 'batch', `be a multiple of the ${rank.world} devices`, `${batch}`));
   }
   const opened: { close(): void }[] = [];
   const closeAll = () => {
@@ -132,18 +154,21 @@ async function openRun(
   };
   try {
     const paths = absolute(options.data) ?? from?.stored.data.paths ?? [];
-    const data = await openDataset(paths, datasetOptions(settings, signal));
+    const data = await openDataset(paths, datasetOptions({ separator }, signal));
     opened.push(data);
     if (from) checkSameData(from.stored, data);
-    const sampler = new WindowSampler(data, settings);
     const validPaths = absolute(options.valid) ?? from?.stored.valid ?? null;
-    const valid = validPaths ? await openDataset(validPaths, datasetOptions(settings, signal)) : undefined;
+    const valid = validPaths ? await openDataset(validPaths, datasetOptions({ separator }, signal)) : undefined;
     if (valid) opened.push(valid);
     const model = await makeModel();
     opened.push({ close: () => model.dispose() });
-    if (model.config.vocab !== 256) {
-      throw new TypeError(expected(WHERE, 'the model', 'read bytes (256 classes)', `${model.config.vocab} classes`));
-    }
+    const cache = resolve(options.tokenCache ?? from?.stored.tokens?.cache ?? out);
+    const tokens = await tokensFor(model, data, cache, options, rank);
+    if (tokens) opened.push(tokens);
+    checkSameTokens(from?.stored, tokens);
+    const bytesPerUnit = tokens?.bytesPerToken ?? 1;
+    const settings = settingsFor(bytesPerUnit);
+    const sampler = new WindowSampler(tokens ?? data, settings);
     await rank?.join(model.runtime);
     const trainer = await createTrainer(model, trainerOptions(settings, options), rank);
     const leads = !rank || rank.rank === 0;
@@ -163,14 +188,39 @@ async function openRun(
       cadence: cadenceOf(options, settings.steps, from?.stored.cadence),
       config: model.config,
       data: { paths, bytes: data.bytes, documents: data.documents, fingerprint: data.fingerprint() },
+      ...(tokens && { tokens: { bytesPerToken: tokens.bytesPerToken, cache } }),
       valid: validPaths,
       best: from?.stored.best ?? null,
     };
-    return { model, trainer, sampler, valid, log, rank, state, checkpoint: from?.folder, close: closeAll };
+    const checkpoint = from?.folder;
+    return { model, trainer, sampler, bytesPerUnit, valid, log, rank, state, checkpoint, close: closeAll };
   } catch (error) {
     closeAll();
     throw error;
   }
+}
+
+/** The data as tokens, for a subword model. One rank encodes; the others wait for its file. */
+async function tokensFor(
+  { tokenizer, config }: Model,
+  data: Dataset,
+  folder: string,
+  { signal, onEncode }: TrainOptions,
+  rank: Rank | undefined,
+): Promise<TokenDataset | undefined> {
+  if (tokenizer) {
+    return openTokens(data, tokenizer, { folder, wait: (rank?.rank ?? 0) > 0, signal, onProgress: onEncode });
+  }
+  if (config.vocab === 256) return undefined;
+  const got = `${config.vocab} classes and no tokenizer`;
+  throw new TypeError(expected(WHERE, 'the model', 'read bytes (256 classes) or have a tokenizer', got));
+}
+
+function checkSameTokens(stored: RunState | undefined, tokens: TokenDataset | undefined): void {
+  const [then, now] = [stored?.tokens?.bytesPerToken, tokens?.bytesPerToken];
+  if (!stored || then === now) return;
+  const words = (mean: number | undefined) => (mean === undefined ? 'bytes' : `tokens of ${mean} bytes in the mean`);
+  throw new CheckpointError(expected(WHERE, 'the data', `be ${words(then)} as when the run began`, words(now)));
 }
 
 function trainerOptions(settings: TrainSettings, { precision, recompute }: TrainOptions): TrainerOptions {
@@ -196,11 +246,11 @@ function checkSameData({ data: then }: RunState, now: Dataset): void {
 }
 
 async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResult> {
-  const { model, trainer, sampler, valid, log, rank, state } = run;
+  const { model, trainer, sampler, bytesPerUnit, valid, log, rank, state } = run;
   const { signal } = options;
   const { steps, batch, accumulate, context } = state.settings;
   const { evalEvery, saveEvery } = state.cadence;
-  const perStep = batch * accumulate * context;
+  const perStep = batch * accumulate * context * bytesPerUnit;
   const speed = new Speed();
   let saved = run.checkpoint === undefined ? -1 : state.step;
   let loss = Number.NaN;
@@ -229,10 +279,10 @@ async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResul
     const line = {
       step: state.step,
       loss,
-      bitsPerByte: loss / Math.LN2,
+      bitsPerByte: loss / Math.LN2 / bytesPerUnit,
       gradNorm: result.gradNorm,
       lr: result.lr,
-      bytes: state.step * perStep,
+      bytes: Math.round(state.step * perStep),
       epoch: state.position.epoch,
       ...(validBitsPerByte !== undefined && { validBitsPerByte }),
       bytesPerSecond: perStep / speed.seconds,
@@ -249,7 +299,7 @@ async function trainingLoop(run: Run, options: TrainOptions): Promise<TrainResul
     loss,
     best: state.best,
     checkpoint: run.checkpoint ?? '',
-    bytes: state.step * perStep,
+    bytes: Math.round(state.step * perStep),
   };
 }
 

@@ -1,5 +1,6 @@
 // What a training run is told: defaults, checks, and the part that a resumed run must agree with.
 import type { DatasetOptions } from '../data/dataset.ts';
+import type { EncodeProgress } from '../data/token-dataset.ts';
 import type { Sampling } from '../data/windows.ts';
 import {
   checkBoolean,
@@ -13,8 +14,10 @@ import {
   describe,
   expected,
 } from '../errors.ts';
-import { completeConfig, type MambaConfig, type PartialMambaConfig, presetConfig } from '../models/config.ts';
+import { configFor } from '../model.ts';
+import { type MambaConfig, type PartialMambaConfig, presetConfig } from '../models/config.ts';
 import type { Recompute } from '../models/mamba.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { Precision } from '../trainer.ts';
 
 /** How a run is going, after every step. */
@@ -22,12 +25,12 @@ export interface TrainProgress {
   /** Steps done, of `steps`. */
   step: number;
   steps: number;
-  /** Mean nats per byte of this step's batch, before the update. */
+  /** Mean nats per byte, or token of a subword model, of this step's batch, before the update. */
   loss: number;
   bitsPerByte: number;
   gradNorm: number;
   lr: number;
-  /** Bytes trained on so far. */
+  /** Bytes trained on so far; of a subword model: tokens times the data's mean of bytes per token. */
   bytes: number;
   /** Passes over the data done. */
   epoch: number;
@@ -45,6 +48,13 @@ export interface TrainOptions {
   config?: PartialMambaConfig;
   /** ... or a model to start from: the name of a shipped one, a folder or a file. */
   init?: string;
+  /**
+   * A tokenizer.json: preset or config is a subword model over its ids, with RMSNorm and a tied head where config does not
+   * say otherwise. `init` brings its own.
+   */
+  tokenizer?: string;
+  /** Folder for the encoded data of subword models, which runs on the same data can share; default: `out`. */
+  tokenCache?: string;
   /** Files or folders to learn from. */
   data?: string | readonly string[];
   /** Held-out files or folders. */
@@ -65,7 +75,7 @@ export interface TrainOptions {
   batch?: number;
   /** Micro-batches per step, whose gradients are averaged; default 1. */
   accumulate?: number;
-  /** Bytes of input per window (T); default 1024. */
+  /** Bytes, or tokens of a subword model, of input per window (T); default 1024. */
   context?: number;
   /** Peak learning rate; default 4e-4. */
   lr?: number;
@@ -83,7 +93,7 @@ export interface TrainOptions {
   clip?: number;
   /** Of the initial weights and of the windows; default 0. */
   seed?: number;
-  /** 'document' (default, Wang et al. 2024): a window per document and epoch; 'uniform': every byte once an epoch. */
+  /** 'document' (default, Wang et al. 2024): a window per document and epoch; 'uniform': every unit once an epoch. */
   sampling?: Sampling;
   /** Between documents of one file; null: every file is one; default "\n\f\n". */
   separator?: string | null;
@@ -104,6 +114,8 @@ export interface TrainOptions {
   /** As of createTrainer. */
   recompute?: Recompute | 'auto';
   onProgress?: (progress: TrainProgress) => void;
+  /** Called while the data of a subword model is encoded, before the first step. */
+  onEncode?: (progress: EncodeProgress) => void;
   /** Aborting finishes the current step, saves and returns. */
   signal?: AbortSignal;
 }
@@ -114,7 +126,7 @@ export interface TrainResult {
   steps: number;
   /** 'aborted' when the signal ended the run; resume it to go on. */
   stopped: 'done' | 'aborted';
-  /** Mean nats per byte of the last step's batch; NaN when no step was done. */
+  /** Mean nats per byte, or token, of the last step's batch; NaN when no step was done. */
   loss: number;
   /** Lowest bits per byte on the held-out data, and its step. */
   best: { step: number; bitsPerByte: number } | null;
@@ -144,7 +156,18 @@ const SETTINGS = [
 const KEYS = [
   ...SETTINGS,
   ...['preset', 'config', 'init', 'data', 'valid', 'out', 'resume', 'bytes', 'evalEvery', 'evalBytes', 'saveEvery'],
-  ...['keep', 'device', 'threads', 'precision', 'recompute', 'onProgress', 'signal'],
+  ...[
+    'keep',
+    'device',
+    'threads',
+    'precision',
+    'recompute',
+    'onProgress',
+    'signal',
+    'tokenizer',
+    'tokenCache',
+    'onEncode',
+  ],
 ];
 
 /** What decides the weights of a run, beside data and shape: stored with every checkpoint. */
@@ -179,19 +202,28 @@ export function checkTrainOptions(options: TrainOptions): void {
   }
   if (options.evalBytes !== undefined) checkInteger(WHERE, 'evalBytes', options.evalBytes, { min: 2 });
   if (onProgress !== undefined) checkFunction(WHERE, 'onProgress', onProgress);
+  if (options.onEncode !== undefined) checkFunction(WHERE, 'onEncode', options.onEncode);
+  for (const key of ['tokenizer', 'tokenCache'] as const) {
+    if (options[key] !== undefined && checkString(WHERE, key, options[key]) === '') {
+      throw new RangeError(expected(WHERE, key, 'be a path', '""'));
+    }
+  }
+  if (options.tokenizer !== undefined && init !== undefined) {
+    throw new TypeError(expected(WHERE, 'tokenizer', 'be left out with init, which brings its own', 'both'));
+  }
   checkSignal(WHERE, options.signal);
 }
 
 /** The shape that the options ask for, or undefined for `init` and a plain resume. */
-export function wantedConfig({ preset, config }: TrainOptions): MambaConfig | undefined {
-  if (preset !== undefined) return presetConfig(preset);
-  return config === undefined ? undefined : completeConfig(config);
+export function wantedConfig({ preset, config }: TrainOptions, tokenizer?: Tokenizer): MambaConfig | undefined {
+  const shape = preset === undefined ? config : presetConfig(preset);
+  return shape && configFor(shape, tokenizer);
 }
 
 /** Settings of a new run. */
-export function newSettings(options: TrainOptions): TrainSettings {
+export function newSettings(options: TrainOptions, bytesPerUnit: number): TrainSettings {
   const { batch = 8, accumulate = 1, context = 1024 } = options;
-  const steps = options.steps ?? Math.ceil((options.bytes ?? 0) / (batch * accumulate * context));
+  const steps = options.steps ?? stepsFor(options.bytes ?? 0, { batch, accumulate, context }, bytesPerUnit);
   return {
     steps,
     batch,
@@ -211,6 +243,14 @@ export function newSettings(options: TrainOptions): TrainSettings {
   };
 }
 
+function stepsFor(
+  bytes: number,
+  { batch, accumulate, context }: Pick<TrainSettings, 'batch' | 'accumulate' | 'context'>,
+  bytesPerUnit: number,
+): number {
+  return Math.ceil(bytes / (batch * accumulate * context * bytesPerUnit));
+}
+
 /** As given, else as it was, else the defaults. */
 export function cadenceOf(options: TrainOptions, steps: number, stored: Partial<TrainCadence> = {}): TrainCadence {
   return {
@@ -225,9 +265,8 @@ export function cadenceOf(options: TrainOptions, steps: number, stored: Partial<
  * First setting that the options contradict, in words, or undefined. The steps of a constant schedule may change: the
  * steps already done do not depend on them.
  */
-export function contradiction(stored: TrainSettings, options: TrainOptions): string | undefined {
-  const perStep = stored.batch * stored.accumulate * stored.context;
-  const steps = options.bytes === undefined ? options.steps : Math.ceil(options.bytes / perStep);
+export function contradiction(stored: TrainSettings, options: TrainOptions, bytesPerUnit: number): string | undefined {
+  const steps = options.bytes === undefined ? options.steps : stepsFor(options.bytes, stored, bytesPerUnit);
   const given = { ...options, steps };
   for (const key of SETTINGS) {
     if (given[key] === undefined || (key === 'steps' && stored.schedule === 'constant')) continue;
@@ -238,10 +277,9 @@ export function contradiction(stored: TrainSettings, options: TrainOptions): str
 }
 
 /** What the options leave of stored settings: all, but for the steps of a constant schedule. */
-export function resumedSettings(stored: TrainSettings, options: TrainOptions): TrainSettings {
-  const perStep = stored.batch * stored.accumulate * stored.context;
-  const steps = options.steps ?? (options.bytes === undefined ? stored.steps : Math.ceil(options.bytes / perStep));
-  return { ...stored, steps };
+export function resumedSettings(stored: TrainSettings, options: TrainOptions, bytesPerUnit: number): TrainSettings {
+  const { steps, bytes } = options;
+  return { ...stored, steps: steps ?? (bytes === undefined ? stored.steps : stepsFor(bytes, stored, bytesPerUnit)) };
 }
 
 /** First field in which two shapes differ, in words, or undefined. */
@@ -259,6 +297,9 @@ export function decayOf(name: string, weightDecay: number): number {
 }
 
 /** Options of the data set that settings decide. */
-export function datasetOptions(settings: TrainSettings, signal: AbortSignal | undefined): DatasetOptions {
-  return { separator: settings.separator, ...(signal && { signal }) };
+export function datasetOptions(
+  { separator }: Pick<TrainSettings, 'separator'>,
+  signal: AbortSignal | undefined,
+): DatasetOptions {
+  return { separator, ...(signal && { signal }) };
 }
