@@ -1,5 +1,6 @@
 /**
- * npm run bench -- <decode | prefill | train | ops | profile | limits | compare | ceiling | load> [options]
+ * npm run bench -- <decode | prefill | train | ops | profile | limits | compare | ceiling | load | compressors FILE>
+ *   [options]
  *
  * On a GPU: --device cuda. The table of the README:
  *   ops --device cuda [--only scan]
@@ -15,6 +16,7 @@ import { Device } from '../lib/device.ts';
 import type { DeviceLimits } from '../lib/profile.ts';
 import { bounds, readCeiling } from './ceiling.ts';
 import { compare } from './compare.ts';
+import { compressorsBench } from './compressors.ts';
 import {
   type CudaBench,
   cudaDecode,
@@ -96,6 +98,11 @@ const commands: Record<string, () => Promise<void>> = {
   train: async () => report('train', await trainBench(presets, threads, reps), values.out),
   ops: async () => report('ops', await opsBench(threads, reps), values.out),
   load: async () => report('load', await loadBench(), values.out),
+  compressors: async () => {
+    const file = positionals[1];
+    if (file === undefined) throw new Error('compressors: expected a file, got none');
+    report('compressors', await compressorsBench(file), values.out);
+  },
   compare: async () => {
     if (!values.gguf) throw new Error('compare: expected --gguf to name the folder of write-gguf.ts');
     report('compare', await compare({ gguf: values.gguf, presets, dtypes, threads, prompt, reps, genFor }), values.out);
