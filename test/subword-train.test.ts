@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { openDataset } from '../lib/data/dataset.ts';
 import { encodedPieces } from '../lib/data/encode.ts';
+import { openEncoder } from '../lib/data/encoder.ts';
 import { openTokens } from '../lib/data/token-dataset.ts';
 import { WindowSampler } from '../lib/data/windows.ts';
 import { CheckpointError, DataError } from '../lib/errors.ts';
@@ -121,22 +122,30 @@ test('contradictions and wrong files are refused by their names', async (t) => {
   await t.throwsAsync(train(options({ signal: controller.signal })), { message: 'enough' });
 });
 
-test('token documents are the encoded documents, in pieces of any size', async (t) => {
+test('token documents are the encoded documents, in pieces of any size, by any number of processes', async (t) => {
   using set = await openDataset(data);
   const ids = documents.map((d) => [...tokenizer.encode(d)]);
-  for (const size of [1, 7, 100, 5000]) {
-    for (const [i, want] of ids.entries()) {
-      const pieces = [...encodedPieces(tokenizer, set, i, undefined, size)];
-      t.deepEqual(
-        pieces.flatMap((piece) => [...piece.ids]),
-        want,
-      );
-      t.is(
-        pieces.reduce((sum, piece) => sum + piece.bytes, 0),
-        1000,
-      );
+  for (const [size, processes] of [
+    [1, 1],
+    [7, 2],
+    [100, 3],
+    [5000, 1],
+  ] as const) {
+    const encoder = openEncoder(tokenizer, processes);
+    const got = ids.map((): number[] => []);
+    let bytes = 0;
+    for await (const piece of encodedPieces(tokenizer, set, encoder, size)) {
+      got[piece.document]?.push(...piece.ids);
+      bytes += piece.bytes;
     }
+    encoder.close();
+    t.deepEqual(got, ids);
+    t.is(bytes, 10_000);
   }
+  const lost = openEncoder(tokenizer, 2);
+  const answer = lost.encode(text);
+  lost.close();
+  await t.throwsAsync(answer, { message: /encoder: expected its process to run, got .*SIGKILL/ });
   const where = folder();
   const tokens = await openTokens(set, tokenizer, { folder: where });
   t.is(tokens.documents, 10);

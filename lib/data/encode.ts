@@ -1,6 +1,7 @@
 // Documents as tokens, piece by piece: what is in memory does not grow with the document.
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { Dataset } from './dataset.ts';
+import type { Encoder } from './encoder.ts';
 
 const PIECE_BYTES = 1 << 20;
 
@@ -11,16 +12,16 @@ export interface ByteRange {
 }
 
 /**
- * The ids of a document's bytes, as tokenizer.encode() gives them for the whole, in pieces. A piece ends where nothing that
+ * The bytes of a document in pieces whose ids, one after another, are those of the whole. A piece ends where nothing that
  * follows can change its tokens; a text without such a place is read to its end.
  */
-export function* encodedPieces(
+export function* stablePieces(
   tokenizer: Tokenizer,
   data: Dataset,
   document: number,
   { from, to }: ByteRange = { from: 0, to: data.length(document) },
   pieceBytes = PIECE_BYTES,
-): Generator<{ ids: Int32Array; bytes: number }> {
+): Generator<Uint8Array> {
   for (let at = from, wanted = pieceBytes; at < to; ) {
     const bytes = data.slice(document, at, Math.min(wanted, to - at));
     const end = at + bytes.length === to ? bytes.length : tokenizer.stableEnd(bytes);
@@ -28,8 +29,35 @@ export function* encodedPieces(
       wanted *= 2;
       continue;
     }
-    yield { ids: tokenizer.encode(bytes.subarray(0, end)), bytes: end };
+    yield bytes.subarray(0, end);
     at += end;
     wanted = pieceBytes;
   }
+}
+
+/** A piece of a document as ids. */
+export interface EncodedPiece {
+  document: number;
+  bytes: number;
+  ids: Int32Array;
+}
+
+/** All documents as ids, in order, while the encoder works at what follows. */
+export async function* encodedPieces(
+  tokenizer: Tokenizer,
+  data: Dataset,
+  encoder: Encoder,
+  pieceBytes?: number,
+): AsyncGenerator<EncodedPiece> {
+  const underWay: Promise<EncodedPiece>[] = [];
+  for (let document = 0; document < data.documents; document++) {
+    for (const piece of stablePieces(tokenizer, data, document, undefined, pieceBytes)) {
+      const ids = encoder.encode(piece);
+      const encoded = ids.then((ids) => ({ document, bytes: piece.length, ids }));
+      encoded.catch(() => undefined); // thrown where it is waited for, if it still is
+      underWay.push(encoded);
+      if (underWay.length > 2 * encoder.width) yield (await underWay.shift()) as EncodedPiece;
+    }
+  }
+  for (const encoded of underWay) yield await encoded;
 }

@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import { closeSync, existsSync, openSync, readSync } from 'node:fs';
 import { mkdir, open, stat } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { CheckpointError, DataError, expected } from '../errors.ts';
@@ -12,6 +13,7 @@ import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
 import type { Dataset } from './dataset.ts';
 import { encodedPieces } from './encode.ts';
+import { openEncoder } from './encoder.ts';
 import { reading, unreadable } from './files.ts';
 import type { Documents } from './windows.ts';
 
@@ -27,6 +29,8 @@ export interface TokenDatasetOptions {
   folder: string;
   /** Wait until another process has written the file, rather than encode. */
   wait?: boolean;
+  /** Most processors to use; default: all. */
+  threads?: number | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: EncodeProgress) => void) | undefined;
 }
@@ -34,6 +38,9 @@ export interface TokenDatasetOptions {
 const MAGIC = 'MBT1';
 const FOOTER_BYTES = 16;
 const POLL_MS = 200;
+const MOST_PROCESSES = 16;
+/** A process takes as long to start as it takes to encode about this much. */
+const BYTES_PER_PROCESS = 4 << 20;
 
 /**
  * The tokens of a data set. They are encoded unless the folder holds them already, which the name of the file tells: it
@@ -109,29 +116,33 @@ async function writeTokens(
   data: Dataset,
   tokenizer: Tokenizer,
   width: 2 | 4,
-  { signal, onProgress }: TokenDatasetOptions,
+  { threads = availableParallelism(), signal, onProgress }: TokenDatasetOptions,
 ): Promise<Float64Array> {
   const counts = new Float64Array(data.documents);
   const started = performance.now();
   let bytes = 0;
-  await writeFileAtomically(path, async (append) => {
-    for (let i = 0; i < data.documents; i++) {
-      for (const piece of encodedPieces(tokenizer, data, i)) {
+  const processes = Math.min(threads, MOST_PROCESSES, Math.floor(data.bytes / BYTES_PER_PROCESS));
+  const encoder = openEncoder(tokenizer, processes);
+  try {
+    await writeFileAtomically(path, async (append) => {
+      for await (const piece of encodedPieces(tokenizer, data, encoder)) {
         signal?.throwIfAborted();
         const ids = width === 2 ? Uint16Array.from(piece.ids) : piece.ids;
         await append(new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength));
-        counts[i] = (counts[i] ?? 0) + ids.length;
+        counts[piece.document] = (counts[piece.document] ?? 0) + ids.length;
         bytes += piece.bytes;
         onProgress?.({ bytes, total: data.bytes, bytesPerSecond: bytes / ((performance.now() - started) / 1000) });
       }
-    }
-    const footer = Buffer.alloc(FOOTER_BYTES);
-    footer.write(MAGIC, 'latin1');
-    footer.writeUInt32LE(width, 4);
-    footer.writeDoubleLE(data.documents, 8);
-    await append(new Uint8Array(counts.buffer));
-    await append(footer);
-  });
+      const footer = Buffer.alloc(FOOTER_BYTES);
+      footer.write(MAGIC, 'latin1');
+      footer.writeUInt32LE(width, 4);
+      footer.writeDoubleLE(data.documents, 8);
+      await append(new Uint8Array(counts.buffer));
+      await append(footer);
+    });
+  } finally {
+    encoder.close();
+  }
   return counts;
 }
 

@@ -1,6 +1,6 @@
 // How well a model predicts text it was not trained on: bits per byte and word perplexity of held-out documents.
 import { Dataset, type DatasetOptions, openDataset } from '../data/dataset.ts';
-import { type ByteRange, encodedPieces } from '../data/encode.ts';
+import { type ByteRange, stablePieces } from '../data/encode.ts';
 import { WordCounter } from '../data/words.ts';
 import { checkChoice, checkFunction, checkInteger, checkOptions, checkSignal, DataError, expected } from '../errors.ts';
 import type { Model } from '../model.ts';
@@ -137,7 +137,7 @@ function scoredText(set: Dataset, document: number, range: ByteRange, tokenizer:
     const { from, to } = range;
     return { units: to - from, ids: (a, b) => set.slice(document, from + a, b - a) };
   }
-  const pieces = Array.from(encodedPieces(tokenizer, set, document, range), ({ ids }) => ids);
+  const pieces = Array.from(stablePieces(tokenizer, set, document, range), (bytes) => tokenizer.encode(bytes));
   const all = new Int32Array(pieces.reduce((sum, ids) => sum + ids.length, 0));
   let at = 0;
   for (const ids of pieces) {

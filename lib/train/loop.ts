@@ -205,11 +205,12 @@ async function tokensFor(
   { tokenizer, config }: Model,
   data: Dataset,
   folder: string,
-  { signal, onEncode }: TrainOptions,
+  { threads, signal, onEncode }: TrainOptions,
   rank: Rank | undefined,
 ): Promise<TokenDataset | undefined> {
   if (tokenizer) {
-    return openTokens(data, tokenizer, { folder, wait: (rank?.rank ?? 0) > 0, signal, onProgress: onEncode });
+    const wait = rank !== undefined && rank.rank > 0;
+    return openTokens(data, tokenizer, { folder, wait, threads, signal, onProgress: onEncode });
   }
   if (config.vocab === 256) return undefined;
   const got = `${config.vocab} classes and no tokenizer`;
