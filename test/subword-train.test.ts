@@ -177,10 +177,16 @@ test('tokens are encoded anew when data or tokenizer changed, or the file is cut
   t.true(await opens(Tokenizer.fromJson(tokenizerJson(['the', 'and']))));
   for (const name of tokenFiles(where)) writeFileSync(join(where, name), readFileSync(join(where, name)).subarray(1));
   t.true(await opens(tokenizer));
+  using set = await openDataset(path);
+  const waiting = openTokens(set, tokenizer, { folder: join(where, 'sub'), wait: true });
+  const written = await openTokens(set, tokenizer, { folder: join(where, 'sub') });
+  const waited = await waiting;
+  t.deepEqual(waited.slice(0, 0, 3), written.slice(0, 0, 3));
+  for (const tokens of [waited, written]) tokens.close();
   rmSync(where, { recursive: true });
   const short = fileOf('b.txt', ' the');
-  using set = await openDataset(short);
-  await t.throwsAsync(openTokens(set, tokenizer, { folder: where }), { instanceOf: DataError, message: /two tokens/ });
+  using one = await openDataset(short);
+  await t.throwsAsync(openTokens(one, tokenizer, { folder: where }), { instanceOf: DataError, message: /two tokens/ });
 });
 
 test('windows over tokens are scored as defined, by hand and with the state carried', async (t) => {

@@ -56,7 +56,7 @@ export async function* encodedPieces(
       const encoded = ids.then((ids) => ({ document, bytes: piece.length, ids }));
       encoded.catch(() => undefined); // thrown where it is waited for, if it still is
       underWay.push(encoded);
-      if (underWay.length > 2 * encoder.width) yield (await underWay.shift()) as EncodedPiece;
+      if (underWay.length >= 4 * encoder.width) yield (await underWay.shift()) as EncodedPiece;
     }
   }
   for (const encoded of underWay) yield await encoded;

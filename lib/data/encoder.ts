@@ -20,10 +20,10 @@ const SCRIPT = import.meta.url.endsWith('.ts') ? 'lib/data/encoder-process.ts' :
 export function openEncoder(tokenizer: Tokenizer, processes: number): Encoder {
   if (processes <= 1) return { width: 1, encode: async (bytes) => tokenizer.encode(bytes), close: () => undefined };
   const workers = Array.from({ length: processes }, () => new EncoderProcess(tokenizer));
-  let next = 0;
+  const freest = () => workers.reduce((a, b) => (b.waiting < a.waiting ? b : a));
   return {
     width: processes,
-    encode: (bytes) => (workers[next++ % processes] as EncoderProcess).encode(bytes),
+    encode: (bytes) => freest().encode(bytes),
     close: () => {
       for (const worker of workers) worker.close();
     },
@@ -48,10 +48,13 @@ class EncoderProcess {
     });
     this.#process.on('message', (ids: Int32Array) => this.#waiting.shift()?.resolve(ids));
     this.#process.on('error', (error) => this.#fail(error.message));
-    this.#process.on('exit', (code, signal) => this.#fail(`it ended with ${signal ?? `exit code ${code}`}`));
+    this.#process.on('exit', (code, signal) => this.#fail(signal ?? `exit code ${code}`));
     this.#process.send(tokenizer.json, this.#sent);
   }
 
+  get waiting(): number {
+    return this.#waiting.length;
+  }
   encode(bytes: Uint8Array): Promise<Int32Array> {
     return new Promise((resolve, reject) => {
       if (this.#failure) return reject(this.#failure);
@@ -67,7 +70,7 @@ class EncoderProcess {
     if (error) this.#fail(error.message);
   };
   #fail(why: string): void {
-    this.#failure ??= new MambaByteError('ERR_ENCODER', `encoder: expected its process to run, got that ${why}.`);
+    this.#failure ??= new MambaByteError('ERR_ENCODER', `encoder: expected its process to run, got ${why}.`);
     for (const { reject } of this.#waiting.splice(0)) reject(this.#failure);
   }
 }
