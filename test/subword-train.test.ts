@@ -1,6 +1,9 @@
 // Training and evaluation of models that read tokens: the same promises as for bytes, with figures per byte.
+import { execFile } from 'node:child_process';
 import { readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import test from 'ava';
 import { openDataset } from '../lib/data/dataset.ts';
 import { encodedPieces } from '../lib/data/encode.ts';
@@ -17,6 +20,7 @@ import { fileOf, folder } from './support/folder.ts';
 import { prose } from './support/prose.ts';
 import { tokenizerJson } from './support/tokenizer.ts';
 
+const execute = promisify(execFile);
 const text = prose(12_000, 1);
 const documents = Array.from({ length: 10 }, (_, i) => text.toString('latin1', i * 1000, (i + 1) * 1000));
 const data = fileOf('corpus.txt', documents.join('\n\f\n'));
@@ -237,4 +241,21 @@ test('a limited evaluation scores the middle from character to character', async
     const { nats } = await model.score(readFileSync(path).subarray(start, end));
     t.true(Math.abs(got.nats - nats) < 1e-3);
   }
+});
+
+test('the command line trains, evaluates and converts a subword model', async (t) => {
+  const main = fileURLToPath(new URL('../lib/cli/main.ts', import.meta.url));
+  const run = (...args: string[]) => execute(process.execPath, ['--import=tsx', main, ...args]);
+  const out = join(folder(), 'run');
+  const shape = ['--layers', '1', '--d-model', '16', '--tokenizer', file, '--context', '32', '--threads', '1'];
+  const { stderr } = await run('train', '--data', data, '--out', out, '--steps', '2', ...shape);
+  t.regex(stderr, /^encoded 10,000 of 10,000 bytes .* bytes\/s\n.*bits\/byte/);
+  const { stdout } = await run('eval', join(out, 'latest'), valid, '--json', '--threads', '1');
+  using model = await loadModel(join(out, 'latest'), { threads: 1 });
+  const { seconds: _, ...wanted } = await evaluate(model, valid);
+  t.like(JSON.parse(stdout), wanted);
+  const small = folder();
+  const cost = await run('convert', join(out, 'latest'), small, '--dtype', 'int8', '--eval', valid);
+  t.regex(cost.stdout, /before +\d\.\d+ bits per byte on 800 bytes/);
+  t.is(readFileSync(join(small, 'tokenizer.json'), 'utf8'), json);
 });
