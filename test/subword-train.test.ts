@@ -13,8 +13,9 @@ import { WindowSampler } from '../lib/data/windows.ts';
 import { CheckpointError, DataError } from '../lib/errors.ts';
 import { createModel, loadModel } from '../lib/model.ts';
 import { Tokenizer } from '../lib/tokenizer/tokenizer.ts';
+import type { Rank } from '../lib/train/data-parallel.ts';
 import { evaluate, sliding } from '../lib/train/evaluate.ts';
-import { train } from '../lib/train/loop.ts';
+import { train, trainAsRank } from '../lib/train/loop.ts';
 import type { TrainOptions } from '../lib/train/options.ts';
 import { fileOf, folder } from './support/folder.ts';
 import { prose } from './support/prose.ts';
@@ -241,6 +242,25 @@ test('a limited evaluation scores the middle from character to character', async
     const { nats } = await model.score(readFileSync(path).subarray(start, end));
     t.true(Math.abs(got.nats - nats) < 1e-3);
   }
+});
+
+test('of several ranks one encodes, and the others read its tokens', async (t) => {
+  const given = options();
+  const encoded: number[] = [];
+  const ranks = [1, 0].map((rank) => {
+    const sums: Rank = {
+      rank,
+      world: 2,
+      wantsEnd: false,
+      ending: false,
+      join: async () => {},
+      saving: (write) => write(),
+    };
+    return trainAsRank({ ...given, onEncode: () => encoded.push(rank) }, sums);
+  });
+  for (const { step, bytes } of await Promise.all(ranks)) t.true(step === 6 && bytes > 6 * 2 * 32);
+  t.deepEqual([...new Set(encoded)], [0]);
+  t.is(tokenFiles(given.out).length, 1);
 });
 
 test('the command line trains, evaluates and converts a subword model', async (t) => {
