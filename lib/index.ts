@@ -36,7 +36,9 @@ export { type Inputs, type NDArray, type OpOptions, type OpResult, ops } from '.
 export { shippedModels } from './shipped.ts';
 export { State } from './state.ts';
 export type { TypedArray } from './tensor.ts';
+export { type MeasureTokenizerOptions, measureTokenizer, type TokenizerMeasure } from './tokenizer/measure.ts';
 export { Tokenizer } from './tokenizer/tokenizer.ts';
+export { type TrainTokenizerOptions, type TrainTokenizerProgress, trainTokenizer } from './tokenizer/train-bpe.ts';
 export { type EvaluateOptions, type EvaluateProgress, type EvaluateResult, evaluate } from './train/evaluate.ts';
 export { train } from './train/loop.ts';
 export type { TrainOptions, TrainProgress, TrainResult } from './train/options.ts';
