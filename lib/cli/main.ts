@@ -11,6 +11,7 @@ import { generateCommand } from './generate.ts';
 import { inspectCommand } from './inspect.ts';
 import { Interrupted, watchPipes } from './interrupt.ts';
 import { note } from './output.ts';
+import { tokenizerCommand } from './tokenizer.ts';
 import { trainCommand } from './train.ts';
 import { isUsageError, UsageError } from './usage.ts';
 
@@ -18,6 +19,7 @@ const COMMANDS = [
   generateCommand,
   trainCommand,
   evalCommand,
+  tokenizerCommand,
   inspectCommand,
   convertCommand,
   doctorCommand,
@@ -31,7 +33,8 @@ async function main(argv: readonly string[]): Promise<void> {
     .version(version)
     .helpCommand(false);
   for (const command of COMMANDS) program.addCommand(command());
-  for (const command of [program, ...program.commands]) {
+  const commands = program.commands.flatMap((command) => [command, ...command.commands]);
+  for (const command of [program, ...commands]) {
     command.exitOverride().configureOutput({ outputError: () => undefined });
   }
   try {
@@ -46,6 +49,7 @@ async function main(argv: readonly string[]): Promise<void> {
 function report(error: unknown): number {
   if (error instanceof Interrupted) return error.exitCode;
   if (error instanceof CommanderError && error.exitCode === 0) return 0; // --help and --version end this way
+  if (error instanceof CommanderError && error.code === 'commander.help') return 2; // a group without its command: help is printed
   const debug = process.env.MAMBABYTE_DEBUG === '1' && error instanceof Error;
   note(`mambabyte: ${debug ? error.stack : messageOf(error)}`);
   return isUsageError(error) ? 2 : 1;
