@@ -55,7 +55,10 @@ export async function openTokens(
 ): Promise<TokenDataset> {
   const { folder, wait, signal } = options;
   const path = join(folder, `tokens-${await keyOf(data, tokenizer)}.bin`);
-  while (wait && !existsSync(path)) await sleep(POLL_MS, undefined, { ...(signal && { signal }) });
+  while (wait && !existsSync(path)) {
+    await sleep(POLL_MS);
+    signal?.throwIfAborted();
+  }
   const found = await readCounts(path, data.documents);
   if (found) return new TokenDataset(path, data, found);
   const width = tokenizer.vocab <= 1 << 16 ? 2 : 4;
