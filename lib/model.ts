@@ -1,4 +1,7 @@
 import { Device, type DeviceOptions, deviceLabel, whyUnavailable } from './device.ts';
+import type { Drafter } from './draft/drafter.ts';
+import { ModelDrafter } from './draft/model-drafter.ts';
+import { SubwordDrafter } from './draft/subword-drafter.ts';
 import {
   checkChoice,
   checkFunction,
@@ -19,6 +22,7 @@ import { initialValues } from './models/params.ts';
 import { Session } from './session.ts';
 import { resolveModel } from './shipped.ts';
 import { State } from './state.ts';
+import { StateRing } from './state-ring.ts';
 import type { Tensor } from './tensor.ts';
 import { Tokenizer } from './tokenizer/tokenizer.ts';
 import { openCheckpoint, saveCheckpoint } from './weights/checkpoint-files.ts';
@@ -141,6 +145,7 @@ export class Model {
   /** @internal */
   readonly runtime: Device;
   readonly #idle = new Map<number, Session[]>();
+  readonly #idleRings: StateRing[] = [];
   #disposed = false;
 
   /** @internal use loadModel or createModel */
@@ -187,7 +192,7 @@ export class Model {
    */
   generate(prompt: string | Uint8Array, options: GenerateOptions = {}): Generation {
     this.assertOpen('generate');
-    this.assertBytes('generate');
+    this.assertText('generate');
     const resolved = resolveOptions(options, this.config.vocab);
     this.checkState('generate', resolved.state);
     const bytes = toBytes('generate', 'the prompt', prompt);
@@ -310,6 +315,32 @@ export class Model {
     }
   }
 
+  /** @internal A ring that nobody else uses, until it is returned. */
+  borrowRing(): StateRing {
+    this.assertOpen('draft');
+    return this.#idleRings.pop() ?? new StateRing(this.runtime, this.config, this.weights);
+  }
+  /** @internal */
+  returnRing(ring: StateRing): void {
+    if (!this.#disposed) this.#idleRings.push(ring);
+  }
+
+  /**
+   * @internal Drafts with this model for `verifier`.
+   * @throws TypeError when their ids have nothing in common
+   */
+  drafterFor(verifier: Model): Drafter {
+    this.assertOpen('draft');
+    const { tokenizer } = this;
+    const alike = this.config.vocab === verifier.config.vocab && tokenizer?.json === verifier.tokenizer?.json;
+    if (alike) return new ModelDrafter(this);
+    if (tokenizer && verifier.config.vocab === 256 && !verifier.tokenizer) return new SubwordDrafter(this, tokenizer);
+    const kind = (m: Model) =>
+      m.tokenizer ? `a subword model of ${m.tokenizer.vocab} tokens` : `${m.config.vocab} classes`;
+    const hint = 'A byte model takes byte models and subword models; a subword model takes those with its tokenizer.';
+    throw new TypeError(expected('draft', `a drafter for ${kind(verifier)}`, 'share its ids', kind(this), hint));
+  }
+
   get disposed(): boolean {
     return this.#disposed;
   }
@@ -331,6 +362,18 @@ export class Model {
     if (this.#disposed) throw new DisposedError(expected(where, 'the model', 'be open', 'a disposed one'));
   }
 
+  /** @internal The bytes that an id stands for; none for ids that only pad a vocabulary. */
+  bytesOfId(id: number): Uint8Array {
+    const { tokenizer } = this;
+    if (!tokenizer) return Uint8Array.of(id);
+    return id < tokenizer.vocab ? tokenizer.bytesOf(id) : new Uint8Array(0);
+  }
+
+  private assertText(where: string): void {
+    if (this.config.vocab === 256 || this.tokenizer) return;
+    const got = `one of ${this.config.vocab} classes without a tokenizer.json`;
+    throw new TypeError(expected(where, 'the model', 'read bytes or have a tokenizer', got, 'Use logits().'));
+  }
   private assertBytes(where: string): void {
     if (this.config.vocab !== 256) {
       throw new TypeError(

@@ -53,20 +53,29 @@ export interface ChunkPlan {
   output?: Tensor;
 }
 
-export interface VerifyPlan {
+export interface StepPlan {
   plan: Plan;
   ids: Tensor;
   logits: Tensor;
 }
 
-export interface DecodePlan {
-  plan: Plan;
+/** A verify pass, and what plain decoding would draw after each of its ids. */
+export interface VerifyPlan extends StepPlan {
+  draw: DrawTensors;
+}
+
+/** What `sample` reads and writes for some rows. */
+export interface DrawTensors {
   ids: Tensor;
   params: Tensor;
   rng: Tensor;
   seen: Tensor | undefined;
   bias: Tensor | undefined;
   logprob: Tensor;
+}
+
+export interface DecodePlan extends DrawTensors {
+  plan: Plan;
 }
 
 const withDecayRates = new WeakMap<Weights, Promise<Weights>>();
@@ -140,12 +149,25 @@ export class SessionPlans {
   }
 
   /** Reads `steps` ids of one sequence in a single pass; `layers` say where the states in between are kept. */
-  verify(steps: number, layers: () => readonly LayerState[]): Promise<VerifyPlan> {
-    return this.once(`verify ${steps}`, async () => {
+  verify(steps: number, penalty: boolean, biased: boolean, layers: () => readonly LayerState[]): Promise<VerifyPlan> {
+    return this.once(`verify ${steps} ${penalty} ${biased}`, async () => {
       const ids = this.tensor('ids', [1, steps], 'i32');
+      const draw = this.drawTensors(steps, penalty, biased);
       const g = new Graph();
       const x = await this.backbone(g, ids, { ...this.forward(steps), state: layers() });
       const logits = await this.head(g, x.reshape(steps, this.#config.dModel));
+      sample(g, { ...draw, logits });
+      return { plan: await this.compile(g, logits), ids, logits, draw };
+    });
+  }
+
+  /** Reads one id of one sequence; `layers` say which state it reads from and which it leaves; `name` tells plans apart. */
+  step(name: string, layers: () => readonly LayerState[]): Promise<StepPlan> {
+    return this.once(`step ${name}`, async () => {
+      const ids = this.tensor('ids', [1, 1], 'i32');
+      const g = new Graph();
+      const x = await this.backbone(g, ids, { ...this.forward(1), state: layers() });
+      const logits = await this.head(g, x.reshape(1, this.#config.dModel));
       return { plan: await this.compile(g, logits), ids, logits };
     });
   }
@@ -163,21 +185,27 @@ export class SessionPlans {
   /** Reads the last id of every sequence and draws the next. */
   decode(penalty: boolean, biased: boolean): Promise<DecodePlan> {
     return this.once(`decode ${penalty} ${biased}`, async () => {
-      const { vocab, dModel } = this.#config;
       const B = this.#batch;
-      const ids = this.tensor('ids', [B], 'i32');
-      const params = this.tensor('params', [B, SAMPLE_COLUMNS], 'f32');
-      const rng = this.tensor('rng', [B, 4], 'i32');
-      const logprob = this.tensor('logprob', [B], 'f32');
-      const seen = penalty ? this.tensor('seen', [B, vocab], 'u8') : undefined;
-      const bias = biased ? this.tensor('bias', [B, vocab], 'f32') : undefined;
+      const draw = this.drawTensors(B, penalty, biased);
       const g = new Graph();
-      const x = await this.backbone(g, ids.reshape(B, 1), this.forward(B));
-      const logits = await this.head(g, x.reshape(B, dModel));
+      const x = await this.backbone(g, draw.ids.reshape(B, 1), this.forward(B));
+      const logits = await this.head(g, x.reshape(B, this.#config.dModel));
       // The drawn ids are the next step's input: a run of steps never leaves native code.
-      sample(g, { logits, params, bias, rng, seen, ids, logprob });
-      return { plan: await this.compile(g), ids, params, rng, seen, bias, logprob };
+      sample(g, { ...draw, logits });
+      return { ...draw, plan: await this.compile(g) };
     });
+  }
+
+  private drawTensors(rows: number, penalty: boolean, biased: boolean): DrawTensors {
+    const { vocab } = this.#config;
+    return {
+      ids: this.tensor('ids', [rows], 'i32'),
+      params: this.tensor('params', [rows, SAMPLE_COLUMNS], 'f32'),
+      rng: this.tensor('rng', [rows, 4], 'i32'),
+      seen: penalty ? this.tensor('seen', [rows, vocab], 'u8') : undefined,
+      bias: biased ? this.tensor('bias', [rows, vocab], 'f32') : undefined,
+      logprob: this.tensor('logprob', [rows], 'f32'),
+    };
   }
 
   /** A zero-filled tensor that lives as long as the plans. */

@@ -1,11 +1,13 @@
 import type { Device } from './device.ts';
 import { checkInteger, expected } from './errors.ts';
+import { layerStatesIn, region } from './layer-states.ts';
 import type { MambaConfig } from './models/config.ts';
-import { type LayerState, layerStateShapes, type Weights } from './models/mamba.ts';
+import type { LayerState, Weights } from './models/mamba.ts';
 import type { RunResult } from './native.ts';
 import { SAMPLE_COLUMNS, SAMPLE_PARAMS } from './ops/sample.ts';
-import { type ChunkOutput, chunksOf, type DecodePlan, SessionPlans } from './session-plans.ts';
-import { Tensor } from './tensor.ts';
+import { type ChunkOutput, chunksOf, type DrawTensors, SessionPlans } from './session-plans.ts';
+import { stateLength } from './state.ts';
+import type { Tensor } from './tensor.ts';
 
 /** Most bytes that one verify pass reads. */
 export const VERIFY_STEPS = 32;
@@ -32,6 +34,23 @@ export interface SequenceStart {
   drawn?: number;
 }
 
+/** How the ids after a verify pass would be drawn. */
+export type DrawStart = Omit<SequenceStart, 'pending'>;
+
+/** What one verify pass of K ids found. */
+export interface Verified {
+  /** (K): what plain decoding draws after each id, given that all ids up to it were accepted. */
+  drawn: Int32Array;
+  /** (K): log-probabilities of the drawn ids. Of the last pass of its length. */
+  logprobs(): Float32Array;
+  /** (K, vocab): row k predicts what follows ids[k]. Of the last pass of its length. */
+  logits(): Float32Array;
+}
+
+const GREEDY: DrawStart = {
+  settings: { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0 },
+};
+
 /** Native memory and plans for B sequences that advance together: their state, and the plans that read and update it. */
 export class Session {
   readonly batch: number;
@@ -49,20 +68,14 @@ export class Session {
     this.#device = device;
     this.#config = config;
     this.batch = batch;
-    const shapes = layerStateShapes(config, batch);
-    const size = (shape: readonly number[]) => shape.reduce((a, b) => a * b, 1);
-    const perLayer = size(shapes.conv) + size(shapes.ssm);
-    this.#state = device.tensor([config.layers * perLayer], 'f32', 'state');
-    this.#layers = Array.from({ length: config.layers }, (_, l) => ({
-      conv: part(this.#state, `state.${l}.conv`, shapes.conv, l * perLayer),
-      ssm: part(this.#state, `state.${l}.ssm`, shapes.ssm, l * perLayer + size(shapes.conv)),
-    }));
+    this.#state = device.tensor([batch * stateLength(config)], 'f32', 'state');
+    this.#layers = layerStatesIn(this.#state, config, batch);
     this.#plans = new SessionPlans(device, config, weights, batch, this.#layers);
   }
 
   /** Bytes of state per sequence, the same at any position. */
   static stateBytes(config: MambaConfig): number {
-    return 4 * config.layers * ((config.dConv - 1) * config.dInner + config.dInner * config.dState);
+    return 4 * stateLength(config);
   }
 
   /** Floats in the whole state. */
@@ -156,19 +169,35 @@ export class Session {
   }
 
   /**
-   * Logits (K, vocab) after each of K <= 32 ids, read in one pass from the current state; row k predicts what follows
-   * ids[k]. The state moves on by all of them, and the states in between are kept for `accept`.
+   * Reads K <= 32 ids in one pass from the current state, and draws what would follow each of them. The state moves on
+   * by all of them, and the states in between are kept for `accept`.
+   * @param start how the id after ids[0] is drawn; the one after ids[k] is drawn as the k-th after that
    * @throws RangeError for no ids or too many; TypeError for a session of several sequences
    */
-  async verify(ids: ArrayLike<number>): Promise<Float32Array> {
+  async verify(ids: ArrayLike<number>, start: DrawStart = GREEDY): Promise<Verified> {
     const where = 'session.verify';
     if (this.batch !== 1) throw new TypeError(expected(where, 'the session', 'be of one sequence', `${this.batch}`));
     const steps = checkInteger(where, 'the number of ids', ids.length, { min: 1, max: VERIFY_STEPS });
-    const { plan, ids: input, logits } = await this.#plans.verify(steps, () => this.keptLayers(steps));
-    this.#device.write(input, Int32Array.from(ids));
+    const { settings, seen = [], drawn = 0 } = start;
+    const penalty = settings.repetitionPenalty !== 1;
+    const layers = () => this.keptLayers(steps);
+    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined, layers);
+    const { plan, draw, logits } = made;
+    this.#device.write(made.ids, Int32Array.from(ids));
+    const rows = Array.from({ length: steps }, (_, k) => ({
+      settings,
+      pending: 0,
+      seen: penalty ? [...Array.from(seen), ...Array.from(ids).slice(1, k + 1)] : [],
+      drawn: drawn + k,
+    }));
+    this.writeRows(draw, 0, rows);
     await plan.run();
     this.#verified = steps;
-    return plan.read(logits) as Float32Array;
+    return {
+      drawn: this.#device.read(draw.ids) as Int32Array,
+      logprobs: () => this.#device.read(draw.logprob) as Float32Array,
+      logits: () => plan.read(logits) as Float32Array,
+    };
   }
 
   /**
@@ -197,8 +226,8 @@ export class Session {
       const at = VERIFY_STEPS * l * (conv + ssm);
       return {
         ...layer,
-        keptConv: part(kept, `kept.${l}.conv`, [steps, 1, conv], at),
-        keptSsm: part(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + VERIFY_STEPS * conv),
+        keptConv: region(kept, `kept.${l}.conv`, [steps, 1, conv], at),
+        keptSsm: region(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + VERIFY_STEPS * conv),
       };
     });
   }
@@ -221,7 +250,7 @@ export class Session {
   }
 
   /** Sets what the sequences from `b` on draw with and go on from. */
-  private writeRows(plan: DecodePlan, b: number, rows: readonly SequenceStart[]): void {
+  private writeRows(plan: DrawTensors, b: number, rows: readonly SequenceStart[]): void {
     const V = this.#config.vocab;
     const n = rows.length;
     const params = new Float32Array(n * SAMPLE_COLUMNS);
@@ -292,10 +321,4 @@ export interface DecodeLoop {
   logprobs(): Float32Array;
   /** Lets another sequence take the place of sequence `b`; its state is written with `writeSequence`. */
   setRow(b: number, row: SequenceStart): void;
-}
-
-/** A region of a stored f32 tensor, `at` elements into it. */
-function part(of: Tensor, name: string, shape: readonly number[], at: number): Tensor {
-  const { buffer = 0, offset = 0 } = of.storage ?? {};
-  return new Tensor(shape, 'f32', name, { storage: { buffer, offset: offset + at * 4 } });
 }

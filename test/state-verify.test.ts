@@ -25,7 +25,7 @@ for (const device of ['ref', 'cpu'] as const) {
         const want = await stepByStep(model, input);
         await session.clear();
         await session.consume(before);
-        t.is(compare(await session.verify(input), want.logits, SAME), undefined, `logits of ${K} bytes`);
+        t.is(compare((await session.verify(input)).logits(), want.logits, SAME), undefined, `logits of ${K} bytes`);
         t.is(compare(session.readState(), want.states.at(-1) ?? [], SAME), undefined, 'all of them, unless told else');
         for (const k of new Set([1, Math.ceil(K / 2), K, 1])) {
           await session.accept(k);
@@ -48,12 +48,12 @@ for (const target of supported) {
           await session.consume(before);
           const start = session.readState();
           const logits: Float32Array[] = [];
-          for (const id of drafted) logits.push(await session.verify([id]));
+          for (const id of drafted) logits.push((await session.verify([id])).logits());
           const states = session.readState();
           for (const K of [2, 3, 5, 8, 17, VERIFY_STEPS]) {
             session.writeState(start);
             for (let at = 0; at < VERIFY_STEPS; at += K) {
-              const got = await session.verify(drafted.slice(at, at + K));
+              const got = (await session.verify(drafted.slice(at, at + K))).logits();
               t.deepEqual(
                 got,
                 Float32Array.from(logits.slice(at, at + K).flatMap((row) => [...row])),

@@ -5,9 +5,10 @@ import { performance } from 'node:perf_hooks';
 import type { BackendName } from '../device.ts';
 import type { Model } from '../model.ts';
 import type { Session } from '../session.ts';
-import { CHUNK_MS, CHUNK_STEPS, type GenerateResult, type StopReason } from './generation.ts';
+import type { GenerateResult, StopReason } from './generation.ts';
 import type { ResolvedOptions } from './options.ts';
 import { Output } from './output.ts';
+import { CHUNK_MS, CHUNK_STEPS } from './steps.ts';
 
 /** Most sequences that decode together. Beyond the rows of a fused block a CPU gains nothing, a GPU still does. */
 const SLOTS: Readonly<Record<BackendName, number>> = { ref: 32, cpu: 32, cuda: 256 };

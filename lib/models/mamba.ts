@@ -29,6 +29,8 @@ export interface LayerState {
   conv: Tensor;
   /** (B, E, N) */
   ssm: Tensor;
+  /** Where the state after the last step goes; left out: to where it came from. */
+  next?: { conv: Tensor; ssm: Tensor };
   /** (T, B, (K-1)*E) and (T, B, E*N): the states after every step of a verify pass. */
   keptConv?: Tensor;
   keptSsm?: Tensor;
@@ -164,7 +166,7 @@ function block(
     causalConv1d(g, xs, p('conv1d.weight').reshape(E, c.dConv), {
       bias: w.get(`backbone.layers.${l}.mixer.conv1d.bias`),
       state: state?.conv,
-      stateOut: state?.conv,
+      stateOut: (state?.next ?? state)?.conv,
       silu: true,
     }),
   );
@@ -180,7 +182,7 @@ function block(
     selectiveScan(
       g,
       { u, delta, A, B, C, D: p('D'), z, deltaBias: p('dt_proj.bias'), state: state?.ssm },
-      { softplus: true, stateOut: state?.ssm, differentiable, kept: state?.keptSsm },
+      { softplus: true, stateOut: (state?.next ?? state)?.ssm, differentiable, kept: state?.keptSsm },
     ),
   );
   return proj(y, 'out_proj', x); // the next layer's input: always kept
@@ -211,6 +213,8 @@ function fusedBlock(g: Graph, c: MambaConfig, w: Weights, l: number, x: Tensor, 
       outScale: scaleOf(w, l, 'out_proj'),
       convState: state.conv,
       ssmState: state.ssm,
+      convStateOut: state.next?.conv,
+      ssmStateOut: state.next?.ssm,
     },
     { eps: c.normEps, keptConv: state.keptConv, keptSsm: state.keptSsm },
   );

@@ -31,10 +31,13 @@ export interface MambaBlockInputs {
   /** (D, E) */
   outProj: Tensor;
   outScale?: Tensor | undefined;
-  /** (B, K-1, E), updated in place */
+  /** (B, K-1, E) */
   convState: Tensor;
-  /** (B, E, N), updated in place */
+  /** (B, E, N) */
   ssmState: Tensor;
+  /** Where the states after the last step go; left out: to where they came from. */
+  convStateOut?: Tensor | undefined;
+  ssmStateOut?: Tensor | undefined;
 }
 
 export interface MambaBlockOptions {
@@ -51,7 +54,7 @@ export interface MambaBlockOptions {
  * @returns (B, T, D): x plus the block's output
  */
 export function mambaBlock(g: Graph, inputs: MambaBlockInputs, options: MambaBlockOptions): Tensor {
-  const { x, convState, ssmState } = inputs;
+  const { x, convState, ssmState, convStateOut = convState, ssmStateOut = ssmState } = inputs;
   const [B = 0, T = 0] = sizes(g, 'mamba_block', 'x', x, 'B T D');
   const [E = 0, N = 0] = sizes(g, 'mamba_block', 'A', inputs.A, 'E N');
   checkShape(g, 'mamba_block', 'in_proj', inputs.inProj, 2 * E, x.cols);
@@ -61,7 +64,13 @@ export function mambaBlock(g: Graph, inputs: MambaBlockInputs, options: MambaBlo
   const y = g.like(x);
   g.op(
     'mamba_block',
-    { y, conv_state_out: convState, ssm_state_out: ssmState, kept_conv: options.keptConv, kept_ssm: options.keptSsm },
+    {
+      y,
+      conv_state_out: convStateOut,
+      ssm_state_out: ssmStateOut,
+      kept_conv: options.keptConv,
+      kept_ssm: options.keptSsm,
+    },
     {
       x,
       norm_weight: inputs.normWeight,

@@ -1,0 +1,117 @@
+// From a distribution over the next token to distributions over its bytes, one after another.
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+
+/** Tokens this many nats below the best one do not count. */
+const NEGLIGIBLE = 14;
+
+/** A vocabulary in the order of its bytes, in flat arrays. */
+export class ByteTrie {
+  readonly ids: Int32Array;
+  readonly lengths: Int32Array;
+  readonly #starts: Int32Array;
+  readonly #bytes: Uint8Array;
+  readonly tokenizer: Tokenizer;
+
+  constructor(tokenizer: Tokenizer) {
+    this.tokenizer = tokenizer;
+    this.ids = tokenizer.sorted;
+    const parts = Array.from(this.ids, (id) => tokenizer.bytesOf(id));
+    this.lengths = Int32Array.from(parts, (part) => part.length);
+    this.#bytes = new Uint8Array(Buffer.concat(parts));
+    this.#starts = new Int32Array(parts.length);
+    for (let i = 1; i < parts.length; i++) this.#starts[i] = (this.#starts[i - 1] ?? 0) + (this.lengths[i - 1] ?? 0);
+  }
+
+  byteAt(position: number, depth: number): number {
+    return this.#bytes[(this.#starts[position] ?? 0) + depth] ?? 0;
+  }
+
+  /** The end of the positions in [from, to) that have the same byte at `depth` as `from`. */
+  groupEnd(from: number, to: number, depth: number): number {
+    const byte = this.byteAt(from, depth);
+    let [low, high, stride] = [from + 1, to, 1];
+    while (low < to && this.byteAt(Math.min(to, low + stride) - 1, depth) === byte) {
+      low = Math.min(to, low + stride);
+      stride *= 2;
+    }
+    high = Math.min(to, low + stride);
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.byteAt(middle, depth) === byte) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}
+
+/** The next token, byte by byte: which tokens begin with the bytes chosen so far, and how much they weigh. */
+export class ByteMarginals {
+  readonly #trie: ByteTrie;
+  /** Sum of the weights of all positions before one. */
+  readonly #sums: Float64Array;
+  #from = 0;
+  #to = 0;
+  #depth = 0;
+  /** Bytes that may come next, ascending, and what the tokens with each weigh together. */
+  readonly bytes = new Uint8Array(256);
+  readonly weights = new Float64Array(256);
+  readonly #ends = new Int32Array(256);
+  count = 0;
+  /** Weight of the token that ends here. */
+  ending = 0;
+
+  constructor(trie: ByteTrie) {
+    this.#trie = trie;
+    this.#sums = new Float64Array(trie.ids.length + 1);
+  }
+
+  /** Begins a token that is known to begin with `prefix`. */
+  start(logits: Float32Array, prefix: Uint8Array): void {
+    const { ids, tokenizer } = this.#trie;
+    const [from, to] = prefix.length > 0 ? tokenizer.range(prefix) : [0, ids.length];
+    let max = -Infinity;
+    for (let i = from; i < to; i++) max = Math.max(max, logits[ids[i] ?? 0] ?? -Infinity);
+    let sum = 0;
+    for (let i = from; i < to; i++) {
+      this.#sums[i] = sum;
+      const x = (logits[ids[i] ?? 0] ?? -Infinity) - max;
+      if (x > -NEGLIGIBLE) sum += Math.exp(x);
+    }
+    this.#sums[to] = sum;
+    this.#enter(from, to, prefix.length);
+  }
+
+  /** Goes on with the `choice`-th of `bytes`. */
+  take(choice: number): void {
+    const from = choice === 0 ? this.#firstLonger() : (this.#ends[choice - 1] ?? 0);
+    this.#enter(from, this.#ends[choice] ?? 0, this.#depth + 1);
+  }
+
+  /** The id of the token that ends here. */
+  get token(): number {
+    return this.#trie.ids[this.#from] ?? 0;
+  }
+
+  #firstLonger(): number {
+    let at = this.#from;
+    while (at < this.#to && (this.#trie.lengths[at] ?? 0) === this.#depth) at++;
+    return at;
+  }
+
+  #enter(from: number, to: number, depth: number): void {
+    this.#from = from;
+    this.#to = to;
+    this.#depth = depth;
+    const sums = this.#sums;
+    const longer = this.#firstLonger();
+    this.ending = (sums[longer] ?? 0) - (sums[from] ?? 0);
+    this.count = 0;
+    for (let at = longer; at < to; ) {
+      const end = this.#trie.groupEnd(at, to, depth);
+      this.bytes[this.count] = this.#trie.byteAt(at, depth);
+      this.weights[this.count] = (sums[end] ?? 0) - (sums[at] ?? 0);
+      this.#ends[this.count++] = end;
+      at = end;
+    }
+  }
+}

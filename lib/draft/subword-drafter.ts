@@ -1,0 +1,122 @@
+import type { Model } from '../model.ts';
+import { RING_SLOTS, type StateRing } from '../state-ring.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { ByteMarginals, ByteTrie } from './byte-marginals.ts';
+import type { Draft, Drafter, DraftRequest } from './drafter.ts';
+import { draw, uniformOf } from './draw.ts';
+
+/** Tokens after the last word boundary that are kept open; a longer word is settled as it was cut. */
+const OPEN_TOKENS = 6;
+
+/**
+ * Drafts bytes with a subword model (Wang et al. 2024, section 3.3). Tokens are only its means: it proposes byte by byte,
+ * each the most probable one (or the draw) over all tokens that agree with the bytes before it.
+ *
+ * What is known of the text is cut into tokens anew from the last word boundary, since a corrected byte may change them,
+ * and the last token is not read but taken as the beginning of one ("token healing"): "wo" may be all of a token, or
+ * become "word". States of tokens that stay are still in the ring, so nothing is read twice.
+ */
+export class SubwordDrafter implements Drafter {
+  readonly #tokenizer: Tokenizer;
+  readonly #model: Model;
+  readonly #ring: StateRing;
+  readonly #marginals: ByteMarginals;
+  /** Position in the ring up to which the tokens are settled: a word begins here. */
+  #anchor = 0;
+  /** Bytes of the text after it. */
+  #open = new Uint8Array(0);
+  /** Tokens read after it: those up to the ring's newest position. */
+  #read: number[] = [];
+
+  constructor(model: Model, tokenizer: Tokenizer) {
+    this.#tokenizer = tokenizer;
+    this.#model = model;
+    this.#ring = model.borrowRing();
+    this.#marginals = new ByteMarginals(new ByteTrie(tokenizer));
+  }
+
+  async reset(ids: ArrayLike<number>, signal?: AbortSignal): Promise<void> {
+    const bytes = Uint8Array.from(ids);
+    const stable = this.#tokenizer.stableEnd(bytes);
+    const settled = this.#tokenizer.encode(bytes.subarray(0, stable));
+    // A model without a token for the beginning of a text takes a line's end for it.
+    await this.#ring.reset(settled.length > 0 ? settled : this.#tokenizer.encode('\n').slice(-1), signal);
+    this.#anchor = this.#ring.position;
+    this.#open = bytes.slice(stable);
+    this.#read = [];
+  }
+
+  push(ids: ArrayLike<number>): void {
+    this.#open = Uint8Array.from([...this.#open, ...Array.from(ids)]);
+  }
+
+  async propose(request: DraftRequest): Promise<Draft> {
+    const prefix = await this.#catchUp();
+    return this.#draft(prefix, request);
+  }
+
+  dispose(): void {
+    this.#model.returnRing(this.#ring);
+  }
+
+  /** Brings the ring to the text's last token but one; returns the bytes of the last, which may go on. */
+  async #catchUp(): Promise<Uint8Array> {
+    const tokens = this.#tokenizer.encode(this.#open);
+    const stable = this.#tokenizer.stableEnd(this.#open);
+    const last = tokens.length - 1;
+    this.#ring.position = this.#anchor;
+    let end = 0;
+    let settled = { tokens: 0, bytes: 0 };
+    for (let i = 0; i < last; i++) {
+      const id = tokens[i] ?? 0;
+      await this.#advance(id);
+      end += this.#tokenizer.bytesOf(id).length;
+      if (end <= stable || last - i > OPEN_TOKENS) settled = { tokens: i + 1, bytes: end };
+    }
+    this.#anchor += settled.tokens;
+    this.#read.splice(0, settled.tokens);
+    this.#open = this.#open.slice(settled.bytes);
+    return last < 0 ? new Uint8Array(0) : this.#tokenizer.bytesOf(tokens[last] ?? 0);
+  }
+
+  async #draft(prefix: Uint8Array, { most, least, settings, drawn }: DraftRequest): Promise<Draft> {
+    const marginals = this.#marginals;
+    const ids: number[] = [];
+    const confidence: number[] = [];
+    marginals.start(this.#ring.logits, prefix);
+    for (let sure = 1; sure >= least && ids.length < most; ) {
+      const { index, probability } = draw(
+        marginals.weights,
+        marginals.count,
+        settings,
+        uniformOf(settings.seed, drawn + ids.length),
+      );
+      const going = marginals.count > 0 ? (marginals.weights[index] ?? 0) : 0;
+      if (marginals.ending > 0 && marginals.ending >= going) {
+        if (this.#ring.position - this.#anchor >= RING_SLOTS - 2) break;
+        await this.#advance(marginals.token);
+        marginals.start(this.#ring.logits, new Uint8Array(0));
+        continue;
+      }
+      if (marginals.count === 0) break;
+      ids.push(marginals.bytes[index] ?? 0);
+      confidence.push(probability);
+      sure *= probability;
+      marginals.take(index);
+    }
+    return { ids, confidence };
+  }
+
+  /** Reads a token, unless it was read here before. */
+  async #advance(id: number): Promise<void> {
+    const ring = this.#ring;
+    const at = ring.position - this.#anchor;
+    if (ring.position < ring.newest && this.#read[at] === id) {
+      ring.position++;
+      return;
+    }
+    this.#read.length = at;
+    this.#read.push(id);
+    await ring.step(id);
+  }
+}
