@@ -14,7 +14,10 @@ export interface Encoder {
   close(): void;
 }
 
-const SCRIPT = import.meta.url.endsWith('.ts') ? 'lib/data/encoder-process.ts' : 'dist/data/encoder-process.js';
+/** The program and Node's options for it: not those of this process, which may hold a script of their own (node -e). */
+const [SCRIPT, NODE_OPTIONS] = import.meta.url.endsWith('.ts')
+  ? (['lib/data/encoder-process.ts', ['--import=tsx']] as const)
+  : (['dist/data/encoder-process.js', []] as const);
 
 /** An encoder with so many processes; with one, this one does the work. */
 export function openEncoder(tokenizer: Tokenizer, processes: number): Encoder {
@@ -43,6 +46,8 @@ class EncoderProcess {
 
   constructor(tokenizer: Tokenizer) {
     this.#process = fork(join(packageRoot, SCRIPT), [], {
+      cwd: packageRoot,
+      execArgv: [...NODE_OPTIONS],
       serialization: 'advanced',
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
     });
