@@ -1,6 +1,9 @@
 // Tokenizers against Hugging Face's own encoding of whole texts, round trips of any bytes, what stays when bytes follow,
 // and the trainer against merges made by hand.
+import { spawn } from 'node:child_process';
 import { createRequire } from 'node:module';
+import { text } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { DataError, ModelFormatError } from '../lib/errors.ts';
 import { bytesOfName, nameOfBytes } from '../lib/tokenizer/byte-alphabet.ts';
@@ -281,6 +284,39 @@ test('training ends when its signal says so', async (t) => {
     message: 'enough',
   });
 });
+
+test('the command trains a tokenizer and measures it', async (t) => {
+  const data = fileOf('prose.txt', prose(20_000, 9));
+  const out = `${folder()}/tokenizer.json`;
+  const made = await run('train', '--vocab', '300', '--out', out, data, '--json');
+  t.like(JSON.parse(made.out), { out, data: [data], vocab: 300, bytes: 20_000 });
+  const tokenizer = await trainTokenizer(data, { vocab: 300 });
+  t.is((await Tokenizer.open(out)).json, tokenizer.json);
+  const measured = await run('measure', out, data, '--json');
+  t.like(JSON.parse(measured.out), { bytes: 20_000, tokens: tokenizer.encode(prose(20_000, 9)).length });
+  t.regex((await run('measure', out, data)).out, /^bytes per token {2}\d\.\d{4}\ntokens /);
+  const faults: [string[], number, RegExp][] = [
+    [[], 2, /Usage: mambabyte tokenizer/],
+    [['train', '--vocab', '100', '--out', out, data], 2, /vocab to be an integer at least 256/],
+    [['measure', data, data], 1, /prose\.txt: expected the file to be JSON/],
+  ];
+  for (const [args, code, message] of faults) {
+    const ran = await run(...args);
+    t.is(ran.code, code);
+    t.regex(ran.err, message);
+  }
+});
+
+async function run(...args: string[]): Promise<{ code: number | null; out: string; err: string }> {
+  const main = fileURLToPath(new URL('../lib/cli/main.ts', import.meta.url));
+  const child = spawn(process.execPath, ['--import=tsx', main, 'tokenizer', ...args]);
+  const [out, err, code] = await Promise.all([
+    text(child.stdout),
+    text(child.stderr),
+    new Promise<number | null>((resolve) => child.on('close', resolve)),
+  ]);
+  return { code, out, err };
+}
 
 test('a file that is no byte-level BPE is refused by what is wrong with it', async (t) => {
   const split =

@@ -9,7 +9,7 @@ import { textRuns } from './utf8.ts';
 
 /** Bytes that are cut into pieces at once, so that neither strings nor lists of pieces grow with the text. */
 const TEXT_BYTES = 4 << 20;
-const CACHED_PIECES = 1 << 17;
+const CACHED_PIECES = 1 << 18;
 const CACHED_PIECE_LENGTH = 64;
 
 /** A subword vocabulary over bytes: byte-level BPE in Hugging Face's tokenizer.json format. */
@@ -165,9 +165,12 @@ export class Tokenizer {
   }
 
   #encodeSection(text: string, ids: IdList): void {
-    let pieces = [text];
-    for (const pattern of this.#file.patterns) pieces = pieces.flatMap((piece) => splitPieces(piece, pattern));
-    for (const piece of pieces) for (const id of this.#pieceIds(piece)) ids.push(id);
+    const [first, ...others] = this.#file.patterns;
+    let pieces = first ? splitPieces(text, first) : [text];
+    for (const pattern of others) pieces = pieces.flatMap((piece) => splitPieces(piece, pattern));
+    for (const piece of pieces) {
+      for (const id of this.#pieceIds(piece)) ids.push(id);
+    }
   }
 
   #pieceIds(piece: string): readonly number[] {
