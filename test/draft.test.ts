@@ -1,0 +1,350 @@
+// Speculative decoding: whatever the drafter, a lossless run makes the bytes of a plain one.
+import { mkdtemp, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test from 'ava';
+import { ByteMarginals, ByteTrie } from '../lib/draft/byte-marginals.ts';
+import type { Draft, Drafter, DraftRequest } from '../lib/draft/drafter.ts';
+import { draw, uniformOf } from '../lib/draft/draw.ts';
+import { LookupDrafter } from '../lib/draft/lookup-drafter.ts';
+import { createModel, type GenerateOptions, loadModel, type Model, type Tokenizer } from '../lib/index.ts';
+import { RING_SLOTS, StateRing } from '../lib/state-ring.ts';
+import { trainTokenizer } from '../lib/tokenizer/train-bpe.ts';
+import { prose } from './support/prose.ts';
+
+const tokenizer: Promise<Tokenizer> = (async () => {
+  const file = join(await mkdtemp(join(tmpdir(), 'mambabyte-draft-')), 'text');
+  await writeFile(file, prose(60_000, 1));
+  return trainTokenizer(file, { vocab: 400 });
+})();
+
+const books = loadModel('books', { device: 'cpu', threads: 1 });
+const bytes = createModel({ layers: 2, dModel: 32 }, { seed: 3, device: 'cpu', threads: 1 });
+const subword = tokenizer.then((t) =>
+  createModel({ layers: 2, dModel: 32 }, { seed: 4, device: 'cpu', threads: 1, tokenizer: t }),
+);
+const otherSubword = tokenizer.then((t) =>
+  createModel({ layers: 1, dModel: 16 }, { seed: 5, device: 'cpu', threads: 1, tokenizer: t }),
+);
+
+/** Knows what comes, but for every n-th id. */
+class Oracle implements Drafter {
+  readonly #text: Uint8Array;
+  readonly #wrong: number;
+  #at = 0;
+
+  constructor(text: Uint8Array, wrong: number) {
+    this.#text = text;
+    this.#wrong = wrong;
+  }
+  reset(): void {
+    this.#at = 0;
+  }
+  push(ids: ArrayLike<number>): void {
+    this.#at += ids.length;
+  }
+  propose({ most }: DraftRequest): Draft {
+    const ids = [...this.#text.subarray(this.#at, this.#at + most)];
+    const told = ids.map((id, i) => ((this.#at + i) % this.#wrong === this.#wrong - 1 ? id ^ 1 : id));
+    return { ids: told, confidence: told.map(() => 0.9) };
+  }
+  dispose(): void {}
+}
+
+const PROMPTS: [name: string, prompt: string | Uint8Array][] = [
+  ['prose', 'It was a dark and'],
+  ['a word cut short', 'The gentleman had been wal'],
+  ['CRLF', 'CHAPTER I\r\n\r\nThe morning'],
+  ['emoji cut in the middle', new TextEncoder().encode('so 😀😀').subarray(0, 9)],
+  ['binary', Uint8Array.of(0, 255, 128, 10, 200, 7)],
+  ['one byte', 'a'],
+  ['a long run of spaces', `x${' '.repeat(90)}`],
+  ['repetition', 'one two three, one two three, one two three, one'],
+];
+
+const SETTINGS: [name: string, options: GenerateOptions][] = [
+  ['greedy', { temperature: 0 }],
+  ['temperature 0.8', { temperature: 0.8, seed: 11 }],
+  ['top-k and top-p', { temperature: 1.2, topK: 40, topP: 0.9, minP: 0.01, seed: 12 }],
+  ['penalty and bias', { temperature: 0.7, repetitionPenalty: 1.2, logitBias: { 101: -2 }, seed: 13 }],
+  ['fixed length', { temperature: 0, draftLength: 5 }],
+  ['longest', { temperature: 0.9, draftLength: 31, seed: 14 }],
+];
+
+const DRAFTERS: [name: string, open: (plain: Uint8Array) => Promise<Model | 'lookup' | Drafter>][] = [
+  ['subword model', () => subword],
+  ['byte model', () => bytes],
+  ['the model itself', () => books],
+  ['lookup', async () => 'lookup'],
+  ['oracle that errs', async (plain) => new Oracle(plain, 7)],
+  ['oracle', async (plain) => new Oracle(plain, 1e9)],
+];
+
+for (const [drafterName, open] of DRAFTERS) {
+  for (const [settingsName, options] of SETTINGS) {
+    test(`lossless · ${drafterName} · ${settingsName}`, async (t) => {
+      const model = await books;
+      for (const [name, prompt] of PROMPTS) {
+        const { draftLength: _, ...plainOptions } = options;
+        const plain = await model.generate(prompt, { maxBytes: 60, ...plainOptions });
+        const draft = await open(plain.bytes);
+        const result = await model.generate(prompt, { maxBytes: 60, ...options, draft });
+        t.deepEqual(result.bytes, plain.bytes, name);
+        const { drafted, accepted, passes, plain: plainly } = result.stats.draft ?? {};
+        t.is((accepted ?? 0) + (passes ?? 0) + (plainly ?? 0), 60, `${name}: every byte is counted once`);
+        t.true((drafted ?? 0) >= (accepted ?? 0), name);
+      }
+    });
+  }
+}
+
+test('a perfect drafter makes long passes, a hopeless one is left alone', async (t) => {
+  const model = await books;
+  const plain = await model.generate('It was', { maxBytes: 400, temperature: 0 });
+  const run = (drafter: Drafter) => model.generate('It was', { maxBytes: 400, temperature: 0, draft: drafter });
+  const perfect = (await run(new Oracle(plain.bytes, 1e9))).stats.draft;
+  t.true((perfect?.meanLength ?? 0) > 20, JSON.stringify(perfect));
+  const hopeless = (await run(new Oracle(plain.bytes, 1))).stats.draft;
+  t.is(hopeless?.accepted, 0);
+  t.true((hopeless?.plain ?? 0) > 300, JSON.stringify(hopeless));
+});
+
+test('drafting streams, stops, aborts and leaves the state like plain decoding', async (t) => {
+  const model = await books;
+  const draft = await subword;
+  const options = { maxBytes: 120, temperature: 0.9, seed: 3 };
+  const whole = await model.generate('The old house', options);
+  const stop = whole.bytes.slice(50, 54);
+  const state = model.createState();
+  for (const drafter of [draft, new Oracle(whole.bytes, 5), 'lookup' as const]) {
+    const from = { plain: model.createState(), drafted: model.createState() };
+    const plain = await model.generate('The old house', { ...options, stop, state: from.plain });
+    const drafted = await model.generate('The old house', { ...options, stop, state: from.drafted, draft: drafter });
+    t.deepEqual(drafted.bytes, plain.bytes);
+    t.is(drafted.stopReason, plain.stopReason);
+    t.deepEqual(from.drafted.toBytes(), from.plain.toBytes(), 'the state, position and pending byte');
+  }
+  const pieces: Uint8Array[] = [];
+  for await (const piece of model.generate('The old house', { ...options, draft })) pieces.push(piece.bytes);
+  t.true(pieces.length > 1);
+  t.deepEqual(new Uint8Array(Buffer.concat(pieces)), whole.bytes);
+  const controller = new AbortController();
+  const run = model.generate('The', { maxBytes: 1e6, draft, state, signal: controller.signal, onAbort: 'return' });
+  for await (const _ of run) controller.abort();
+  const aborted = await run;
+  t.is(aborted.stopReason, 'abort');
+  t.is(state.position, 3 + aborted.bytes.length);
+});
+
+test('log-probabilities of drafted bytes are those of plain decoding', async (t) => {
+  const model = await books;
+  const options = { maxBytes: 60, temperature: 0.8, seed: 9, logprobs: true };
+  const plain = await model.generate('He said', options);
+  const drafted = await model.generate('He said', { ...options, draft: new Oracle(plain.bytes, 6) });
+  t.deepEqual(drafted.logprobs, plain.logprobs);
+  const loose = await model.generate('He said', { ...options, draft: await bytes, acceptance: 'top-beta' });
+  t.is(loose.logprobs?.length, 60);
+  const { nll } = await model.score(new Uint8Array([...Buffer.from('He said'), ...loose.bytes]));
+  loose.logprobs?.forEach((lp, i) => {
+    t.true(Math.abs(lp + (nll[i + 6] ?? 0)) < 0.05, `byte ${i}: ${lp} and ${nll[i + 6]}`);
+  });
+});
+
+test('top-beta: every byte is among the beta most probable, beta 1 is greedy decoding', async (t) => {
+  const model = await books;
+  const options = { maxBytes: 80, temperature: 0 };
+  const prompt = 'The captain of the';
+  const plain = await model.generate(prompt, options);
+  const one = await model.generate(prompt, { ...options, draft: await bytes, acceptance: 'top-beta', beta: 1 });
+  t.deepEqual(one.bytes, plain.bytes);
+  for (const beta of [3, 10]) {
+    const loose = await model.generate(prompt, { ...options, draft: await books, acceptance: 'top-beta', beta });
+    const text = new Uint8Array([...Buffer.from(prompt), ...loose.bytes]);
+    const logits = await model.logits(text);
+    loose.bytes.forEach((byte, i) => {
+      const row = logits.subarray((prompt.length + i - 1) * 256, (prompt.length + i) * 256);
+      const above = row.filter((x) => x > (row[byte] ?? 0) + 0.02).length;
+      t.true(above < beta, `byte ${i}: rank ${above}`);
+    });
+  }
+});
+
+test('a subword model generates, and a smaller one drafts its tokens', async (t) => {
+  const model = await subword;
+  for (const options of [
+    { temperature: 0, maxBytes: 90 },
+    { temperature: 1, seed: 5, maxBytes: 90 },
+  ]) {
+    const plain = await model.generate('The weather was', options);
+    t.is(plain.bytes.length, 90);
+    for (const draft of [await otherSubword, model, 'lookup' as const]) {
+      const drafted = await model.generate('The weather was', { ...options, draft });
+      t.deepEqual(drafted.bytes, plain.bytes);
+    }
+  }
+  const whole = await model.generate('The weather was', { temperature: 0, maxBytes: 90 });
+  const stop = whole.bytes.slice(30, 33);
+  const cut = await model.generate('The weather was', {
+    temperature: 0,
+    maxBytes: 90,
+    stop,
+    draft: await otherSubword,
+  });
+  t.is(cut.stopReason, 'stop');
+  t.deepEqual(cut.bytes, whole.bytes.slice(0, cut.bytes.length));
+});
+
+test('sampled bytes follow the model whatever drafts them: chi-square', async (t) => {
+  const model = await books;
+  const prompt = 'The ';
+  const logits = (await model.logits(prompt)).subarray(-256);
+  const temperature = 1;
+  const max = Math.max(...logits);
+  const weights = [...logits].map((x) => Math.exp((x - max) / temperature));
+  const total = weights.reduce((a, b) => a + b, 0);
+  const runs = 600;
+  const counts = new Float64Array(256);
+  for (let seed = 0; seed < runs; seed++) {
+    const { bytes: made } = await model.generate(prompt, {
+      maxBytes: 2,
+      temperature,
+      seed,
+      draft: new Oracle(Uint8Array.of(116, 104), 1e9),
+      draftLength: 1,
+    });
+    counts[made[0] ?? 0] = (counts[made[0] ?? 0] ?? 0) + 1;
+  }
+  // Classes that are expected fewer than five times are one.
+  let [statistic, classes, restExpected, restCount] = [0, 0, 0, 0];
+  weights.forEach((w, v) => {
+    const expectation = (runs * w) / total;
+    if (expectation < 5) {
+      restExpected += expectation;
+      restCount += counts[v] ?? 0;
+      return;
+    }
+    statistic += ((counts[v] ?? 0) - expectation) ** 2 / expectation;
+    classes++;
+  });
+  statistic += (restCount - restExpected) ** 2 / Math.max(restExpected, 1);
+  // Mean and deviation of chi-square with `classes` degrees of freedom; seeds are fixed, so this never flickers.
+  t.true(statistic < classes + 4 * Math.sqrt(2 * classes), `${statistic} for ${classes} classes`);
+});
+
+test('what is no drafter is refused by name', async (t) => {
+  const model = await books;
+  const bad = (options: object) => () => model.generate('a', options as GenerateOptions);
+  t.throws(bad({ draft: 7 }), { instanceOf: TypeError, message: /draft.*'lookup'.*got 7/ });
+  t.throws(bad({ draft: 'books-draft' }), { instanceOf: TypeError, message: /loadModel/ });
+  t.throws(bad({ beta: 3 }), { instanceOf: TypeError, message: /beta.*draft/ });
+  t.throws(bad({ draft: 'lookup', beta: 3 }), { instanceOf: TypeError, message: /top-beta/ });
+  t.throws(bad({ draft: 'lookup', acceptance: 'top-beta', beta: 0 }), { instanceOf: RangeError, message: /beta/ });
+  t.throws(bad({ draft: 'lookup', draftLength: 32 }), { instanceOf: RangeError, message: /draftLength/ });
+  const tokens = await createModel({ layers: 1, dModel: 16, vocab: 300 }, { device: 'cpu', threads: 1 });
+  await t.throwsAsync(async () => model.generate('a', { draft: tokens }), {
+    instanceOf: TypeError,
+    message: /share its ids/,
+  });
+  tokens.dispose();
+  await t.throwsAsync(async () => model.generate('a', { draft: tokens }), { message: /disposed/ });
+});
+
+test('a ring goes back and forth as if the sequence had been read from the start', async (t) => {
+  const model = await bytes;
+  const ids = [...Buffer.from('states of a ring are states of prefixes')];
+  const logits = await model.logits(Int32Array.from(ids));
+  const ring = new StateRing(model.runtime, model.config, model.weights);
+  await ring.reset(ids.slice(0, 3));
+  const expectAt = (position: number) => {
+    const want = logits.subarray((position + 1) * 256, (position + 2) * 256);
+    const worst = Math.max(...ring.logits.map((x, i) => Math.abs(x - (want[i] ?? 0))));
+    t.true(worst < 1e-4, `position ${position}: ${worst}`);
+  };
+  expectAt(1);
+  for (let at = 3; at < 30; at++) {
+    await ring.step(ids[at] ?? 0);
+    expectAt(at - 1);
+    const back = Math.max(ring.oldest, ring.position - (at % (RING_SLOTS - 1)));
+    const now = ring.position;
+    ring.position = back;
+    expectAt(back);
+    ring.position = now;
+  }
+  t.throws(() => (ring.position = ring.oldest - 1), { instanceOf: RangeError });
+  ring.position -= 2;
+  await ring.step(ids[29] ?? 0);
+  t.throws(() => (ring.position += 1), { instanceOf: RangeError });
+  ring.dispose();
+});
+
+test('lookup finds the longest context, and goes on with its own draft where the text ends', (t) => {
+  const drafter = new LookupDrafter();
+  const request = { most: 12, least: 0.05, settings: { temperature: 0 }, drawn: 0 } as DraftRequest;
+  drafter.reset(Buffer.from('one two three; one two'));
+  t.is(Buffer.from(drafter.propose(request).ids).toString(), ' three; one');
+  drafter.push(Buffer.from(' six'));
+  t.deepEqual(drafter.propose(request).ids, []);
+  drafter.reset(Buffer.from('abababababababab'));
+  t.is(Buffer.from(drafter.propose(request).ids).toString(), 'abababababab');
+  drafter.reset([]);
+  t.deepEqual(drafter.propose(request).ids, []);
+});
+
+test('byte marginals of a token distribution are sums over the tokens that agree', async (t) => {
+  const t400 = await tokenizer;
+  const trie = new ByteTrie(t400);
+  const marginals = new ByteMarginals(trie);
+  const logits = Float32Array.from({ length: t400.vocab }, (_, i) => Math.sin(i * 7.1) * 3);
+  const max = Math.max(...logits);
+  const weightOf = (id: number) => Math.exp((logits[id] ?? 0) - max);
+  for (const start of ['', 't', 'th', ' ']) {
+    marginals.start(logits, Buffer.from(start));
+    const path = [...Buffer.from(start)];
+    for (let depth = 0; depth < 4 && marginals.count > 0; depth++) {
+      const agree = Array.from({ length: t400.vocab }, (_, id) => id).filter((id) =>
+        path.every((byte, i) => t400.bytesOf(id)[i] === byte),
+      );
+      const scale = Math.max(...agree.map((id) => logits[id] ?? 0)) - max;
+      const same = (got: number, ids: number[], what: string) => {
+        const want = ids.reduce((sum, id) => sum + weightOf(id), 0) / Math.exp(start ? scale : 0);
+        t.true(depth > 0 || Math.abs(got - want) < 1e-4 * Math.max(1, want), `${what}: ${got} and ${want}`);
+      };
+      same(
+        marginals.ending,
+        agree.filter((id) => t400.bytesOf(id).length === path.length),
+        'ending',
+      );
+      for (let i = 0; i < marginals.count; i++) {
+        same(
+          marginals.weights[i] ?? 0,
+          agree.filter((id) => t400.bytesOf(id)[path.length] === marginals.bytes[i]),
+          'byte',
+        );
+      }
+      const next = marginals.count >> 1;
+      path.push(marginals.bytes[next] ?? 0);
+      marginals.take(next);
+    }
+  }
+});
+
+test('a drafter draws like the sampler', async (t) => {
+  const model = await books;
+  const prompt = 'The ';
+  const logits = (await model.logits(prompt)).subarray(-256);
+  const max = Math.max(...logits);
+  const weights = logits.map((x) => Math.exp(x - max));
+  for (const options of [
+    { temperature: 0 },
+    { temperature: 0.7 },
+    { temperature: 1, topP: 0.8 },
+    { temperature: 1.5, topK: 9 },
+    { temperature: 1, minP: 0.1 },
+  ]) {
+    const settings = { topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0, ...options };
+    for (let seed = 0; seed < 40; seed++) {
+      const { bytes: made } = await model.generate(prompt, { ...options, seed, maxBytes: 1 });
+      t.is(draw(weights, 256, settings, uniformOf(seed, 0)).index, made[0] ?? -1);
+    }
+  }
+});
