@@ -1,6 +1,11 @@
 /**
- * npm run bench -- <decode | prefill | train | ops | profile | limits | compare | ceiling | load | compressors FILE>
- *   [options]
+ * npm run bench -- <decode | prefill | train | ops | profile | limits | compare | ceiling | load | compressors FILE |
+ *   draft> [options]
+ *
+ * Speculative decoding, on any device; --draft is 'lookup' or a model and may come several times, as may --draft-length:
+ *   draft --model books --draft lookup --text FILE [--prompts 16] [--bytes 500] [--beta 3] [--draft-length 8]
+ *   draft --check --prompts 200 ...       counts the outputs that are the plain ones; exit code 1 if any is not
+ *   draft --bandwidth --verify-cost 1:1,16:1.3 --draft-cost 0.1 ...    what it would gain at other costs
  *
  * On a GPU: --device cuda. The table of the README:
  *   ops --device cuda [--only scan]
@@ -27,6 +32,7 @@ import {
   gpuLimits,
 } from './cuda-models.ts';
 import { cudaOpsBench } from './cuda-ops.ts';
+import { draftBench } from './draft.ts';
 import { loadBench } from './load.ts';
 import { report, round } from './measure.ts';
 import { opsBench } from './ops.ts';
@@ -51,6 +57,20 @@ const { values, positionals } = parseArgs({
     only: { type: 'string', default: '' },
     trace: { type: 'string' },
     gguf: { type: 'string' },
+    model: { type: 'string' },
+    draft: { type: 'string', multiple: true },
+    'draft-dtype': { type: 'string' },
+    'draft-threads': { type: 'string', default: '1' },
+    'draft-length': { type: 'string', multiple: true },
+    beta: { type: 'string', multiple: true, default: ['3'] },
+    text: { type: 'string' },
+    prompts: { type: 'string' },
+    bytes: { type: 'string' },
+    pairs: { type: 'string', default: '2' },
+    check: { type: 'boolean', default: false },
+    bandwidth: { type: 'boolean', default: false },
+    'verify-cost': { type: 'string' },
+    'draft-cost': { type: 'string' },
     out: { type: 'string' },
   },
 });
@@ -97,6 +117,7 @@ const commands: Record<string, () => Promise<void>> = {
   ceiling: async () => report('ceiling', [{ ...(await readCeiling()) }], values.out),
   train: async () => report('train', await trainBench(presets, threads, reps), values.out),
   ops: async () => report('ops', await opsBench(threads, reps), values.out),
+  draft: () => draftBench(values),
   load: async () => report('load', await loadBench(), values.out),
   compressors: async () => {
     const file = positionals[1];
@@ -145,7 +166,7 @@ const gpuCommands: Record<string, () => Promise<void>> = Object.fromEntries(
   ]),
 );
 
-const available = gpu ? gpuCommands : commands;
+const available = gpu ? { ...gpuCommands, draft: () => draftBench(values) } : commands;
 const command = available[positionals[0] ?? ''];
 if (!command) {
   console.error(`bench: expected one of ${Object.keys(available).join(', ')}, got ${positionals[0] ?? 'nothing'}`);

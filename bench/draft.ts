@@ -1,0 +1,56 @@
+// npm run bench -- draft: speculative decoding beside plain decoding. See main.ts for how to call it.
+import { draftCheck } from './draft-check.ts';
+import { FORMULA, parseCosts, projection } from './draft-projection.ts';
+import { type DraftFlags, type DraftSetup, disposeSetup, modesOf, nameOf, openSetup, sum } from './draft-setup.ts';
+import { draftSpeed } from './draft-speed.ts';
+import { report } from './measure.ts';
+
+/** Measures, or with --check counts identical outputs, or with --bandwidth projects. */
+export async function draftBench(flags: DraftFlags): Promise<void> {
+  const costs = flags.bandwidth ? parseCosts(flags['verify-cost'], flags['draft-cost']) : undefined;
+  const setup = await openSetup(flags, flags.check ? [undefined, 4, 15] : [undefined]);
+  const facts = factsOf(setup);
+  console.log(`${facts.prompts}, ${setup.bytes} bytes each; ${facts.verifier}`);
+  try {
+    if (flags.check) await check(setup, flags, facts);
+    else if (costs) {
+      console.log(FORMULA);
+      const given = { formula: FORMULA, verifyCost: flags['verify-cost'] };
+      report('draft projection', await projection(setup, modesOf(flags), costs), flags.out, { ...facts, ...given });
+    } else {
+      const { speed, quality } = await draftSpeed(setup, modesOf(flags), Number(flags.pairs));
+      report('log-likelihood under the verifier', quality);
+      report('draft', speed, flags.out, { ...facts, quality });
+    }
+  } finally {
+    disposeSetup(setup);
+  }
+}
+
+async function check(setup: DraftSetup, flags: DraftFlags, facts: Record<string, unknown>): Promise<void> {
+  const tallies = await draftCheck(setup);
+  report(
+    'draft check',
+    tallies.map((tally) => ({ ...tally })),
+    flags.out,
+    facts,
+  );
+  const [identical, of] = [sum(tallies.map((t) => t.identical)), sum(tallies.map((t) => t.of))];
+  console.log(`${identical} of ${of} identical`);
+  if (identical < of) process.exitCode = 1;
+}
+
+/** What the figures belong to. The command is given without the folders of its paths, which say nothing elsewhere. */
+function factsOf({ verifier, drafters, source }: DraftSetup) {
+  const words = process.argv.slice(2).map((word) => (word.includes('/') ? nameOf(word) : word));
+  return {
+    command: `npm run bench -- ${words.join(' ')}`,
+    verifier: `${verifier.config.layers} layers of ${verifier.config.dModel}, ${verifier.parameters} parameters, ${verifier.device}`,
+    drafters: drafters.map(({ name, source }) =>
+      source === 'lookup'
+        ? { name }
+        : { name, unit: source.unit, parameters: source.parameters, device: source.device },
+    ),
+    prompts: source,
+  };
+}
