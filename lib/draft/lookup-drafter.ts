@@ -45,7 +45,8 @@ export class LookupDrafter implements Drafter {
       // Where the earlier text ends, what it went on with is the draft itself.
       const ids: number[] = [];
       const enough = Math.min(most, Math.floor(Math.log(least) / Math.log(confidence)) + 1);
-      for (let at = from; ids.length < enough; at++) ids.push(this.#ids[at] ?? ids[at - this.#length] ?? 0);
+      for (let at = from; ids.length < enough; at++)
+        ids.push((at < this.#length ? this.#ids[at] : ids[at - this.#length]) ?? 0);
       return { ids, confidence: ids.map(() => confidence) };
     }
     return { ids: [], confidence: [] };
