@@ -1,7 +1,7 @@
 // What the measurements of speculation have in common: a verifier, its drafters, prompts and ways to decode.
 import { readFileSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { expected } from '../lib/errors.ts';
+import { checkInteger, expected } from '../lib/errors.ts';
 import { type GenerateOptions, type GenerateResult, loadModel, type Model } from '../lib/index.ts';
 import { VERIFY_STEPS } from '../lib/session.ts';
 import type { WeightDType } from '../lib/weights/load.ts';
@@ -59,10 +59,8 @@ export interface DraftSetup {
 
 const PROMPT_BYTES = 200;
 
-export const LOSSLESS: readonly Mode[] = [
-  { name: 'greedy', temperature: 0 },
-  { name: 'temperature 0.8', temperature: 0.8 },
-];
+export const GREEDY: Mode = { name: 'greedy', temperature: 0 };
+export const LOSSLESS: readonly Mode[] = [GREEDY, { name: 'temperature 0.8', temperature: 0.8 }];
 
 /** Lossless greedy and sampling, and top-beta greedy. */
 export function modesOf(flags: DraftFlags): Mode[] {
@@ -82,8 +80,8 @@ export async function openSetup(flags: DraftFlags, lengths: readonly DraftLength
   for (const path of draft) {
     drafters.push({ name: nameOf(path), source: path === 'lookup' ? path : await loadModel(path, smaller) });
   }
-  const bytes = Number(flags.bytes ?? 500);
-  const { prompts, continuations } = passagesOf(text, Number(flags.prompts ?? 16), bytes);
+  const bytes = count('bytes', flags.bytes ?? 500);
+  const { prompts, continuations } = passagesOf(text, count('prompts', flags.prompts ?? 16), bytes);
   return {
     verifier,
     drafters,
@@ -93,6 +91,11 @@ export async function openSetup(flags: DraftFlags, lengths: readonly DraftLength
     bytes,
     lengths: flags['draft-length']?.map((word) => (word === 'adaptive' ? undefined : Number(word))) ?? [...lengths],
   };
+}
+
+/** @throws RangeError naming the flag, if its value is not a number from 1 */
+export function count(flag: string, value: string | number): number {
+  return checkInteger('bench draft', `--${flag}`, Number(value), { min: 1 });
 }
 
 function dtypeOf(dtype: string | undefined): { dtype?: WeightDType } {
@@ -160,10 +163,8 @@ export async function warmUp(setup: DraftSetup): Promise<void> {
   await setup.verifier.withSession(async (session) => {
     for (let steps = 1; steps <= VERIFY_STEPS; steps++) await session.verify(new Int32Array(steps).fill(32));
   });
-  const [mode] = LOSSLESS;
-  if (!mode) return;
-  await plain(setup, mode, 0);
-  for (const { source } of setup.drafters) await drafted(setup, mode, 0, source, undefined);
+  await plain(setup, GREEDY, 0);
+  for (const { source } of setup.drafters) await drafted(setup, GREEDY, 0, source, undefined);
 }
 
 export function lengthLabel(length: DraftLength): string {

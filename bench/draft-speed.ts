@@ -68,7 +68,7 @@ async function takeTurns(
 
 /**
  * Bytes/s are those of decoding; "with prompt" is the total ratio with the reading of the prompt by both models. ms/pass is
- * what the verifier took less its plain decoding, which is counted at the speed of the plain runs beside it.
+ * what the verifier took less its plain decoding, which is counted at the speed of the plain runs beside it; where most bytes are undrafted, that says too little.
  */
 function speedRow(runs: readonly Pairs[], mode: Mode): Record<string, unknown> {
   const rate = (results: readonly GenerateResult[]) => median(results.map((r) => r.stats.bytesPerSecond));
@@ -93,7 +93,7 @@ function speedRow(runs: readonly Pairs[], mode: Mode): Record<string, unknown> {
     undrafted: round(of('plain') / bytes),
     'drafter time': round(of('drafterMs') / decodeMs(b)),
     'verifier time': round(of('verifierMs') / decodeMs(b)),
-    'ms/pass': perPass(of('verifierMs') - of('plain') * step),
+    'ms/pass': of('plain') < bytes / 2 ? perPass(of('verifierMs') - of('plain') * step) : '',
     'ms/plain step': round(step),
     identical: mode.beta === undefined ? `${identical.length} of ${runs.length}` : '',
   };

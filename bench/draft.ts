@@ -1,7 +1,17 @@
 // npm run bench -- draft: speculative decoding beside plain decoding. See main.ts for how to call it.
 import { draftCheck } from './draft-check.ts';
+import { passCosts } from './draft-passes.ts';
 import { FORMULA, parseCosts, projection } from './draft-projection.ts';
-import { type DraftFlags, type DraftSetup, disposeSetup, modesOf, nameOf, openSetup, sum } from './draft-setup.ts';
+import {
+  count,
+  type DraftFlags,
+  type DraftSetup,
+  disposeSetup,
+  modesOf,
+  nameOf,
+  openSetup,
+  sum,
+} from './draft-setup.ts';
 import { draftSpeed } from './draft-speed.ts';
 import { report } from './measure.ts';
 
@@ -18,9 +28,11 @@ export async function draftBench(flags: DraftFlags): Promise<void> {
       const given = { formula: FORMULA, verifyCost: flags['verify-cost'] };
       report('draft projection', await projection(setup, modesOf(flags), costs), flags.out, { ...facts, ...given });
     } else {
-      const { speed, quality } = await draftSpeed(setup, modesOf(flags), Number(flags.pairs));
+      const { speed, quality } = await draftSpeed(setup, modesOf(flags), count('pairs', flags.pairs));
+      const passes = await passCosts(setup);
+      report('verify passes', passes);
       report('log-likelihood under the verifier', quality);
-      report('draft', speed, flags.out, { ...facts, quality });
+      report('draft', speed, flags.out, { ...facts, passes, quality });
     }
   } finally {
     disposeSetup(setup);
