@@ -1,4 +1,4 @@
-import { Presets, SingleBar } from 'cli-progress';
+import { type GenericFormatter, Presets, SingleBar } from 'cli-progress';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import type { EncodeProgress } from '../data/token-dataset.ts';
 import { expected } from '../errors.ts';
@@ -134,12 +134,16 @@ async function run(flags: TrainFlags, signal: AbortSignal, rank?: Rank): Promise
 
 function trainOptions(flags: TrainFlags, rank = 0): TrainOptions {
   const { layers, dModel, dState, beta1, beta2, separator, devices, json, quiet, ...rest } = flags;
-  const shaped = layers !== undefined || dModel !== undefined || dState !== undefined;
-  // What is missing here is refused, by name, where the configuration is checked.
-  const config = shaped ? (defined({ layers, dModel, dState }) as { layers: number; dModel: number }) : undefined;
+  const config = shape(defined({ layers, dModel, dState }));
   const betas = beta1 === undefined && beta2 === undefined ? undefined : ([beta1 ?? 0.9, beta2 ?? 0.95] as const);
   const device = devices ? `cuda:${devices[rank]}` : rest.device;
   return { ...rest, ...defined({ config, betas, device, separator: separator === '' ? null : separator }) };
+}
+
+function shape({ layers, dModel, dState }: Pick<TrainFlags, 'layers' | 'dModel' | 'dState'>): TrainOptions['config'] {
+  if (layers !== undefined && dModel !== undefined) return { layers, dModel, ...defined({ dState }) };
+  if (layers === undefined && dModel === undefined && dState === undefined) return undefined;
+  throw new UsageError('--layers and --d-model go together, with or without --d-state');
 }
 
 interface Progress {
@@ -151,27 +155,51 @@ interface Progress {
 const silent: Progress = { encode: () => undefined, update: () => undefined, stop: () => undefined };
 
 function barProgress(): Progress {
-  const format = '{value}/{total} [{bar}] loss {loss} · {bpb} bits/byte · {speed} bytes/s · {left} left{valid}';
+  const format: GenericFormatter = (_, { progress }, { shown }) =>
+    progressLine(shown as TrainProgress, progress, valid, process.stderr.columns || 80);
   const steps = new SingleBar({ format, stream: process.stderr, hideCursor: true }, Presets.legacy);
-  let valid = '';
+  let valid: number | undefined;
   const encoding = bar('encoding');
   return {
     encode({ bytes, total }) {
       encoding.update(bytes / total);
       if (bytes === total) encoding.stop();
     },
-    update(p) {
-      if (!steps.isActive) steps.start(p.steps, p.step);
-      if (p.validBitsPerByte !== undefined) valid = ` · valid ${p.validBitsPerByte.toFixed(4)}`;
-      const { loss, bitsPerByte, bytesPerSecond, eta } = p;
-      const shown = { loss: loss.toFixed(4), bpb: bitsPerByte.toFixed(4), speed: grouped(bytesPerSecond) };
-      steps.update(p.step, { ...shown, left: duration(eta), valid });
+    update(shown) {
+      valid = shown.validBitsPerByte ?? valid;
+      if (!steps.isActive) steps.start(shown.steps, shown.step, { shown });
+      steps.update(shown.step, { shown });
     },
     stop: () => {
       encoding.stop();
       steps.stop();
     },
   };
+}
+
+const BAR_WIDTH = 40;
+
+/** One line that fits: the bar gives way first, then the figures that the others imply or that matter least. */
+export function progressLine(p: TrainProgress, fraction: number, valid: number | undefined, columns: number): string {
+  const { loss, bitsPerByte, bytesPerSecond, eta } = p;
+  const figures = [
+    { rank: 0, text: `loss ${loss.toFixed(4)}` },
+    { rank: 4, text: `${bitsPerByte.toFixed(4)} bits/byte` },
+    { rank: 1, text: `${grouped(bytesPerSecond)} bytes/s` },
+    { rank: 2, text: `${duration(eta)} left` },
+    ...(valid === undefined ? [] : [{ rank: 3, text: `valid ${valid.toFixed(4)}` }]),
+  ];
+  const count = `${p.step}/${p.steps}`;
+  for (let least = 0; ; least++) {
+    const kept = figures.filter(({ rank }) => rank >= least).map(({ text }) => text);
+    const line = [count, kept.join(' · ')].filter(Boolean).join(' ');
+    const room = Math.min(BAR_WIDTH, columns - line.length - 3);
+    if (least === 0 && room >= BAR_WIDTH / 4) {
+      const done = Math.round(fraction * room);
+      return line.replace(' ', ` [${'='.repeat(done)}${'-'.repeat(room - done)}] `);
+    }
+    if (line.length <= columns || kept.length === 0) return line;
+  }
 }
 
 const LINE_SECONDS = 30;
