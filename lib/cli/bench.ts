@@ -9,9 +9,10 @@ import { chromeTrace, collectPlans, type DeviceLimits, measureLimits, type PlanP
 import { version } from '../version.ts';
 import { interruptible } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
-import { grouped, print, printJson, sized, table } from './output.ts';
+import { counted, grouped, print, printJson, sized, table } from './output.ts';
 import { writeRandomCheckpoint } from './random-checkpoint.ts';
 import { parsePositive } from './usage.ts';
+import { assertWritable } from './writable.ts';
 
 interface BenchFlags extends ModelFlags {
   decode: number;
@@ -39,6 +40,7 @@ export function benchCommand(): Command {
 }
 
 async function bench(name: string, flags: BenchFlags, signal: AbortSignal): Promise<void> {
+  if (flags.trace !== undefined) await assertWritable(flags.trace);
   using model = name in PRESETS ? await randomModel(name, flags, signal) : await openModel(name, flags, signal);
   const gpu = isCuda(model.runtime.info);
   const profiled = flags.profile || flags.trace !== undefined || gpu;
@@ -80,8 +82,8 @@ async function bench(name: string, flags: BenchFlags, signal: AbortSignal): Prom
     table([
       ['model', `${name}, ${grouped(report.parameters)} parameters, ${sized(report.bytes)}`],
       ['device', gpu ? report.device : `${report.device}, ${report.cpu}`],
-      ['prefill', `${speed(prefill)}, ${flags.prefill} bytes, ${flags.repeats} runs`],
-      ['decode', `${speed(decode)}, ${flags.decode} bytes, ${flags.repeats} runs`],
+      ['prefill', `${speed(prefill)}, ${counted(flags.prefill, 'byte')}, ${counted(flags.repeats, 'run')}`],
+      ['decode', `${speed(decode)}, ${counted(flags.decode, 'byte')}, ${counted(flags.repeats, 'run')}`],
     ]),
   );
   if (!limits || !profiles) return;

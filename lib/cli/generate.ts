@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { buffer } from 'node:stream/consumers';
 import { Command, Option } from 'commander';
+import { reading } from '../data/files.ts';
 import type { GenerateResult, GenerateStats } from '../generate/generation.ts';
 import type { GenerateOptions } from '../generate/options.ts';
 import type { Model } from '../model.ts';
@@ -8,8 +9,9 @@ import type { State } from '../state.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
 import { interruptible, readerHasGone } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
-import { aside, grouped, print, printJson } from './output.ts';
+import { aside, counted, grouped, print, printJson } from './output.ts';
 import { collectBytes, defined, parseCount, parseNumber, parsePositive, UsageError } from './usage.ts';
+import { assertWritable } from './writable.ts';
 
 interface GenerateFlags extends ModelFlags {
   model: string;
@@ -51,7 +53,10 @@ export function generateCommand(): Command {
     .option('--stop <text>', 'end before this text; may be repeated; \\n \\t \\xNN are escapes', collectBytes)
     .option('--state-in <file>', 'go on from a saved state')
     .option('--state-out <file>', 'save the state after the last byte')
-    .option('--draft <name>', 'speculate: a smaller model (or "lookup") drafts, the model verifies; same output, sooner')
+    .option(
+      '--draft <name>',
+      'speculate: a smaller model (or "lookup") drafts, the model verifies; same output, sooner',
+    )
     .addOption(
       new Option('--acceptance <rule>', 'lossless (default), or top-beta: nearly probable drafts stand too').choices([
         'lossless',
@@ -72,6 +77,8 @@ export function generateCommand(): Command {
 
 async function generate(argument: string | undefined, flags: GenerateFlags, signal: AbortSignal): Promise<void> {
   if (flags.logprobs && !flags.json) throw new UsageError('--logprobs needs --json');
+  if (flags.json && (flags.raw || flags.echo)) throw new UsageError('--json goes without --raw and --echo');
+  if (flags.stateOut !== undefined) await assertWritable(flags.stateOut);
   const prompt = await readPrompt(argument, flags);
   using model = await openModel(flags.model, flags, signal);
   using draft = await openDraft(flags, signal);
@@ -104,7 +111,8 @@ async function openDraft({ draft, device }: GenerateFlags, signal: AbortSignal) 
 }
 
 async function openState(model: Model, flags: GenerateFlags): Promise<State | undefined> {
-  if (flags.stateIn !== undefined) return model.stateFromBytes(await readFile(flags.stateIn));
+  const { stateIn } = flags;
+  if (stateIn !== undefined) return model.stateFromBytes(await reading(stateIn, () => readFile(stateIn)));
   return flags.stateOut === undefined ? undefined : model.createState();
 }
 
@@ -144,6 +152,6 @@ async function asJson(model: Model, prompt: string | Uint8Array, options: Genera
 function figures(stats: GenerateStats): string {
   const { bytes, decodeMs, bytesPerSecond, promptBytes, prefillMs, device, seed, draft } = stats;
   const drafts = draft ? ` · ${draft.accepted} of ${draft.drafted} drafted right` : '';
-  const speed = `${bytes} bytes in ${(decodeMs / 1000).toFixed(2)} s: ${grouped(bytesPerSecond)} bytes/s${drafts}`;
-  return `${speed} · prompt ${promptBytes} bytes in ${prefillMs.toFixed(1)} ms · ${device} · seed ${seed}`;
+  const speed = `${counted(bytes, 'byte')} in ${(decodeMs / 1000).toFixed(2)} s: ${grouped(bytesPerSecond)} bytes/s${drafts}`;
+  return `${speed} · prompt ${counted(promptBytes, 'byte')} in ${prefillMs.toFixed(1)} ms · ${device} · seed ${seed}`;
 }

@@ -37,7 +37,9 @@ export interface Bar {
   stop(): void;
 }
 
-/** A bar on stderr if that is a terminal, else nothing; it appears with its first update. */
+const BAR_AFTER_MS = 300;
+
+/** A bar on stderr if that is a terminal, else nothing; it appears once the work has taken long enough to wait for. */
 export function bar(label: string): Bar {
   if (!process.stderr.isTTY) return { update: () => undefined, stop: () => undefined };
   const format = `${label} [{bar}] {percentage}%`;
@@ -45,8 +47,10 @@ export function bar(label: string): Bar {
     { format, stream: process.stderr, hideCursor: true, clearOnComplete: true },
     Presets.legacy,
   );
+  const began = performance.now();
   return {
     update(fraction) {
+      if (!single.isActive && performance.now() - began < BAR_AFTER_MS) return;
       if (!single.isActive) single.start(1, 0);
       single.update(Math.min(1, fraction));
     },
@@ -66,6 +70,12 @@ export function table(rows: readonly (readonly string[])[], right: readonly numb
 export function grouped(value: number): string {
   return value.toLocaleString('en-US', { maximumFractionDigits: 0 });
 }
+
+/** 1, "byte" → "1 byte"; 1234, "byte" → "1,234 bytes" */
+export function counted(value: number, noun: string): string {
+  return `${grouped(value)} ${noun}${value === 1 ? '' : 's'}`;
+}
+
 /** Bytes in binary units: "1.50 MiB". */
 export function sized(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
