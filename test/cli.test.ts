@@ -4,8 +4,10 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
+import { progressLine } from '../lib/cli/train.ts';
 import { unescapeBytes } from '../lib/cli/usage.ts';
 import { createModel, loadModel } from '../lib/model.ts';
+import type { TrainProgress } from '../lib/train/options.ts';
 import { version } from '../lib/version.ts';
 import { fileOf, folder } from './support/folder.ts';
 
@@ -151,6 +153,13 @@ const WRONG: [title: string, args: string[], message: RegExp][] = [
   ['two prompts', generate('a', '--prompt', 'b'), /the prompt is given twice/],
   ['an unknown dtype', generate('a', '--dtype', 'f8'), /'--dtype <type>' argument 'f8' is invalid/],
   ['an unknown device', generate('a', '--device', 'gpu'), /expected device to be .*, got "gpu"/],
+  ['--json with another form of output', generate('a', '--json', '--echo'), /--json goes without --raw and --echo/],
+  [
+    'windows where there are none',
+    ['eval', tiny, tiny, '--mode', 'stateful', '--stride', '2'],
+    /are of --mode sliding/,
+  ],
+  ['half a shape', ['train', '--out', tiny, '--data', tiny, '--layers', '1'], /--layers and --d-model go together/],
   ['an argument too many', ['doctor', 'x'], /too many arguments/],
   ['a missing argument', ['inspect'], /missing required argument 'model'/],
   ['a training run of no model', ['train', '--out', join(tiny, 'x'), '--data', tiny], /one of preset, config and init/],
@@ -187,6 +196,15 @@ const FAILING: [title: string, args: string[], message: RegExp][] = [
   ['a damaged file', ['inspect', fileOf('model.safetensors', 'nonsense')], /the header length/],
   ['a GPU that is not there', generate('a', '--device', 'cuda:999'), /^mambabyte: device: cuda: /],
   ['data that is not there', ['eval', tiny, '/nonexistent.txt'], /expected the data to be readable, got ENOENT/],
+  ['a state that is not there', generate('--state-in', '/nonexistent'), /expected the data to be readable, got ENOENT/],
+  [
+    'a state where a folder is',
+    generate('a', '--state-out', tiny),
+    /expected what is there to be a file, got a folder/,
+  ],
+  ['a trace in no folder', ['bench', tiny, '--trace', '/nonexistent/x'], /The folder does not exist/],
+  ['a text that is not there', ['convert', tiny, folder(), '--eval', '/nonexistent'], /readable, got ENOENT/],
+  ['a text of nothing', ['convert', tiny, folder(), '--eval', fileOf('empty', '')], /hold data, got an empty file/],
   ['a model that hf cannot express', ['convert', tiny, folder(), '--to', 'hf'], /expected the model to have RMSNorm/],
 ];
 
@@ -210,6 +228,7 @@ test.serial('--version and --help go to stdout', async (t) => {
   const help = await run(['generate', '--help']);
   t.is(help.code, 0);
   t.regex(help.text, /Usage: mambabyte generate/);
+  t.is((await run(['help', 'generate'])).text, help.text);
 });
 
 test.serial('inspect lists every tensor and the configuration', async (t) => {
@@ -252,6 +271,15 @@ test.serial('convert to int8 writes a model that loads, and reports its cost', a
   using before = await loadModel(tiny, { threads: 1 });
   using after = await loadModel(out, { threads: 1 });
   t.true(after.bytes < before.bytes / 2);
+});
+
+test.serial('convert --eval compares with what was there, also where the input is replaced', async (t) => {
+  const [there, text] = [join(folder(), 'model'), fileOf('text.txt', 'All happy families are alike. ')];
+  t.is((await run(['convert', tiny, there])).code, 0);
+  const { bitsPerByte } = JSON.parse(
+    (await run(['convert', there, there, '--dtype', 'int8', '--eval', text, '--json'])).text,
+  );
+  t.not(bitsPerByte.after, bitsPerByte.before);
 });
 
 test.serial('convert to hf and back changes no value', async (t) => {
@@ -371,6 +399,19 @@ test.serial('Ctrl-C during training saves a checkpoint, and --resume goes on fro
   const resumed = await run(['train', '--out', out, '--resume', '--steps', steps, '--json']);
   t.is(resumed.code, 0, resumed.err);
   t.is(JSON.parse(resumed.text.split('\n')[0] ?? '').step, end.step + 1);
+});
+
+test('the line of a training run fits the terminal, and keeps bits per byte longest', (t) => {
+  const speed = { bytesPerSecond: 12_345, eta: 754 };
+  const progress = { step: 1234, steps: 5000, loss: 0.7341, bitsPerByte: 1.0591, ...speed } as TrainProgress;
+  const line = (columns: number) => progressLine(progress, 0.25, 1.1, columns);
+  t.is(
+    line(200),
+    `1234/5000 [${'='.repeat(10)}${'-'.repeat(30)}] loss 0.7341 · 1.0591 bits/byte · 12,345 bytes/s · 12 min 34 s left · valid 1.1000`,
+  );
+  t.is(line(60), '1234/5000 1.0591 bits/byte · 12 min 34 s left · valid 1.1000');
+  t.is(line(30), '1234/5000 1.0591 bits/byte');
+  for (let columns = 30; columns < 200; columns++) t.true(line(columns).length <= columns, `${columns}`);
 });
 
 test('escapes stand for bytes', (t) => {

@@ -1,10 +1,12 @@
 import { open } from 'node:fs/promises';
 import { Command, Option } from 'commander';
 import { convertModel } from '../convert.ts';
+import { reading } from '../data/files.ts';
+import { DataError, expected } from '../errors.ts';
 import type { WeightDType } from '../weights/load.ts';
 import { interruptible } from './interrupt.ts';
 import { dtypeOption, openModel } from './model-options.ts';
-import { bar, print, printJson, table } from './output.ts';
+import { bar, counted, print, printJson, table } from './output.ts';
 import { defined, parsePositive } from './usage.ts';
 
 interface ConvertFlags {
@@ -35,40 +37,39 @@ export function convertCommand(): Command {
 }
 
 async function convert(input: string, folder: string, flags: ConvertFlags, signal: AbortSignal): Promise<void> {
+  const text = flags.eval === undefined ? undefined : await readStart(flags.eval, flags.evalBytes);
+  const measure = async (path: string) => {
+    using model = await openModel(path, {}, signal);
+    return (await model.score(text ?? '', { signal })).bitsPerByte;
+  };
+  const before = text && (await measure(input)); // now: the folder may be the input
   const progress = bar('converting');
   const { dtype, to } = flags;
   const options = defined({ dtype, to, signal, onProgress: progress.update });
   await convertModel(input, folder, options).finally(progress.stop);
-  const cost = flags.eval === undefined ? undefined : await compare(input, folder, flags.eval, flags.evalBytes, signal);
+  const cost = text && before !== undefined && { bytes: text.length, before, after: await measure(folder) };
   if (flags.json) return printJson({ folder, ...(cost && { bitsPerByte: cost }) });
-  await print(table([['written', folder]]));
-  if (!cost) return;
-  const { bytes, before, after } = cost;
+  await print(table([['written', folder], ...(cost ? costRows(cost, flags.eval ?? '') : [])]));
+}
+
+function costRows({ bytes, before, after }: { bytes: number; before: number; after: number }, file: string) {
   const percent = ((after / before - 1) * 100).toFixed(2);
-  await print(
-    table([
-      ['before', `${before.toFixed(4)} bits per byte on ${bytes} bytes of ${flags.eval}`],
-      ['after', `${after.toFixed(4)} bits per byte`],
-      ['cost', `${(after - before).toFixed(4)} bits per byte (${percent} %)`],
-    ]),
-  );
+  return [
+    ['before', `${before.toFixed(4)} bits per byte on ${counted(bytes, 'byte')} of ${file}`],
+    ['after', `${after.toFixed(4)} bits per byte`],
+    ['cost', `${(after - before).toFixed(4)} bits per byte (${percent} %)`],
+  ];
 }
 
-async function compare(input: string, folder: string, file: string, limit: number, signal: AbortSignal) {
-  const text = await readStart(file, limit);
-  const measure = async (path: string) => {
-    using model = await openModel(path, {}, signal);
-    return (await model.score(text, { signal })).bitsPerByte;
-  };
-  return { bytes: text.length, before: await measure(input), after: await measure(folder) };
-}
-
-async function readStart(file: string, limit: number): Promise<Uint8Array> {
-  const handle = await open(file, 'r');
+/** The first bytes of a file, `limit` at most. */
+async function readStart(path: string, limit: number): Promise<Uint8Array> {
+  const handle = await reading(path, () => open(path, 'r'));
   try {
     const { size } = await handle.stat();
-    const { buffer, bytesRead } = await handle.read(Buffer.alloc(Math.min(limit, size)), 0, Math.min(limit, size), 0);
-    return buffer.subarray(0, bytesRead);
+    const bytes = Buffer.alloc(Math.min(limit, size));
+    const { bytesRead } = await reading(path, () => handle.read(bytes, 0, bytes.length, 0));
+    if (bytesRead === 0) throw new DataError(expected('convert', path, 'hold data', 'an empty file'));
+    return bytes.subarray(0, bytesRead);
   } finally {
     await handle.close();
   }

@@ -2,8 +2,8 @@ import { Command, Option } from 'commander';
 import { type EvaluateOptions, evaluate } from '../train/evaluate.ts';
 import { interruptible } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
-import { bar, grouped, print, printJson, table } from './output.ts';
-import { defined, parsePositive, separatorOption } from './usage.ts';
+import { bar, counted, grouped, print, printJson, table } from './output.ts';
+import { defined, parsePositive, separatorOption, UsageError } from './usage.ts';
 
 interface EvalFlags extends ModelFlags {
   mode?: 'sliding' | 'stateful';
@@ -36,6 +36,9 @@ export function evalCommand(): Command {
 }
 
 async function run(name: string, data: string[], flags: EvalFlags, signal: AbortSignal): Promise<void> {
+  if (flags.mode === 'stateful' && (flags.context !== undefined || flags.stride !== undefined)) {
+    throw new UsageError('--context and --stride are of --mode sliding: stateful has no windows');
+  }
   using model = await openModel(name, flags, signal);
   const progress = bar('scoring');
   const { mode, context, stride, maxBytes, separator } = flags;
@@ -52,7 +55,7 @@ async function run(name: string, data: string[], flags: EvalFlags, signal: Abort
     table([
       ['bits per byte', bitsPerByte.toFixed(4)],
       ['word perplexity', wordPerplexity.toFixed(2)],
-      ['scored', `${grouped(bytes)} bytes, ${grouped(words)} words, ${grouped(documents)} documents`],
+      ['scored', [counted(bytes, 'byte'), counted(words, 'word'), counted(documents, 'document')].join(', ')],
       ['speed', `${grouped(bytes / seconds)} bytes/s on ${model.device}`],
     ]),
   );

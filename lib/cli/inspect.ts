@@ -1,7 +1,7 @@
 import { Command } from 'commander';
 import { type Inspection, inspectModel } from '../inspect.ts';
 import { interruptible } from './interrupt.ts';
-import { bar, grouped, print, printJson, sized, table, warn } from './output.ts';
+import { bar, counted, grouped, print, printJson, sized, table, warn } from './output.ts';
 
 interface InspectFlags {
   check?: boolean;
@@ -29,7 +29,7 @@ async function inspect(model: string, flags: InspectFlags, signal: AbortSignal):
   for (const warning of found.warnings) warn(warning);
 }
 
-function rendered({ file, dialect, config, parameters, bytes, tensors, metadata }: Inspection): string {
+function rendered({ file, dialect, config, tokenizer, parameters, bytes, tensors, metadata }: Inspection): string {
   const checked = tensors.some((t) => t.nonFinite !== undefined);
   const head = ['tensor', 'dtype', 'shape', 'size', ...(checked ? ['NaN/Inf'] : [])];
   const rows = tensors.map(({ name, dtype, shape, bytes, nonFinite }) => [
@@ -44,6 +44,7 @@ function rendered({ file, dialect, config, parameters, bytes, tensors, metadata 
     ['names', dialect],
     ['parameters', grouped(parameters)],
     ['size', sized(bytes)],
+    ...(tokenizer ? [['tokenizer', counted(tokenizer.vocab, 'id')]] : []),
     ...Object.entries(config).map(([key, value]) => [key, String(value)]),
     ...Object.entries(metadata).map(([key, value]) => [`metadata ${key}`, value]),
   ];

@@ -26,12 +26,19 @@ const COMMANDS = [
   benchCommand,
 ];
 
+const EXAMPLES = `
+Examples:
+  mambabyte generate "It was a dark and" --temperature 0.8
+  mambabyte train --preset mambabyte-tiny --data books/ --out run --bytes 50000000
+  mambabyte generate --model run/best "Once upon a time"`;
+
 async function main(argv: readonly string[]): Promise<void> {
   watchPipes();
   const program = new Command('mambabyte')
     .description('Language models on raw bytes: generate, train, measure, convert.')
     .version(version)
-    .helpCommand(false);
+    .helpCommand('help [command]', 'the same as --help')
+    .addHelpText('after', EXAMPLES);
   for (const command of COMMANDS) program.addCommand(command());
   const commands = program.commands.flatMap((command) => [command, ...command.commands]);
   for (const command of [program, ...commands]) {
