@@ -1,6 +1,6 @@
 // The command line as a user meets it: what goes to stdout and stderr, exit codes, signals, closed pipes.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
@@ -29,9 +29,9 @@ interface Ran {
   err: string;
 }
 
-function start(args: readonly string[], env: Record<string, string> = {}): ChildProcess {
+function start(args: readonly string[], env: Record<string, string> = {}, out: 'pipe' | number = 'pipe'): ChildProcess {
   const environment = { ...process.env, MAMBABYTE_THREADS: '1', ...env };
-  return spawn(process.execPath, ['--import=tsx', main, ...args], { env: environment, stdio: 'pipe' });
+  return spawn(process.execPath, ['--import=tsx', main, ...args], { env: environment, stdio: ['pipe', out, 'pipe'] });
 }
 
 async function finished(child: ChildProcess): Promise<Ran> {
@@ -131,6 +131,16 @@ test.serial('a reader that leaves ends a generation quietly', async (t) => {
   const { code, err } = await finished(child);
   t.is(code, 0);
   t.is(err, '');
+});
+
+test.serial('a full disk ends training with a checkpoint, an error and exit code 1', async (t) => {
+  const [out, data, full] = [join(folder(), 'run'), corpus(), openSync('/dev/full', 'w')];
+  const args = ['train', ...training(out), '--data', data, '--layers', '1', '--d-model', '32', '--steps', '100000'];
+  const { code, err } = await finished(start([...args, '--json', '-q'], {}, full));
+  closeSync(full);
+  t.is(code, 1);
+  t.regex(err, /^mambabyte: stdout: expected the output to be written, got ENOSPC\. [^\n]*\n$/);
+  t.regex(readlinkSync(join(out, 'latest')), /step-0*[1-9]/);
 });
 
 const WRONG: [title: string, args: string[], message: RegExp][] = [
