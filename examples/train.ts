@@ -2,7 +2,10 @@
 import { train } from 'mambabyte';
 
 const [out, ...files] = process.argv.slice(2);
-if (out === undefined || files.length < 2) throw new Error('usage: train.ts <folder> <file> <file> [<file> ...]');
+if (out === undefined || files.length < 2) {
+  console.error('usage: train.ts <folder> <file> <file> [<file> ...]');
+  process.exit(2);
+}
 const result = await train({
   preset: 'mambabyte-tiny',
   data: files.slice(0, -1),

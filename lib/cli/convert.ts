@@ -53,11 +53,12 @@ async function convert(input: string, folder: string, flags: ConvertFlags, signa
 }
 
 function costRows({ bytes, before, after }: { bytes: number; before: number; after: number }, file: string) {
-  const percent = ((after / before - 1) * 100).toFixed(2);
+  const signed = (x: number, digits: number) => x.toFixed(digits).replace(/^-(?=[0.]+$)/, ''); // no -0.00
+  const percent = signed((after / before - 1) * 100, 2);
   return [
     ['before', `${before.toFixed(4)} bits per byte on ${counted(bytes, 'byte')} of ${file}`],
     ['after', `${after.toFixed(4)} bits per byte`],
-    ['cost', `${(after - before).toFixed(4)} bits per byte (${percent} %)`],
+    ['cost', `${signed(after - before, 4)} bits per byte (${percent} %)`],
   ];
 }
 
