@@ -1,6 +1,6 @@
-// Draws one class from one row of logits by one block, as native/core/sample_row.h defines it: the same random words,
-// weights and sums in double. Sums run in another order than there, which could change a draw only where the random
-// number falls within 1e-15 of a border between two classes.
+// Draws one class from one row of logits by one block, as native/core/sample_row.h defines it: the same random words
+// and weights, and the race in double. Logarithms may differ from there in their last bit, which could change a draw
+// only where two classes arrive within 1e-15 of each other.
 #pragma once
 #include "../native/core/sample_row.h"
 #include "reduce.cuh"
@@ -279,7 +279,39 @@ struct Draw {
     return top_p < 1 ? top_p_border(border, top_p, max, temperature) : border;
   }
 
-  __device__ int draw(const SampleParams& params, float max, float uniform) {
+  // The class with the largest value that is above 0, the lowest of them; 0 where there is none.
+  template <class Value>
+  __device__ int largest(Value value) {
+    double best = 0;
+    int first = 0;
+    for (int v = threadIdx.x; v < V; v += Threads) {
+      const double own = value(v);
+      if (own > best) best = own, first = v;
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      const double other = __shfl_xor_sync(kFullWarp, best, step);
+      const int id = __shfl_xor_sync(kFullWarp, first, step);
+      if (other > best || (other == best && id < first)) best = other, first = id;
+    }
+    __syncthreads();
+    if (lane() == 0) {
+      shared.warp_double[warp()] = best;
+      shared.warp_word[warp()] = static_cast<uint32_t>(first);
+    }
+    __syncthreads();
+    best = shared.warp_double[0];
+    first = static_cast<int>(shared.warp_word[0]);
+#pragma unroll
+    for (int w = 1; w < kWarps; w++) {
+      const double other = shared.warp_double[w];
+      const int id = static_cast<int>(shared.warp_word[w]);
+      if (other > best || (other == best && id < first)) best = other, first = id;
+    }
+    return first;
+  }
+
+  __device__ int draw(const SampleParams& params, float max, uint64_t seed, uint64_t counter) {
     const double temperature = params.temperature;
     for (int v = threadIdx.x; v < V; v += Threads) weights[v] = weight(scores[v], max, temperature);
     const bool cut_k = params.top_k >= 1 && params.top_k < static_cast<float>(V);
@@ -289,14 +321,11 @@ struct Draw {
       border = V <= Threads ? border_of_few(k, params.top_p) : border_of_many(cut_k, k, params.top_p, max, temperature);
     }
     const double least = params.min_p < 1 ? params.min_p : 1.0;
-    double total = 0;
-    for (int v = threadIdx.x; v < V; v += Threads) {
+    return largest([&](int v) {
       const double w = border.keeps(key_of(scores[v]), v) ? weights[v] : 0.0;
-      scores[v] = w >= least ? static_cast<float>(w) : 0.0f;
-      total += scores[v];
-    }
-    total = sum(total);
-    return first_exceeding([&](int v) { return static_cast<double>(scores[v]); }, uniform * total);
+      const float kept = w >= least ? static_cast<float>(w) : 0.0f;
+      return kept > 0 ? sample_detail::race_speed(kept, philox_word(seed, counter, v)) : 0.0;
+    });
   }
 
   // log softmax of the unmodified logits at `id`, in nats; NaN where one of them is.
@@ -338,8 +367,7 @@ __device__ int sample_row_block(const SampleRow& row, double* weights, SampleSha
     top = max(top, key_of(x));
   }
   top = draw.max_word(top);
-  const int id = params.temperature > 0 ? draw.draw(params, float_of(top), philox_uniform(seed, counter))
-                                        : draw.lowest_class_with(top);
+  const int id = params.temperature > 0 ? draw.draw(params, float_of(top), seed, counter) : draw.lowest_class_with(top);
   const float logprob = row.logprob ? draw.log_softmax_at(row.logits, id) : 0.0f;
   if (threadIdx.x == 0) {
     row.rng[2] = static_cast<uint32_t>(counter + 1);

@@ -75,27 +75,40 @@ export class Philox {
   }
 
   private block(counter: number): void {
-    let c0 = counter >>> 0;
-    let c1 = Math.floor(counter / 2 ** 32) >>> 0;
-    let c2 = this.#stream;
-    let c3 = 0;
-    let k0 = this.#key0;
-    let k1 = this.#key1;
-    for (let round = 0; round < 10; round++) {
-      const h0 = mulHigh(M0, c0);
-      const l0 = Math.imul(M0, c0);
-      const h1 = mulHigh(M1, c2);
-      const l1 = Math.imul(M1, c2);
-      c0 = (h1 ^ c1 ^ k0) >>> 0;
-      c1 = l1 >>> 0;
-      c2 = (h0 ^ c3 ^ k1) >>> 0;
-      c3 = l0 >>> 0;
-      k0 = (k0 + W0) >>> 0;
-      k1 = (k1 + W1) >>> 0;
-    }
-    this.#words[0] = c0;
-    this.#words[1] = c1;
-    this.#words[2] = c2;
-    this.#words[3] = c3;
+    philox(this.#words, counter, this.#stream, this.#key0, this.#key1);
   }
+}
+
+const drawWords = new Uint32Array(4);
+
+/** The random word of class `v` in draw `counter` of `seed`: philox_word of native/core/philox.h. */
+export function philoxWord(seed: number, counter: number, v: number): number {
+  philox(drawWords, counter, (v >> 2) + 1, seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0);
+  return drawWords[v & 3] ?? 0;
+}
+
+/** One block: ten rounds over (counter low, counter high, stream, 0). */
+function philox(words: Uint32Array, counter: number, stream: number, key0: number, key1: number): void {
+  let c0 = counter >>> 0;
+  let c1 = Math.floor(counter / 2 ** 32) >>> 0;
+  let c2 = stream;
+  let c3 = 0;
+  let k0 = key0;
+  let k1 = key1;
+  for (let round = 0; round < 10; round++) {
+    const h0 = mulHigh(M0, c0);
+    const l0 = Math.imul(M0, c0);
+    const h1 = mulHigh(M1, c2);
+    const l1 = Math.imul(M1, c2);
+    c0 = (h1 ^ c1 ^ k0) >>> 0;
+    c1 = l1 >>> 0;
+    c2 = (h0 ^ c3 ^ k1) >>> 0;
+    c3 = l0 >>> 0;
+    k0 = (k0 + W0) >>> 0;
+    k1 = (k1 + W1) >>> 0;
+  }
+  words[0] = c0;
+  words[1] = c1;
+  words[2] = c2;
+  words[3] = c3;
 }

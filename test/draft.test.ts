@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { ByteMarginals, ByteTrie } from '../lib/draft/byte-marginals.ts';
 import type { Draft, Drafter, DraftRequest } from '../lib/draft/drafter.ts';
-import { draw, uniformOf } from '../lib/draft/draw.ts';
+import { draw } from '../lib/draft/draw.ts';
 import { LookupDrafter } from '../lib/draft/lookup-drafter.ts';
 import { createModel, type GenerateOptions, loadModel, type Model, type Tokenizer } from '../lib/index.ts';
 import { RING_SLOTS, StateRing } from '../lib/state-ring.ts';
@@ -333,7 +333,7 @@ test('a drafter draws like the sampler', async (t) => {
   const prompt = 'The ';
   const logits = (await model.logits(prompt)).subarray(-256);
   const max = Math.max(...logits);
-  const weights = logits.map((x) => Math.exp(x - max));
+  const weights = Float64Array.from(logits, (x) => Math.exp(x - max));
   for (const options of [
     { temperature: 0 },
     { temperature: 0.7 },
@@ -344,7 +344,7 @@ test('a drafter draws like the sampler', async (t) => {
     const settings = { topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0, ...options };
     for (let seed = 0; seed < 40; seed++) {
       const { bytes: made } = await model.generate(prompt, { ...options, seed, maxBytes: 1 });
-      t.is(draw(weights, 256, settings, uniformOf(seed, 0)).index, made[0] ?? -1);
+      t.is(draw(weights, 256, { ...settings, seed }, 0).index, made[0] ?? -1);
     }
   }
 });

@@ -1,7 +1,7 @@
 // Draws one class from one row of logits, as native/core/sample_row.h defines it, by the working warps of a decoding
 // block. Vocabularies are small here, so a class finds its place in the order by comparing itself with all others.
-// Sums run in another order than there, which could change a draw only where the random number falls within 1e-15 of a
-// border between two classes.
+// Sums run in another order than there, and logarithms may differ in their last bit, which could change a draw only
+// where two classes arrive within 1e-15 of each other, or top_p falls between two as close.
 #pragma once
 #include "../../native/core/sample_row.h"
 #include "product.cuh"
@@ -38,33 +38,23 @@ __device__ __forceinline__ double workers_max(double v, double* partial) {
   return workers_reduce(v, partial, [](double a, double b) { return fmax(a, b); });
 }
 
-// The first class at which the running sum of the weights exceeds the target; where none does, the last that weighs
-// anything, or 0. One warp.
-__device__ inline int pick(const double* weights, int V, double target) {
-  const int lane = threadIdx.x % 32, share = (V + 31) / 32;
-  const int begin = min(V, lane * share), end = min(V, begin + share);
-  double own = 0;
-  int last = -1;
+// The class with the largest value that is above 0, the lowest of them; 0 where there is none. One warp.
+template <class Value>
+__device__ int largest(int V, Value value) {
+  double best = 0;
+  int first = 0;
 #pragma unroll 1
-  for (int v = begin; v < end; v++) {
-    own += weights[v];
-    if (weights[v] != 0) last = v;
+  for (int v = threadIdx.x % 32; v < V; v += 32) {
+    const double own = value(v);
+    if (own > best) best = own, first = v;
   }
-  double through = own;
 #pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const double before = __shfl_up_sync(kFullWarp, through, step);
-    if (lane >= step) through += before;
+  for (int step = 16; step > 0; step /= 2) {
+    const double other = __shfl_xor_sync(kFullWarp, best, step);
+    const int id = __shfl_xor_sync(kFullWarp, first, step);
+    if (other > best || (other == best && id < first)) best = other, first = id;
   }
-  int found = 0x7FFFFFFF;
-  double sum = through - own;
-#pragma unroll 1
-  for (int v = begin; v < end && found > v; v++) {
-    sum += weights[v];
-    if (weights[v] != 0 && sum > target) found = v;
-  }
-  const int first = __reduce_min_sync(kFullWarp, found);
-  return first != 0x7FFFFFFF ? first : max(0, __reduce_max_sync(kFullWarp, last));
+  return first;
 }
 
 // weights(v) = 0 for the classes that top_k, top_p and min_p leave out.
@@ -132,20 +122,19 @@ __device__ inline int draw_row(const SampleRow& row, const DrawRoom& room) {
     }
     worker_barrier();
     cut(params, room, V);
+    // The race: every worker has classes of its own.
+#pragma unroll 1
+    for (int v = threadIdx.x; v < V; v += kWorkers) {
+      const float w = static_cast<float>(room.weights[v]);
+      room.weights[v] = w > 0 ? sample_detail::race_speed(w, philox_word(seed, counter, v)) : 0.0;
+    }
   } else {
 #pragma unroll 1
     for (int v = threadIdx.x; v < V; v += kWorkers) room.weights[v] = room.scores[v] == max ? 1.0 : 0.0;
   }
   worker_barrier();
   if (threadIdx.x < 32) {
-    double target = 0;  // greedy: the first of the largest
-    if (params.temperature > 0) {
-      double total = 0;
-#pragma unroll 1
-      for (int v = threadIdx.x; v < V; v += 32) total += room.weights[v];
-      target = philox_uniform(seed, counter) * warp_sum(total);
-    }
-    const int id = pick(room.weights, V, target);
+    const int id = largest(V, [&](int v) { return room.weights[v]; });
     if (threadIdx.x == 0) *room.result = id;
   }
   worker_barrier();

@@ -2,7 +2,7 @@
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 
 /** Tokens this many nats below the best one do not count. */
-const NEGLIGIBLE = 14;
+const NEGLIGIBLE = 9;
 
 /** A vocabulary in the order of its bytes, in flat arrays. */
 export class ByteTrie {
@@ -69,15 +69,20 @@ export class ByteMarginals {
   start(logits: Float32Array, prefix: Uint8Array): void {
     const { ids, tokenizer } = this.#trie;
     const [from, to] = prefix.length > 0 ? tokenizer.range(prefix) : [0, ids.length];
+    const sums = this.#sums;
     let max = -Infinity;
-    for (let i = from; i < to; i++) max = Math.max(max, logits[ids[i] ?? 0] ?? -Infinity);
+    for (let i = from; i < to; i++) {
+      const x = logits[ids[i] as number] as number;
+      if (x > max) max = x;
+    }
+    const least = max - NEGLIGIBLE;
     let sum = 0;
     for (let i = from; i < to; i++) {
-      this.#sums[i] = sum;
-      const x = (logits[ids[i] ?? 0] ?? -Infinity) - max;
-      if (x > -NEGLIGIBLE) sum += Math.exp(x);
+      sums[i] = sum;
+      const x = logits[ids[i] as number] as number;
+      if (x > least) sum += Math.exp(x - max);
     }
-    this.#sums[to] = sum;
+    sums[to] = sum;
     this.#enter(from, to, prefix.length);
   }
 

@@ -1,7 +1,7 @@
 import type { Model } from '../model.ts';
 import { RING_SLOTS, type StateRing } from '../state-ring.ts';
 import type { Draft, Drafter, DraftRequest } from './drafter.ts';
-import { draw, uniformOf } from './draw.ts';
+import { draw } from './draw.ts';
 
 /** Drafts with a smaller model of the same ids: bytes for bytes, or tokens of one tokenizer. */
 export class ModelDrafter implements Drafter {
@@ -35,15 +35,10 @@ export class ModelDrafter implements Drafter {
     const confidence: number[] = [];
     for (let sure = 1; sure >= least; ) {
       const weights = softmax(ring.logits);
-      const { index, probability } = draw(
-        weights,
-        weights.length,
-        settings,
-        uniformOf(settings.seed, drawn + ids.length),
-      );
+      const { index, confidence: sureness } = draw(weights, weights.length, settings, drawn + ids.length);
       ids.push(index);
-      confidence.push(probability);
-      sure *= probability;
+      confidence.push(sureness);
+      sure *= sureness;
       if (ids.length >= Math.min(most, RING_SLOTS - 1)) break;
       await this.#advance(index);
     }
@@ -69,8 +64,8 @@ export class ModelDrafter implements Drafter {
 }
 
 /** exp(logits - their maximum). */
-function softmax(logits: Float32Array): Float32Array {
+function softmax(logits: Float32Array): Float64Array {
   let max = -Infinity;
   for (const x of logits) if (x > max) max = x;
-  return logits.map((x) => Math.exp(x - max));
+  return Float64Array.from(logits, (x) => Math.exp(x - max));
 }

@@ -3,7 +3,7 @@ import { RING_SLOTS, type StateRing } from '../state-ring.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { ByteMarginals, ByteTrie } from './byte-marginals.ts';
 import type { Draft, Drafter, DraftRequest } from './drafter.ts';
-import { draw, uniformOf } from './draw.ts';
+import { draw } from './draw.ts';
 
 /** Tokens after the last word boundary that are kept open; a longer word is settled as it was cut. */
 const OPEN_TOKENS = 6;
@@ -85,12 +85,8 @@ export class SubwordDrafter implements Drafter {
     const confidence: number[] = [];
     marginals.start(this.#ring.logits, prefix);
     for (let sure = 1; sure >= least && ids.length < most; ) {
-      const { index, probability } = draw(
-        marginals.weights,
-        marginals.count,
-        settings,
-        uniformOf(settings.seed, drawn + ids.length),
-      );
+      const { weights, count, bytes } = marginals;
+      const { index, confidence: sureness } = draw(weights, count, settings, drawn + ids.length, bytes);
       const going = marginals.count > 0 ? (marginals.weights[index] ?? 0) : 0;
       if (marginals.ending > 0 && marginals.ending >= going) {
         if (this.#ring.position - this.#anchor >= RING_SLOTS - 2) break;
@@ -100,8 +96,8 @@ export class SubwordDrafter implements Drafter {
       }
       if (marginals.count === 0) break;
       ids.push(marginals.bytes[index] ?? 0);
-      confidence.push(probability);
-      sure *= probability;
+      confidence.push(sureness);
+      sure *= sureness;
       marginals.take(index);
     }
     return { ids, confidence };

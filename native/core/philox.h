@@ -2,7 +2,7 @@
 //
 // philox4x32(counter[4], key[2]) -> 4 words. A stream is a 64-bit seed and a 64-bit counter, used as
 //   key = (seed low, seed high), counter = (counter low, counter high, 0, 0),
-// and draw number `counter` of the stream is the uniform float (word 0 >> 8) * 2^-24: 24 bits, in [0, 1), exact.
+// and draw number `counter` has a word of its own for every class v: word v % 4 at counter (.., .., v / 4 + 1, 0).
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 #include <cstdint>
@@ -33,10 +33,17 @@ MB_HOST_DEVICE static inline PhiloxWords philox4x32(PhiloxWords c, uint32_t key0
   return c;
 }
 
-MB_HOST_DEVICE static inline float philox_uniform(uint64_t seed, uint64_t counter) {
-  const PhiloxWords words = philox4x32({{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0u, 0u}},
-                                       static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  return static_cast<float>(words.word[0] >> 8) * (1.0f / 16777216.0f);
+// The words of classes 4 group .. 4 group + 3 in draw `counter`.
+MB_HOST_DEVICE static inline PhiloxWords philox_draw(uint64_t seed, uint64_t counter, uint32_t group) {
+  return philox4x32({{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), group + 1, 0u}},
+                    static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+}
+
+// The word of class v in draw `counter`.
+MB_HOST_DEVICE static inline uint32_t philox_word(uint64_t seed, uint64_t counter, int v) {
+  const PhiloxWords words = philox_draw(seed, counter, static_cast<uint32_t>(v / 4));
+  const uint32_t low = v & 1 ? words.word[1] : words.word[0], high = v & 1 ? words.word[3] : words.word[2];
+  return v & 2 ? high : low;
 }
 
 }  // namespace mb

@@ -8,10 +8,13 @@
 //   5. top_p: of those, the smallest set of most probable classes whose share of the mass reaches p stays, at least
 //   one;
 //   6. min_p: of those, the ones that are at least min_p times as probable as the most probable one stay;
-//   7. the inverse CDF, in class order over the classes that stay, at one Philox uniform of (seed, counter).
-// The counter grows by one a draw, greedy or not. NaN logits count as -inf; where all
-// are -inf, all classes are equally likely (greedy: class 0). Sums run in double.
-// logprob is log softmax of the unmodified logits at the drawn class, in nats.
+//   7. a race: class v arrives after an exponential time e[v] / weight[v], e[v] = -log of a Philox uniform of (seed,
+//   counter, v), and the first one is drawn (ties: the lowest class), each with probability weight / sum of weights.
+// A race, as Gumbel-max is, and not the inverse CDF, because draws from two distributions that are alike then agree
+// with probability at least (1 - TV) / (1 + TV), TV their total variation, wherever they differ
+// (docs/math/speculative-decoding.md). The counter grows by one a draw, greedy or not. NaN logits count as -inf; where
+// all are -inf, all classes are equally likely (greedy: class 0). Sums run in double. logprob is log softmax of the
+// unmodified logits at the drawn class, in nats.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -123,7 +126,38 @@ static inline int32_t last_kept(const SampleRow& row, float max, double temperat
   return last;
 }
 
-static inline int32_t draw(const SampleRow& row, float uniform) {
+// The uniform number of a word, in (0, 1).
+MB_HOST_DEVICE static inline double open_uniform(uint32_t word) { return (word + 0.5) * (1.0 / 4294967296.0); }
+// 1 / the time at which a class arrives.
+MB_HOST_DEVICE static inline double race_speed(double weight, uint32_t word) {
+  return weight / -log(open_uniform(word));
+}
+
+// The class that arrives first; weights are in `scores`.
+static inline int32_t race(const SampleRow& row, uint64_t seed, uint64_t counter) {
+  double best = 0;  // the largest weight / e
+  int32_t first = 0;
+  for (int32_t v = 0; v < row.V; v += 4) {
+    const int32_t end = v + 4 < row.V ? v + 4 : static_cast<int32_t>(row.V);
+    bool any = false;
+    for (int32_t i = v; i < end; i++) any |= row.scores[i] > 0;
+    if (!any) continue;
+    const PhiloxWords words = philox_draw(seed, counter, static_cast<uint32_t>(v / 4));
+    for (int32_t i = v; i < end; i++) {
+      const double weight = row.scores[i];
+      // -log(u) >= 1 - u: most classes need no logarithm.
+      if (!(weight > best * (1 - open_uniform(words.word[i - v])))) continue;
+      const double speed = race_speed(weight, words.word[i - v]);
+      if (speed > best) {
+        best = speed;
+        first = i;
+      }
+    }
+  }
+  return first;
+}
+
+static inline int32_t draw(const SampleRow& row, uint64_t seed, uint64_t counter) {
   const double temperature = row.params->temperature;
   const int64_t V = row.V;
   const float max = row.scores[argmax(row.scores, V)];
@@ -131,24 +165,13 @@ static inline int32_t draw(const SampleRow& row, float uniform) {
   const int32_t last = cut ? last_kept(row, max, temperature) : 0;
   const float last_score = row.scores[last];
   const double least = row.params->min_p < 1 ? row.params->min_p : 1.0;
-  double total = 0;
   for (int32_t v = 0; v < V; v++) {
     const float x = row.scores[v];
     const bool stays = !cut || x > last_score || (x == last_score && v <= last);
     const double w = stays ? weight(x, max, temperature) : 0.0;
     row.scores[v] = w >= least ? static_cast<float>(w) : 0.0f;
-    total += row.scores[v];
   }
-  const double target = uniform * total;
-  double sum = 0;
-  int32_t id = 0;
-  for (int32_t v = 0; v < V; v++) {
-    if (row.scores[v] == 0) continue;
-    id = v;
-    sum += row.scores[v];
-    if (sum > target) break;
-  }
-  return id;
+  return race(row, seed, counter);
 }
 
 static inline float log_softmax_at(const float* logits, int64_t V, int32_t id) {
@@ -165,8 +188,8 @@ static inline int32_t sample_row(const SampleRow& row) {
   const uint64_t seed = row.rng[0] | uint64_t{row.rng[1]} << 32;
   const uint64_t counter = row.rng[2] | uint64_t{row.rng[3]} << 32;
   sample_detail::adjust(row);
-  const int32_t id = row.params->temperature > 0 ? sample_detail::draw(row, philox_uniform(seed, counter))
-                                                 : sample_detail::argmax(row.scores, row.V);
+  const int32_t id =
+      row.params->temperature > 0 ? sample_detail::draw(row, seed, counter) : sample_detail::argmax(row.scores, row.V);
   row.rng[2] = static_cast<uint32_t>(counter + 1);
   row.rng[3] = static_cast<uint32_t>((counter + 1) >> 32);
   if (row.logprob) *row.logprob = sample_detail::log_softmax_at(row.logits, row.V, id);
