@@ -1,41 +1,141 @@
-/** The least chance that a draft is right so far at which one id more is worth drafting and verifying. */
+// How long drafts are, and when drafting rests.
+
+/** The chance that a draft is right so far at which one id more is worth its time, while times are not known. */
 const WORTH = 0.3;
 /** How fast the exponent follows, in its logarithm, and its limits. */
 const RATE = 0.02;
 const LEAST_POWER = 0.05;
 const MOST_POWER = 8;
-/** Drafts in a row without a right id after which drafting rests; ids of plain decoding then, at first and at most. */
-const FAILURES = 3;
+/** Plain ids between failing drafts, at first and at most. */
 const REST = 8;
 const LONGEST_REST = 128;
+/** Most plain ids after a drafter had nothing to propose. */
+const SILENT_REST = 16;
+/** Drafts after a rest before it is judged whether they pay. */
+const TRIAL = 6;
+/** Weight of the past in averages over passes. */
+const MEMORY = 0.9;
+
+/** An average that forgets. */
+class Average {
+  value: number | undefined;
+
+  add(x: number): void {
+    this.value = this.value === undefined ? x : MEMORY * this.value + (1 - MEMORY) * x;
+  }
+}
+
+/** y = a + b x, fitted to points that are forgotten with time. */
+class Line {
+  #n = 0;
+  #x = 0;
+  #y = 0;
+  #xx = 0;
+  #xy = 0;
+
+  add(x: number, y: number): void {
+    this.#n = MEMORY * this.#n + 1;
+    this.#x = MEMORY * this.#x + x;
+    this.#y = MEMORY * this.#y + y;
+    this.#xx = MEMORY * this.#xx + x * x;
+    this.#xy = MEMORY * this.#xy + x * y;
+  }
+
+  /** b, but no less than nothing and no more than if a were 0. */
+  get slope(): number {
+    const spread = this.#n * this.#xx - this.#x * this.#x;
+    const most = this.#x > 0 ? this.#y / this.#x : 0;
+    if (spread < 1e-9 * this.#n * this.#xx) return most / 2;
+    return Math.min(most, Math.max(0, (this.#n * this.#xy - this.#x * this.#y) / spread));
+  }
+}
 
 /**
- * How long drafts should be, from how the recent ones fared. An id of which a drafter is sure with probability p is right
- * with about p^a; the exponent a is fitted as drafts are judged (by gradient steps on the logarithmic loss), and a draft
- * goes on as long as the chance that all of it is right is worth the time of one id more. Depends on ids alone, never on
- * time, so that runs repeat.
+ * Decides how long drafts are from how the recent ones fared. An id of which a drafter is sure with probability p is right
+ * with about p^a; a is fitted as drafts are judged (by gradient steps on the logarithmic loss). A draft goes on as long as
+ * the chance that all of it is right is worth the time of one id more; when drafts make fewer ids in the same time than
+ * plain decoding does, they rest.
+ *
+ * Times are measured where they cannot change the output (`timed`). Elsewhere all depends on ids alone, so that runs
+ * repeat.
  */
 export class Pace {
+  readonly #timed: boolean;
   #power = 1;
   #failures = 0;
-  #rest = REST;
+  #trial = 0;
+  #rest = 0;
+  #nextRest = REST;
+  /** Milliseconds of a plain id, of a drafted id, and of a verify pass by its ids. */
+  readonly #plain = new Average();
+  readonly #drafting = new Average();
+  readonly #verifying = new Line();
+  /** Ids made, and milliseconds taken, by a draft and its pass. */
+  readonly #made = new Average();
+  readonly #taken = new Average();
+
+  constructor(timed: boolean) {
+    this.#timed = timed;
+    this.#rest = timed ? REST : 0; // to know what a plain id costs
+  }
 
   /** The least product of a drafter's probabilities at which its draft goes on. */
   get least(): number {
-    return WORTH ** (1 / this.#power);
+    return this.#worth ** (1 / this.#power);
   }
 
   /** Ids to decode plainly before the next draft. */
   get rest(): number {
-    return this.#failures < FAILURES ? 0 : this.#rest;
+    return this.#rest;
   }
 
-  /** What became of a draft: how sure the drafter was of each id, and how many ids were right. */
-  learn(confidence: readonly number[], right: number): void {
+  /** `ids` were made by plain decoding. */
+  plain(ids: number, ms: number): void {
+    this.#rest = Math.max(0, this.#rest - ids);
+    if (this.#timed && ids > 0) this.#plain.add(ms / ids);
+  }
+
+  /** The drafter had nothing to propose. */
+  silent(): void {
+    this.#takeRest();
+    this.#rest = Math.min(this.#rest, SILENT_REST);
+  }
+
+  /** What became of a draft: how sure the drafter was of each id, how many were right, and how long it all took. */
+  learn(confidence: readonly number[], right: number, ms: { drafting: number; verifying: number }): void {
     for (let i = 0; i < Math.min(right + 1, confidence.length); i++) this.#fit(confidence[i] ?? 1, i < right);
-    if (this.#failures >= FAILURES) this.#rest = Math.min(LONGEST_REST, 2 * this.#rest);
+    const ids = confidence.length;
+    if (this.#timed) {
+      this.#drafting.add(ms.drafting / ids);
+      this.#verifying.add(ids + 1, ms.verifying);
+      this.#made.add(right + 1);
+      this.#taken.add(ms.drafting + ms.verifying);
+    }
+    const { value: plain } = this.#plain;
+    const paid = plain === undefined ? right > 0 : (right + 1) * plain > ms.drafting + ms.verifying;
+    if (paid) this.#nextRest = REST;
     this.#failures = right > 0 ? 0 : this.#failures + 1;
-    if (right > 0) this.#rest = REST;
+    if (++this.#trial >= TRIAL && !this.#pays) this.#takeRest();
+  }
+
+  get #pays(): boolean {
+    const { value: plain } = this.#plain;
+    if (!this.#timed || plain === undefined) return this.#failures < TRIAL;
+    return (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
+  }
+
+  #takeRest(): void {
+    this.#rest = this.#nextRest;
+    this.#nextRest = Math.min(LONGEST_REST, 2 * this.#nextRest);
+    this.#trial = 0;
+    this.#failures = 0;
+  }
+
+  /** Milliseconds of one id more, in ids that are made meanwhile. */
+  get #worth(): number {
+    const [made, taken, drafting] = [this.#made.value, this.#taken.value, this.#drafting.value];
+    if (made === undefined || taken === undefined || drafting === undefined) return WORTH;
+    return Math.min(0.95, Math.max(0.02, ((this.#verifying.slope + drafting) * made) / taken));
   }
 
   #fit(confidence: number, right: boolean): void {

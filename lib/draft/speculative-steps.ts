@@ -4,7 +4,7 @@ import type { ResolvedOptions } from '../generate/options.ts';
 import { DecodeSteps, longestOf, type MadeIds, type Steps } from '../generate/steps.ts';
 import type { Session, Verified } from '../session.ts';
 import { VERIFY_STEPS } from '../session.ts';
-import type { Drafter } from './drafter.ts';
+import type { Draft, Drafter } from './drafter.ts';
 import { Pace } from './pace.ts';
 
 /** How a speculative run went. */
@@ -20,12 +20,9 @@ export interface DraftStats {
   /** Ids made by plain decoding, where there was no draft. */
   plain: number;
   drafterMs: number;
-  /** Verifying and plain decoding. */
   verifierMs: number;
+  plainMs: number;
 }
-
-/** Plain decoding after an empty draft, before the drafter is asked again. */
-const PLAIN_STEPS = 4;
 
 /** What is known at the start: the last id, which is not read yet, and the ids that a repetition penalty counts. */
 interface TextStart {
@@ -45,16 +42,25 @@ export class SpeculativeSteps implements Steps {
   readonly #bytewise: boolean;
   readonly #pace: Pace;
   readonly #seen: Set<number>;
-  readonly #stats = { drafted: 0, accepted: 0, passes: 0, plain: 0, verified: 0, drafterMs: 0, verifierMs: 0 };
+  readonly #stats = {
+    drafted: 0,
+    accepted: 0,
+    passes: 0,
+    plain: 0,
+    verified: 0,
+    drafterMs: 0,
+    verifierMs: 0,
+    plainMs: 0,
+  };
   #pending: number;
   #made = 0;
-  #rest = 0;
   /** Ids of the current verify pass, or 0: what was made came from plain decoding. */
   #read = 0;
   #last: MadeIds = { ids: new Int32Array(0), logprobs: [] };
   /** The ids before it, as far as a stop sequence may begin there. */
   #tail: number[] = [];
-  #confidence: readonly number[] = [];
+  #draft: Draft = { ids: [], confidence: [] };
+  #draftingMs = 0;
   #loop: DecodeSteps | undefined;
 
   /** @param bytewise whether ids are bytes */
@@ -63,34 +69,36 @@ export class SpeculativeSteps implements Steps {
     this.#drafter = drafter;
     this.#options = options;
     this.#bytewise = bytewise;
-    this.#pace = new Pace();
+    // Only lossless output does not depend on how long drafts are.
+    this.#pace = new Pace(options.speculation.beta === undefined);
     this.#pending = text.pending;
     this.#seen = new Set(Array.from(text.seen));
   }
 
   get stats(): DraftStats {
-    const { drafted, accepted, passes, plain, verified, drafterMs, verifierMs } = this.#stats;
-    return { drafted, accepted, passes, meanLength: passes > 0 ? verified / passes : 0, plain, drafterMs, verifierMs };
+    const { verified, ...stats } = this.#stats;
+    return { ...stats, meanLength: stats.passes > 0 ? verified / stats.passes : 0 };
   }
 
   async next(most: number): Promise<MadeIds> {
-    const draft = this.#rest > 0 ? [] : await this.#propose(most - 1);
-    const start = performance.now();
+    const rests = this.#options.speculation.draftLength === undefined && this.#pace.rest > 0;
+    const draft = rests ? [] : await this.#propose(most - 1);
     this.#last = draft.length > 0 ? await this.#verify(draft) : await this.#decode(most);
-    this.#stats.verifierMs += performance.now() - start;
     return this.#last;
   }
 
   async settle(used: number): Promise<void> {
-    const start = performance.now();
-    if (this.#read > 0 && used > 0 && used < this.#read) await this.#session.accept(used);
+    if (this.#read > 0 && used > 0 && used < this.#read) {
+      const start = performance.now();
+      await this.#session.accept(used);
+      this.#stats.verifierMs += performance.now() - start;
+    }
     const ids = this.#last.ids.subarray(0, used);
     this.#pending = ids.at(-1) ?? this.#pending;
     this.#made += used;
     for (const id of ids) this.#seen.add(id);
     this.#tail = [...this.#tail, ...ids].slice(-longestOf(this.#options.stops));
     this.#drafter.push(ids);
-    this.#stats.verifierMs += performance.now() - start;
   }
 
   cancel(): void {
@@ -104,17 +112,18 @@ export class SpeculativeSteps implements Steps {
     if (limit < 1) return [];
     const start = performance.now();
     const least = fixed === undefined ? this.#pace.least : 0;
-    const { ids, confidence } = await this.#drafter.propose({ most: limit, least, settings, drawn: this.#made });
-    this.#stats.drafterMs += performance.now() - start;
-    this.#confidence = confidence;
-    return ids;
+    this.#draft = await this.#drafter.propose({ most: limit, least, settings, drawn: this.#made });
+    this.#draftingMs = performance.now() - start;
+    this.#stats.drafterMs += this.#draftingMs;
+    if (this.#draft.ids.length === 0) this.#pace.silent();
+    return this.#draft.ids;
   }
 
   async #verify(draft: readonly number[]): Promise<MadeIds> {
     const { settings, logprobs, speculation } = this.#options;
     const ids = [this.#pending, ...draft];
-    const start = { settings, seen: [...this.#seen], drawn: this.#made };
-    const verified = await this.#session.verify(ids, start);
+    const started = performance.now();
+    const verified = await this.#session.verify(ids, { settings, seen: [...this.#seen], drawn: this.#made });
     const judged = speculation.beta === undefined ? undefined : verified.logits();
     let right = 0;
     while (right < draft.length && this.#stands(verified, judged, right, draft[right] ?? 0)) right++;
@@ -124,8 +133,9 @@ export class SpeculativeSteps implements Steps {
     this.#stats.drafted += draft.length;
     this.#stats.accepted += right;
     this.#stats.verified += made.length;
-    this.#pace.learn(this.#confidence, right);
-    this.#rest = speculation.draftLength === undefined ? this.#pace.rest : 0;
+    const verifying = performance.now() - started;
+    this.#stats.verifierMs += verifying;
+    this.#pace.learn(this.#draft.confidence, right, { drafting: this.#draftingMs, verifying });
     if (!logprobs) return { ids: made, logprobs: [] };
     return {
       ids: made,
@@ -142,10 +152,13 @@ export class SpeculativeSteps implements Steps {
   async #decode(most: number): Promise<MadeIds> {
     this.#read = 0;
     const text = { pending: this.#pending, seen: [...this.#seen], made: this.#made, tail: this.#tail };
+    const started = performance.now();
     this.#loop = await DecodeSteps.start(this.#session, this.#options, text, this.#bytewise);
-    const made = await this.#loop.next(Math.min(most, this.#rest || PLAIN_STEPS));
-    this.#rest = Math.max(0, this.#rest - made.ids.length);
+    const made = await this.#loop.next(Math.min(most, this.#pace.rest || 1));
+    const ms = performance.now() - started;
+    this.#stats.plainMs += ms;
     this.#stats.plain += made.ids.length;
+    this.#pace.plain(made.ids.length, ms);
     return made;
   }
 }
