@@ -93,7 +93,7 @@ function speedRow(runs: readonly Pairs[], mode: Mode): Record<string, unknown> {
     undrafted: round(of('plain') / bytes),
     'drafter time': round(of('drafterMs') / decodeMs(b)),
     'verifier time': round(of('verifierMs') / decodeMs(b)),
-    'ms/pass': of('plain') < bytes / 2 ? perPass(of('verifierMs') - of('plain') * step) : '',
+    'ms/pass': perPass(of('verifierMs')),
     'ms/plain step': round(step),
     identical: mode.beta === undefined ? `${identical.length} of ${runs.length}` : '',
   };
