@@ -128,25 +128,16 @@ async function initialWeights(run: SweepRun, { out, tokenizers, seed }: SweepSet
   return folder;
 }
 
+/** With bf16 weights, which is how models are shipped and how drafters draft. */
 async function heldOut(checkpoint: string, setup: SweepSetup) {
   const { valid, device, evalBytes, evalContext, passages } = setup;
-  const model = await loadModel(checkpoint, { device });
-  try {
-    const scored = await evaluate(model, valid, { context: evalContext, maxBytes: evalBytes });
-    const { parameters, device: name } = model;
-    const found = { parameters, device: name, bitsPerByte: scored.bitsPerByte };
-    return model.tokenizer ? { ...found, drafts: await drafts(checkpoint, setup, passages) } : found;
-  } finally {
-    model.dispose();
-  }
-}
-
-/** Drafting is decoding, where weights are bf16. */
-async function drafts(checkpoint: string, { device, valid }: SweepSetup, passages: number): Promise<DraftScore> {
   const model = await loadModel(checkpoint, { device, dtype: 'bf16' });
   try {
-    const { file } = valid.span(0);
-    return await heldOutDrafts(model, readFileSync(file), passages);
+    const { bitsPerByte } = await evaluate(model, valid, { context: evalContext, maxBytes: evalBytes });
+    const found = { parameters: model.parameters, device: model.device, bitsPerByte };
+    if (!model.tokenizer) return found;
+    const text = readFileSync(valid.span(0).file);
+    return { ...found, drafts: await heldOutDrafts(model, text, passages) };
   } finally {
     model.dispose();
   }
