@@ -52,11 +52,11 @@ export class ByteMarginals {
   #from = 0;
   #to = 0;
   #depth = 0;
-  /** Bytes that may come next, ascending, and what the tokens with each weigh together. */
-  readonly bytes = new Uint8Array(256);
-  readonly weights = new Float64Array(256);
+  /** Bytes that may come next, ascending, what the tokens with each weigh together, and where those end. */
+  readonly #bytes = new Uint8Array(256);
+  readonly #weights = new Float64Array(256);
   readonly #ends = new Int32Array(256);
-  count = 0;
+  #count = 0;
   /** Weight of the token that ends here. */
   ending = 0;
 
@@ -86,15 +86,36 @@ export class ByteMarginals {
     this.#enter(from, to, prefix.length);
   }
 
-  /** Goes on with the `choice`-th of `bytes`. */
-  take(choice: number): void {
+  /** Goes on with a byte that has a weight. */
+  take(byte: number): void {
+    const choice = this.#bytes.subarray(0, this.#count).indexOf(byte);
     const from = choice === 0 ? this.#firstLonger() : (this.#ends[choice - 1] ?? 0);
     this.#enter(from, this.#ends[choice] ?? 0, this.#depth + 1);
   }
 
+  /** Weight of all tokens that agree. */
+  get total(): number {
+    return (this.#sums[this.#to] ?? 0) - (this.#sums[this.#from] ?? 0);
+  }
+  /** The chance that the token ends here. */
+  get endingShare(): number {
+    return this.ending > 0 ? this.ending / this.total : 0;
+  }
   /** The id of the token that ends here. */
-  get token(): number {
+  get id(): number {
     return this.#trie.ids[this.#from] ?? 0;
+  }
+  /** Weight of the tokens that go on with `byte`. */
+  weightOf(byte: number): number {
+    const choice = this.#bytes.subarray(0, this.#count).indexOf(byte);
+    return choice < 0 ? 0 : (this.#weights[choice] ?? 0);
+  }
+  /** Adds the weights of the bytes that may come next to `weights` (256), times `factor`. */
+  addTo(weights: Float64Array, factor: number): void {
+    for (let i = 0; i < this.#count; i++) {
+      const byte = this.#bytes[i] as number;
+      weights[byte] = (weights[byte] as number) + factor * (this.#weights[i] as number);
+    }
   }
 
   #firstLonger(): number {
@@ -110,12 +131,12 @@ export class ByteMarginals {
     const sums = this.#sums;
     const longer = this.#firstLonger();
     this.ending = (sums[longer] ?? 0) - (sums[from] ?? 0);
-    this.count = 0;
+    this.#count = 0;
     for (let at = longer; at < to; ) {
       const end = this.#trie.groupEnd(at, to, depth);
-      this.bytes[this.count] = this.#trie.byteAt(at, depth);
-      this.weights[this.count] = (sums[end] ?? 0) - (sums[at] ?? 0);
-      this.#ends[this.count++] = end;
+      this.#bytes[this.#count] = this.#trie.byteAt(at, depth);
+      this.#weights[this.#count] = (sums[end] ?? 0) - (sums[at] ?? 0);
+      this.#ends[this.#count++] = end;
       at = end;
     }
   }

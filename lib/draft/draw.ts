@@ -7,16 +7,14 @@ import type { SamplingSettings } from '../session.ts';
 const NEGLIGIBLE = 1e-3;
 
 /**
- * Draws one of `n` outcomes that weigh `weights` at temperature 1; outcome i is class `classes[i]` of draw number `drawn`, or
- * class i.
- * @returns the outcome, and how sure it is: its probability when greedy, else by how much it won its race
+ * Draws one of the first `n` classes, which weigh `weights` at temperature 1, as draw number `drawn` of the seed.
+ * @returns the class, and how sure it is: its probability when greedy, else by how much it won its race
  */
 export function draw(
   weights: Float64Array,
   n: number,
   settings: SamplingSettings,
   drawn: number,
-  classes?: Uint8Array,
 ): { index: number; confidence: number } {
   let best = 0;
   let total = 0;
@@ -27,7 +25,7 @@ export function draw(
   }
   const largest = weights[best] ?? 0;
   if (settings.temperature === 0 || !(largest > 0)) return { index: best, confidence: total > 0 ? largest / total : 0 };
-  return race(candidates(weights, n, largest, settings), settings.seed, drawn, classes);
+  return race(candidates(weights, n, largest, settings), settings.seed, drawn);
 }
 
 interface Candidate {
@@ -60,12 +58,12 @@ function candidates(weights: Float64Array, n: number, largest: number, settings:
  * The outcome that arrives first, each after an exponential time over its weight. A race that is nearly lost may go to
  * the second where weights are slightly different.
  */
-function race(among: readonly Candidate[], seed: number, drawn: number, classes: Uint8Array | undefined) {
+function race(among: readonly Candidate[], seed: number, drawn: number) {
   let first = 0;
   let fastest = 0;
   let second = 0;
   for (const { index, weight } of among) {
-    const uniform = (philoxWord(seed, drawn, classes?.[index] ?? index) + 0.5) / 2 ** 32;
+    const uniform = (philoxWord(seed, drawn, index) + 0.5) / 2 ** 32;
     const speed = weight / -Math.log(uniform);
     if (speed > fastest) {
       second = fastest;

@@ -7,10 +7,14 @@ import { draw } from './draw.ts';
 
 /** Tokens after the last word boundary that are kept open; a longer word is settled as it was cut. */
 const OPEN_TOKENS = 6;
+/** A chance that does not pay for a step of the model: of a token to end where it may, or not to. */
+const UNLIKELY = 0.1;
+const NOTHING = new Uint8Array(0);
 
 /**
  * Drafts bytes with a subword model (Wang et al. 2024, section 3.3). Tokens are only its means: it proposes byte by byte,
- * each the most probable one (or the draw) over all tokens that agree with the bytes before it.
+ * each the most probable one (or the draw) over all tokens that agree with the bytes before it, and over the next ones where
+ * a token may end.
  *
  * What is known of the text is cut into tokens anew from the last word boundary, since a corrected byte may change them,
  * and the last token is not read but taken as the beginning of one ("token healing"): "wo" may be all of a token, or
@@ -20,7 +24,10 @@ export class SubwordDrafter implements Drafter {
   readonly #tokenizer: Tokenizer;
   readonly #model: Model;
   readonly #ring: StateRing;
-  readonly #marginals: ByteMarginals;
+  /** The token that has begun, and the one after it if it ends. */
+  #token: ByteMarginals;
+  #next: ByteMarginals;
+  readonly #weights = new Float64Array(256);
   /** Position in the ring up to which the tokens are settled: a word begins here. */
   #anchor = 0;
   /** Bytes of the text after it. */
@@ -32,7 +39,9 @@ export class SubwordDrafter implements Drafter {
     this.#tokenizer = tokenizer;
     this.#model = model;
     this.#ring = model.borrowRing();
-    this.#marginals = new ByteMarginals(new ByteTrie(tokenizer));
+    const trie = new ByteTrie(tokenizer);
+    this.#token = new ByteMarginals(trie);
+    this.#next = new ByteMarginals(trie);
   }
 
   async reset(ids: ArrayLike<number>, signal?: AbortSignal): Promise<void> {
@@ -80,27 +89,45 @@ export class SubwordDrafter implements Drafter {
   }
 
   async #draft(prefix: Uint8Array, { most, least, settings, drawn }: DraftRequest): Promise<Draft> {
-    const marginals = this.#marginals;
     const ids: number[] = [];
     const confidence: number[] = [];
-    marginals.start(this.#ring.logits, prefix);
+    this.#token.start(this.#ring.logits, prefix);
     for (let sure = 1; sure >= least && ids.length < most; ) {
-      const { weights, count, bytes } = marginals;
-      const { index, confidence: sureness } = draw(weights, count, settings, drawn + ids.length, bytes);
-      const going = marginals.count > 0 ? (marginals.weights[index] ?? 0) : 0;
-      if (marginals.ending > 0 && marginals.ending >= going) {
+      const ends = this.#token.endingShare;
+      if (ends > UNLIKELY) {
         if (this.#ring.position - this.#anchor >= RING_SLOTS - 2) break;
-        await this.#advance(marginals.token);
-        marginals.start(this.#ring.logits, new Uint8Array(0));
+        await this.#advance(this.#token.id);
+        this.#next.start(this.#ring.logits, NOTHING);
+      }
+      if (ends > 1 - UNLIKELY) {
+        this.#takeNext();
         continue;
       }
-      if (marginals.count === 0) break;
-      ids.push(marginals.bytes[index] ?? 0);
+      const weights = this.#mixed(ends > UNLIKELY);
+      const { index: byte, confidence: sureness } = draw(weights, 256, settings, drawn + ids.length);
+      if (!((weights[byte] ?? 0) > 0)) break;
+      ids.push(byte);
       confidence.push(sureness);
       sure *= sureness;
-      marginals.take(index);
+      if (ends > UNLIKELY) {
+        if (this.#token.weightOf(byte) < (weights[byte] ?? 0) / 2) this.#takeNext();
+        else this.#ring.position--; // the token goes on
+      }
+      this.#token.take(byte);
     }
     return { ids, confidence };
+  }
+
+  /** Weights of the 256 bytes that may come next, if the token may end here those of the next token's among them. */
+  #mixed(mayEnd: boolean): Float64Array {
+    const weights = this.#weights.fill(0);
+    this.#token.addTo(weights, 1);
+    if (mayEnd) this.#next.addTo(weights, this.#token.ending / this.#next.total);
+    return weights;
+  }
+
+  #takeNext(): void {
+    [this.#token, this.#next] = [this.#next, this.#token];
   }
 
   /** Reads a token, unless it was read here before. */
