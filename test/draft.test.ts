@@ -300,6 +300,7 @@ test('byte marginals of a token distribution are sums over the tokens that agree
     const path = [...Buffer.from(start)];
     for (let depth = 0; depth < 3; depth++) {
       const agree = all.filter((id) => path.every((byte, i) => t400.bytesOf(id)[i] === byte));
+      if (agree.length === 0) break;
       const sum = (ids: number[]) => ids.reduce((total, id) => total + Math.exp(logits[id] ?? 0), 0);
       const scale = marginals.total / sum(agree);
       const same = (got: number, ids: number[], what: string) =>
