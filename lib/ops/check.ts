@@ -33,3 +33,11 @@ export function sizes(g: Graph, op: string, name: string, t: Tensor, axes: strin
   }
   return [...t.shape];
 }
+
+/** The width of each of `heads` equal heads in the columns of a tensor. @throws RangeError when they do not divide */
+export function checkHeads(g: Graph, op: string, name: string, t: Tensor, heads: number): number {
+  const width = t.cols / heads;
+  if (heads > 0 && Number.isInteger(heads) && Number.isInteger(width)) return width;
+  const where = g.scopeName ? `${op} (${g.scopeName})` : op;
+  throw new RangeError(expected(where, 'heads', `divide the ${t.cols} columns of ${name}`, String(heads)));
+}

@@ -1,6 +1,7 @@
 // The table of reference kernels.
 #include "kernels.h"
 
+#include "attention.h"
 #include "causal_conv.h"
 #include "cross_entropy.h"
 #include "elementwise.h"
@@ -9,6 +10,7 @@
 #include "mamba_block.h"
 #include "norm.h"
 #include "optimizer.h"
+#include "rope.h"
 #include "sample.h"
 #include "selective_scan.h"
 #include "shape.h"

@@ -6,12 +6,14 @@ import { grad } from '../../lib/grad.ts';
 import { Graph } from '../../lib/graph.ts';
 import { completeConfig, type PartialMambaConfig } from '../../lib/models/config.ts';
 import { mambaBackbone, mambaHead, mambaParams } from '../../lib/models/mamba.ts';
+import { attention } from '../../lib/ops/attention.ts';
 import { causalConv1d } from '../../lib/ops/causal-conv.ts';
 import { crossEntropy } from '../../lib/ops/cross-entropy.ts';
 import { add, mul, negExp, scale, silu, softplus } from '../../lib/ops/elementwise.ts';
 import { embedding } from '../../lib/ops/embedding.ts';
 import { linear } from '../../lib/ops/linear.ts';
 import { layerNorm, rmsNorm } from '../../lib/ops/norm.ts';
+import { rope } from '../../lib/ops/rope.ts';
 import { selectiveScan } from '../../lib/ops/selective-scan.ts';
 import { cast, split } from '../../lib/ops/shape.ts';
 import { compile, type Plan } from '../../lib/plan.ts';
@@ -195,6 +197,26 @@ gradientTest(
   },
   { A: negative, delta: steps },
 );
+gradientTest('rope', { x: [2, 5, 12] }, (g, i, d) => {
+  const position = d.tensorFrom(Int32Array.of(0, 1000), [2], 'i32', 'position');
+  return weighted(g, d, rope(g, i('x'), { heads: 2, position }));
+});
+for (const [T, S, heads, keyHeads] of [
+  [1, 1, 1, 1],
+  [1, 5, 2, 2],
+  [6, 6, 4, 2],
+  [4, 7, 3, 1],
+] as const) {
+  const P = 3;
+  const shapes = { q: [2, T, heads * P], k: [2, S, keyHeads * P], v: [2, S, keyHeads * P] };
+  gradientTest(`attention · T${T} S${S} heads ${heads}/${keyHeads}`, shapes, (g, i, d) =>
+    weighted(g, d, attention(g, { q: i('q'), k: i('k'), v: i('v') }, { heads })),
+  );
+}
+gradientTest('attention to itself, of columns of one projection', { x: [2, 5, 12] }, (g, i, d) => {
+  const [q, k, v] = split(silu(g, i('x')), 4, 4, 4) as [Tensor, Tensor, Tensor];
+  return weighted(g, d, attention(g, { q: rope(g, q, { heads: 2 }), k: rope(g, k, { heads: 2 }), v }, { heads: 2 }));
+});
 for (const ignore of [-1, 2]) {
   gradientTest(`crossEntropy · ignore ${ignore}`, { logits: [4, 5] }, (g, i, d) => {
     const targets = d.tensorFrom(Int32Array.of(0, 2, 4, 1), [4], 'i32', 'targets');

@@ -1,5 +1,5 @@
-// What must hold of the kernels whatever their numbers are: a split scan is a whole scan, kept states are the states of
-// prefixes, sequences of a batch do not touch each other, and neither the run nor the number of threads changes a bit.
+// What must hold of the kernels whatever their numbers are: a split scan is a whole scan, and attention from a cache is
+// attention of the whole; kept states are the states of prefixes, sequences of a batch do not touch each other, and neither the run nor the number of threads changes a bit.
 import test, { type ExecutionContext } from 'ava';
 import type { Device } from '../../lib/device.ts';
 import { blank, given, type OpCase, type Outcome, runCase, sameBits, size } from '../support/cases.ts';
@@ -125,6 +125,35 @@ everywhere('a split convolution is a whole one', async (t, device) => {
     const y = joinTime([values(first, 'y'), values(second, 'y')], [cut, T - cut], E);
     t.is(compare(y, values(whole, 'y'), TOLERANCES.f32), undefined, `split at ${cut}`);
     t.deepEqual(values(second, 'state_out'), values(whole, 'state_out'), `split at ${cut}`);
+  }
+});
+
+everywhere('attention from a cache, in steps and chunks, is attention of the whole', async (t, device) => {
+  const random = new Random(24);
+  const [H, J, P, capacity] = [4, 2, 17, T + 5];
+  const draw = (...shape: number[]) => given('f32', shape, random.normal(size(...shape)));
+  const inTime = { q: draw(B, T, H * P), k: draw(B, T, J * P), v: draw(B, T, J * P) };
+  const whole = await runCase(device, op('attention', { y: blank([B, T, H * P]) }, inTime, { heads: H }));
+  for (const lengths of [Array.from({ length: T }, () => 1), [1, 7, 8, 9, 64, 42], [65, 66], [1, 130]]) {
+    const cache: Record<string, ArrayLike<number>> = {};
+    const parts: Float64Array[] = [];
+    let from = 0;
+    for (const n of lengths) {
+      const { q, k, v } = steps(inTime, from, from + n) as { q: Operand; k: Operand; v: Operand };
+      const length = given('i32', [B], new Int32Array(B).fill(from));
+      for (const [name, x] of Object.entries({ k, v })) {
+        const before = cache[name] ?? new Float64Array(size(B, capacity, J * P)).fill(Number.NaN);
+        const out = { cache: given('f32', [B, capacity, J * P], before) };
+        cache[name] = values(await runCase(device, op('cache_write', out, { x, length }, {})), 'cache');
+      }
+      const held = (name: string) => given('f32', [B, capacity, J * P], cache[name] ?? []);
+      const ins = { q, k: held('k'), v: held('v'), length };
+      const part = await runCase(device, op('attention', { y: blank([B, n, H * P]) }, ins, { heads: H }));
+      parts.push(values(part, 'y'));
+      from += n;
+    }
+    const y = joinTime(parts, lengths, H * P);
+    t.is(compare(y, values(whole, 'y'), TOLERANCES.f32), undefined, `chunks of ${lengths.slice(0, 6)}`);
   }
 });
 

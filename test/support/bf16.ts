@@ -30,6 +30,10 @@ const ACTIVATIONS: Record<string, string | readonly string[]> = {
   causal_conv1d_grad: 'dy x dx',
   selective_scan: 'u delta B C z y',
   selective_scan_grad: 'dy u delta B C z du ddelta dB dC dz',
+  rope: 'x y',
+  attention: ['q k v y', 'k v'],
+  attention_grad: 'dy q k v y dq dk dv',
+  cache_write: ['x cache', 'cache', 'x'],
   cross_entropy: 'logits',
   cross_entropy_grad: 'logits dlogits',
 };

@@ -1,5 +1,6 @@
 import type { OpCase } from '../../support/cases.ts';
 import { adamw } from './adamw.ts';
+import { attention } from './attention.ts';
 import { causalConv } from './causal-conv.ts';
 import { crossEntropy } from './cross-entropy.ts';
 import { elementwise } from './elementwise.ts';
@@ -7,6 +8,7 @@ import { embedding } from './embedding.ts';
 import { linear } from './linear.ts';
 import { mambaBlock } from './mamba-block.ts';
 import { norm } from './norm.ts';
+import { rope } from './rope.ts';
 import { sample } from './sample.ts';
 import { selectiveScan } from './selective-scan.ts';
 import { shape } from './shape.ts';
@@ -20,6 +22,8 @@ const all: readonly OpCase[] = [
   ...causalConv,
   ...selectiveScan,
   ...mambaBlock,
+  ...rope,
+  ...attention,
   ...crossEntropy,
   ...adamw,
   ...sample,

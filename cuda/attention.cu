@@ -1,0 +1,280 @@
+// Causal attention and the cache it reads in decoding; equations in native/ops.def. Computed online by tiles of keys
+// (Milakov & Gimelshein 2018; Dao 2023), never a row of all scores in memory.
+//
+// Many steps: a block has 32 queries of a head and walks over the keys they see. Few steps, as in decoding: a block has
+// a piece of the keys for one query, and a second kernel puts the pieces together. Sums are float32 fused multiply-adds
+// whatever the operands are. Not tuned yet: no tensor cores, no asynchronous copies, and in decoding the query heads of
+// one key head read it separately, from the cache of the second level.
+#include <algorithm>
+
+#include "attention.cuh"
+#include "check.h"
+
+namespace mb::cuda {
+namespace {
+
+namespace in = at::attention::in;
+namespace out = at::attention::out;
+
+constexpr int kThreads = kAttentionThreads, kWarps = kThreads / 32;
+constexpr int kFewSteps = 8;  // up to here keys are split
+constexpr int kLaneColumns = kMaxHeadWidth / 32;
+constexpr float kLn2 = 0.69314718055994531f;
+
+struct Args {
+  AttentionSizes size;
+  ScanRows q, k, v, y, lse;  // lse may be absent
+  const int32_t* length;     // may be null
+  float* partials;           // [b][h][t][piece]: top, sum, P weighted values
+  int64_t piece, pieces;     // keys of a piece, and how many a cache has
+};
+
+// The last key of step 0; -1: the sequence does not fit its cache.
+__device__ __forceinline__ int64_t first_key(const Args& a, int64_t b) {
+  const int64_t at = a.length ? a.length[b] : a.size.S - a.size.T;
+  return at >= 0 && at + a.size.T <= a.size.S ? at : -1;
+}
+
+template <int kColumns>
+__global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
+  extern __shared__ float shared[];
+  const AttentionSizes& z = a.size;
+  float* queries = shared;
+  float* keys = queries + kTile * tile_stride(z.P);  // then values
+  float* weights = keys + kTile * tile_stride(z.P);
+  const int64_t b = blockIdx.y / z.H, t0 = int64_t{blockIdx.x} * kTile, n = min(int64_t{kTile}, z.T - t0);
+  const int h = blockIdx.y % z.H, column = z.key_column(h), r = threadIdx.x / kShare, c = threadIdx.x % kShare;
+  const int64_t first = first_key(a, b), last = first + t0 + r, end = first < 0 ? 0 : first + t0 + n;
+  load_tile(a.q, b * z.T + t0, n, h * z.P, z.P, queries);
+  float top = kNoScore, sum = 0, o[kColumns] = {};
+  for (int64_t s0 = 0; s0 < end; s0 += kTile) {
+    const int64_t some = min(int64_t{kTile}, end - s0);
+    load_tile(a.k, b * z.S + s0, some, column, z.P, keys);
+    __syncthreads();
+    float score[kScores];
+    multiply_rows(queries + r * tile_stride(z.P), keys, z.P, score);
+    float best = top, part = 0;
+#pragma unroll
+    for (int i = 0; i < kScores; i++) {
+      score[i] = s0 + c + kShare * i <= last ? score[i] * z.scale : kNoScore;
+      best = fmaxf(best, score[i]);
+    }
+    best = warp_reduce<kShare>(best, Max{});
+#pragma unroll
+    for (int i = 0; i < kScores; i++) {
+      const float w = exp2f(score[i] - best);
+      weights[r * tile_stride(kTile) + c + kShare * i] = w;
+      part += w;
+    }
+    const float shrink = exp2f(top - best);
+    sum = sum * shrink + warp_sum<kShare>(part);
+    top = best;
+#pragma unroll
+    for (int j = 0; j < kColumns; j++) o[j] *= shrink;
+    __syncthreads();
+    load_tile(a.v, b * z.S + s0, some, column, z.P, keys);
+    __syncthreads();
+    add_rows(weights + r * tile_stride(kTile), keys, some, z.P, o);
+    __syncthreads();
+  }
+  if (r >= n) return;
+  const int64_t row = b * z.T + t0 + r;
+  store_row(a.y, row, h * z.P, z.P, first < 0 ? nanf("") : 1.0f / sum, o);
+  if (a.lse.data && c == 0) a.lse.store(row, h, first < 0 ? nanf("") : kLn2 * (top + log2f(sum)));
+}
+
+// A block's warps take every fourth group of kAtOnce keys of the piece.
+__global__ void __launch_bounds__(kThreads) attend_few(const Args a) {
+  constexpr int kAtOnce = 4;
+  __shared__ float tops[kWarps], sums[kWarps], values[kWarps][kMaxHeadWidth];
+  const AttentionSizes& z = a.size;
+  const int64_t b = blockIdx.y / z.H, t = blockIdx.z, first = first_key(a, b);
+  const int h = blockIdx.y % z.H, column = z.key_column(h), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t begin = blockIdx.x * a.piece, end = min(begin + a.piece, first + t + 1);
+  if (first < 0 || begin >= end) return;  // no thread of the block goes on
+  float q[kLaneColumns], o[kLaneColumns] = {}, top = kNoScore, sum = 0;
+#pragma unroll
+  for (int j = 0; j < kLaneColumns; j++) {
+    const int d = lane + 32 * j;
+    q[j] = d < z.P ? a.q.load(b * z.T + t, h * z.P + d) * z.scale : 0.0f;
+  }
+  for (int64_t s0 = begin + warp * kAtOnce; s0 < end; s0 += kWarps * kAtOnce) {
+    float score[kAtOnce], best = top;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+      const int64_t row = b * z.S + min(s0 + i, end - 1);
+      float part = 0;
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; j++) {
+        const int d = lane + 32 * j;
+        if (d < z.P) part = fmaf(q[j], a.k.load(row, column + d), part);
+      }
+      score[i] = warp_sum(part);
+      if (s0 + i >= end) score[i] = kNoScore;
+      best = fmaxf(best, score[i]);
+    }
+    const float shrink = exp2f(top - best);
+    sum *= shrink;
+    top = best;
+#pragma unroll
+    for (int j = 0; j < kLaneColumns; j++) o[j] *= shrink;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+      if (s0 + i >= end) break;
+      const float w = exp2f(score[i] - top);
+      sum += w;
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; j++) {
+        const int d = lane + 32 * j;
+        if (d < z.P) o[j] = fmaf(w, a.v.load(b * z.S + s0 + i, column + d), o[j]);
+      }
+    }
+  }
+  if (lane == 0) tops[warp] = top, sums[warp] = sum;
+#pragma unroll
+  for (int j = 0; j < kLaneColumns; j++) values[warp][lane + 32 * j] = o[j];
+  __syncthreads();
+  float best = tops[0], total = 0;
+#pragma unroll
+  for (int w = 1; w < kWarps; w++) best = fmaxf(best, tops[w]);
+#pragma unroll
+  for (int w = 0; w < kWarps; w++) total += sums[w] * exp2f(tops[w] - best);
+  float* to = a.partials + (((b * z.H + h) * z.T + t) * a.pieces + blockIdx.x) * (z.P + 2);
+  if (threadIdx.x == 0) to[0] = best, to[1] = total;
+  for (int d = threadIdx.x; d < z.P; d += kThreads) {
+    float value = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) value += values[w][d] * exp2f(tops[w] - best);
+    to[2 + d] = value;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) gather_pieces(const Args a) {
+  const AttentionSizes& z = a.size;
+  const int64_t b = blockIdx.x / z.T / z.H, t = blockIdx.x % z.T, first = first_key(a, b), row = b * z.T + t;
+  const int h = static_cast<int>(blockIdx.x / z.T % z.H);
+  const int64_t pieces = first < 0 ? 0 : (first + t) / a.piece + 1;
+  const float* from = a.partials + int64_t{blockIdx.x} * a.pieces * (z.P + 2);
+  float top = kNoScore, sum = 0;
+  for (int64_t p = 0; p < pieces; p++) top = fmaxf(top, from[p * (z.P + 2)]);
+  for (int64_t p = 0; p < pieces; p++) sum += from[p * (z.P + 2) + 1] * exp2f(from[p * (z.P + 2)] - top);
+  for (int d = threadIdx.x; d < z.P; d += kThreads) {
+    float value = 0;
+    for (int64_t p = 0; p < pieces; p++) value += from[p * (z.P + 2) + 2 + d] * exp2f(from[p * (z.P + 2)] - top);
+    a.y.store(row, h * z.P + d, pieces ? value / sum : nanf(""));
+  }
+  if (a.lse.data && threadIdx.x == 0) a.lse.store(row, h, pieces ? kLn2 * (top + log2f(sum)) : nanf(""));
+}
+
+AttentionSizes sizes_of(const Node& node) {
+  return {node.in(in::q), node.in(in::k), node.attr(at::attention::attr::heads)};
+}
+
+// At most 64 pieces, of whole rounds.
+int64_t piece_of(const AttentionSizes& z) {
+  return std::max<int64_t>(256, ceil_div(ceil_div(z.S, 64), kWarps * 4) * kWarps * 4);
+}
+
+int64_t attention_scratch(const Node& node, const Props&) {
+  const AttentionSizes z = sizes_of(node);
+  return z.T > kFewSteps ? 0 : z.B * z.H * z.T * ceil_div(z.S, piece_of(z)) * (z.P + 2) * 4;
+}
+
+Status run_attention(const Node& node, const Launch& launch) {
+  const AttentionSizes z = sizes_of(node);
+  if (node.in(in::q).elems() == 0) return {};
+  const Args a{z,
+               ScanRows(node.in(in::q)),
+               ScanRows(node.in(in::k)),
+               ScanRows(node.in(in::v)),
+               ScanRows(node.out(out::y)),
+               ScanRows(node.out(out::lse)),
+               node.in(in::length).ptr<int32_t>(),
+               reinterpret_cast<float*>(launch.scratch),
+               piece_of(z),
+               ceil_div(z.S, piece_of(z))};
+  const unsigned heads = static_cast<unsigned>(z.B * z.H);
+  if (z.T <= kFewSteps) {
+    const dim3 grid(static_cast<unsigned>(a.pieces), heads, static_cast<unsigned>(z.T));
+    attend_few<<<grid, kThreads, 0, launch.stream>>>(a);
+    MB_CUDA_LAUNCHED("attention");
+    gather_pieces<<<static_cast<unsigned>(heads * z.T), kThreads, 0, launch.stream>>>(a);
+    MB_CUDA_LAUNCHED("attention");
+    return {};
+  }
+  const int bytes = static_cast<int>(2 * tile_bytes(z.P) + weights_bytes());
+  const dim3 grid(static_cast<unsigned>(ceil_div(z.T, kTile)), heads);
+  return with_columns(z.P, [&](auto columns) -> Status {
+    const auto kernel = attend_many<columns()>;
+    MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    kernel<<<grid, kThreads, bytes, launch.stream>>>(a);
+    MB_CUDA_LAUNCHED("attention");
+    return {};
+  });
+}
+
+const char* why_not_attention(const Node& node, const Props&) {
+  for (const Tensor* t : {&node.in(in::q), &node.in(in::k), &node.in(in::v), &node.out(out::y)}) {
+    if (!is_activation(*t)) return "cuda: attention takes q, k, v and y in f32 or bf16";
+  }
+  if (node.out(out::lse) && node.out(out::lse).dtype != DType::f32) return "cuda: attention gives lse in f32";
+  if (node.in(in::length) && node.in(in::length).dtype != DType::i32) return "cuda: attention takes lengths in i32";
+  return attention_why_not(sizes_of(node));
+}
+
+struct CacheArgs {
+  ScanRows cache, x;
+  const int32_t* length;
+  int64_t T, S, D;
+};
+
+__global__ void __launch_bounds__(kThreads) write_cache(const CacheArgs p) {
+  const int64_t b = blockIdx.x / p.T, s = p.length[b] + blockIdx.x % p.T;
+  if (s < 0 || s >= p.S) return;
+  for (int64_t d = threadIdx.x; d < p.D; d += kThreads) p.cache.store(b * p.S + s, d, p.x.load(blockIdx.x, d));
+}
+
+Status run_cache_write(const Node& node, const Launch& launch) {
+  const Tensor &cache = node.out(at::cache_write::out::cache), &x = node.in(at::cache_write::in::x);
+  if (x.elems() == 0) return {};
+  const CacheArgs p{ScanRows(cache), ScanRows(x),  node.in(at::cache_write::in::length).ptr<int32_t>(),
+                    x.dim(1),        cache.dim(1), x.dim(2)};
+  write_cache<<<static_cast<unsigned>(x.rows()), kThreads, 0, launch.stream>>>(p);
+  MB_CUDA_LAUNCHED("cache_write");
+  return {};
+}
+
+const char* why_not_cache_write(const Node& node, const Props&) {
+  if (!is_activation(node.out(at::cache_write::out::cache)) || !is_activation(node.in(at::cache_write::in::x))) {
+    return "cuda: cache_write takes x and the cache in f32 or bf16";
+  }
+  return node.in(at::cache_write::in::length).dtype == DType::i32 ? nullptr : "cuda: cache_write takes lengths in i32";
+}
+
+__global__ void advance_lengths(int32_t* to, const int32_t* from, int64_t n, int32_t steps) {
+  const int64_t b = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (b < n) to[b] = from[b] + steps;
+}
+
+Status run_advance(const Node& node, const Launch& launch) {
+  const int64_t n = node.in(0).elems();
+  if (n == 0) return {};
+  advance_lengths<<<static_cast<unsigned>(ceil_div(n, kThreads)), kThreads, 0, launch.stream>>>(
+      node.out(0).ptr<int32_t>(), node.in(0).ptr<int32_t>(), n,
+      static_cast<int32_t>(node.attr(at::advance::attr::steps)));
+  MB_CUDA_LAUNCHED("advance");
+  return {};
+}
+
+const char* why_not_advance(const Node& node, const Props&) {
+  return node.in(0).dtype == DType::i32 && node.out(0).dtype == DType::i32 ? nullptr
+                                                                           : "cuda: advance takes lengths in i32";
+}
+
+}  // namespace
+
+const Kernel attention_kernel = {run_attention, attention_scratch, why_not_attention};
+const Kernel cache_write_kernel = {run_cache_write, nullptr, why_not_cache_write};
+const Kernel advance_kernel = {run_advance, nullptr, why_not_advance};
+
+}  // namespace mb::cuda
