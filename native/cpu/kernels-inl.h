@@ -22,6 +22,9 @@
 #include "kernels/dot-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/linear-inl.h"
+#include "kernels/rope-inl.h"
+#include "kernels/attention-inl.h"
+#include "kernels/attention_grad-inl.h"
 #include "kernels/mamba_block-inl.h"
 // clang-format on
 
@@ -60,6 +63,11 @@ const KernelEntry* kernels() {
     t.at[op::selective_scan] = {k_selective_scan, nullptr, w_selective_scan};
     t.at[op::selective_scan_grad] = {k_selective_scan_grad, s_selective_scan_grad, w_selective_scan_grad};
     t.at[op::mamba_block] = {k_mamba_block, s_mamba_block, w_mamba_block};
+    t.at[op::rope] = {k_rope, s_rope, w_rope};
+    t.at[op::attention] = {k_attention, s_attention, w_attention};
+    t.at[op::attention_grad] = {k_attention_grad, s_attention_grad, w_all_f32};
+    t.at[op::cache_write] = {k_cache_write, nullptr, w_cache_write};
+    t.at[op::advance] = {k_advance, nullptr, w_advance};
     t.at[op::cross_entropy] = {k_cross_entropy, nullptr, w_cross_entropy};
     t.at[op::cross_entropy_grad] = {k_cross_entropy_grad, nullptr, w_cross_entropy_grad};
     t.at[op::global_norm] = {k_global_norm, s_global_norm, w_flat_f32};

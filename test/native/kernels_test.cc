@@ -46,6 +46,10 @@ struct Case {
     float* x = ins.back().ptr<float>();
     for (int64_t i = 0; i < ins.back().elems(); i++) x[i] = scale * draw() + shift;
   }
+  void in_i32(std::vector<int32_t> values) {
+    ins.push_back(make({int64_t(values.size())}, mb::DType::i32));
+    std::memcpy(ins.back().data, values.data(), values.size() * sizeof(int32_t));
+  }
   void in_bf16(std::vector<int64_t> shape) {
     ins.push_back(make(std::move(shape), mb::DType::bf16));
     for (int64_t i = 0; i < ins.back().elems(); i++) {
@@ -219,6 +223,32 @@ void norms(int64_t R, int64_t D) {
   check(g, 1e-5);
 }
 
+void attention(int64_t T, int64_t earlier, int64_t P) {
+  const int64_t B = 2, S = T + earlier, H = 4, J = 2;
+  for (const bool cached : {false, true}) {
+    Case c(mb::op::attention, {double(H)});
+    c.out({B, T, H * P});
+    c.out({B, T, H});
+    c.in({B, T, H * P});
+    for (int i = 0; i < 2; i++) c.in({B, S, J * P});
+    if (cached) c.in_i32({int32_t(earlier), int32_t(earlier / 2)});
+    check(c, 1e-5);
+  }
+  Case g(mb::op::attention_grad, {double(H)});
+  g.out({B, T, H * P});
+  for (int i = 0; i < 2; i++) g.out({B, S, J * P});
+  for (int i = 0; i < 2; i++) g.in({B, T, H * P});
+  for (int i = 0; i < 2; i++) g.in({B, S, J * P});
+  g.in({B, T, H * P});
+  g.in({B, T, H}, 0.3f, float(std::log(double(S))));
+  check(g, 1e-4);
+  Case r(mb::op::rope, {double(H), 10000, 0});
+  r.out({B, T, H * 2 * P});
+  r.in({B, T, H * 2 * P});
+  r.in_i32({0, 1000});
+  check(r, 1e-5);
+}
+
 }  // namespace
 
 void test_kernels() {
@@ -229,7 +259,10 @@ void test_kernels() {
     norms(n, 2 * n + 1);
     convolution(2, n, n + 1, 4);
     scan(2, 2 * n + 1, n, n == 33 ? 16 : 3);
+    attention(n, 2 * n - 1, n);
   }
   scan(1, 130, 17, 16);
+  attention(130, 40, 16);
+  attention(1, 600, 16);
   linear(64, 300, 80);
 }

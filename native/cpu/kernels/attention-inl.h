@@ -1,0 +1,463 @@
+// Causal attention with grouped key heads (equations in ops.def), computed online by blocks of keys (Milakov &
+// Gimelshein 2018; Dao 2023): q, y(B,T,H*P), k, v(B,S,J*P), lse(B,T,H). Also the cache that it reads in decoding.
+//
+// Many steps: a task is a head and a block of queries, which lie in the lanes of vectors; keys and values are
+// broadcast, so that the softmax of a query needs no sum across lanes. Few steps, as in decoding: a task is a piece of
+// the keys, which it reads once and in order for all heads; what the pieces give is put together afterwards. Pieces and
+// blocks do not depend on the threads. Scores are in units of log 2.
+#pragma once
+
+namespace mb::cpu::MB_TARGET {
+
+constexpr float kLn2 = 0.693147180559945309f;
+constexpr float kNoScore = -1e30f;                 // below every score, and far from infinity
+constexpr int64_t kAcross = 128;                   // queries that lie in lanes at once
+constexpr int64_t kApart = kAcross + 16;           // and how far their rows are: no power of two, for the caches' sake
+constexpr int64_t kAlong = 8 * kPanelRows;         // keys that meet them at once
+constexpr int64_t kFewSteps = 8;                   // up to here keys are split instead of queries
+constexpr int64_t kPiece = 128, kPieceBlock = 32;  // keys of a task there, and of one round
+static_assert(kAcross % kPanelCols == 0 && kPieceBlock % W == 0);
+
+struct Attention {
+  int64_t B, T, S, H, J, P;
+  const int32_t* length;
+  Attention(const Tensor& q, const Tensor& k, double heads, const int32_t* lengths) : length(lengths) {
+    B = q.dim(0), T = q.dim(1), S = k.dim(1), H = static_cast<int64_t>(heads);
+    P = q.dim(2) / H, J = k.dim(2) / P;
+  }
+  int64_t key_head(int64_t h) const { return h / (H / J); }
+  float scale() const { return 1.0f / __builtin_sqrtf(static_cast<float>(P)); }
+  // The last key of step 0; -1: the sequence does not fit its cache.
+  int64_t first(int64_t b) const {
+    const int64_t at = length ? length[b] : S - T;
+    return at >= 0 && at + T <= S ? at : -1;
+  }
+};
+
+// The block of a head that comes `i`-th. Later queries see more keys, so first and last ones take turns: a contiguous
+// range of tasks is then an equal share of the work.
+MB_INLINE int64_t attention_turn(int64_t i, int64_t blocks) { return i % 2 ? blocks - 1 - i / 2 : i / 2; }
+
+// c[i][j] = keep[j] c[i][j] + sum_s a[s][i] b[s][j] for MR rows i and kPanelCols columns j; keep null: from 0.
+template <int MR>
+__attribute__((noinline)) void attention_tile(int64_t steps, const float* a, int64_t a_stride, const float* b, float* c,
+                                              const float* keep) {
+  V acc[MR][kPanelVectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kPanelVectors; j++) {
+    const V kept = keep ? load(keep + j * W) : zero();
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) acc[i][j] = keep ? kept * load(c + i * kApart + j * W) : zero();
+  }
+  for (int64_t s = 0; s < steps; s++) {
+    V bv[kPanelVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kPanelVectors; j++) bv[j] = load(b + j * W);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+      const V av = set1(a[i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kPanelVectors; j++) acc[i][j] = fma(av, bv[j], acc[i][j]);
+    }
+    a += a_stride;
+    b += kApart;
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kPanelVectors; j++) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) store(c + i * kApart + j * W, acc[i][j]);
+  }
+}
+
+static void attention_tile_any(int64_t rows, int64_t steps, const float* a, int64_t a_stride, const float* b, float* c,
+                               const float* keep) {
+#define MB_TILE(n)                                                                    \
+  case n:                                                                             \
+    if constexpr (n <= kPanelRows) attention_tile<n>(steps, a, a_stride, b, c, keep); \
+    break;
+  switch (rows) {
+    MB_TILE(1)
+    MB_TILE(2)
+    MB_TILE(3)
+    MB_TILE(4)
+    MB_TILE(5)
+    MB_TILE(6)
+    MB_TILE(7)
+    MB_TILE(8)
+    MB_TILE(9)
+    MB_TILE(10)
+    MB_TILE(11)
+    MB_TILE(12)
+    MB_TILE(13)
+    MB_TILE(14)
+  }
+#undef MB_TILE
+}
+
+// C = keep C + A^T B with a(steps,rows), b(steps,kAcross), c(rows,kAcross), of which `lanes` columns matter.
+static void attention_product(int64_t rows, int64_t lanes, int64_t steps, const float* a, int64_t a_stride,
+                              const float* b, float* c, const float* keep) {
+  const int64_t tiles = (rows + kPanelRows - 1) / kPanelRows;
+  for (int64_t i = 0; i < tiles; i++) {
+    const int64_t r0 = rows * i / tiles, r1 = rows * (i + 1) / tiles;
+    for (int64_t j = 0; j < lanes; j += kPanelCols) {
+      attention_tile_any(r1 - r0, steps, a + r0, a_stride, b + j, c + r0 * kApart + j, keep ? keep + j : nullptr);
+    }
+  }
+}
+
+// to[P][width] <- scale * rows(n,P); columns from n up to `fill` are 0.
+static void attention_turned(const float* from, int64_t stride, int64_t n, int64_t P, float scale, int64_t fill,
+                             int64_t width, float* to) {
+  const V by = set1(scale);
+  for (int64_t r = 0; r < fill; r += W) {
+    for (int64_t i = 0; i < P; i += W) {
+      const int part = static_cast<int>(min64(W, P - i));
+      V t[W];
+#pragma GCC unroll 16
+      for (int l = 0; l < W; l++) t[l] = r + l < n ? load_part(from + (r + l) * stride + i, part) * by : zero();
+      transpose(t);
+      for (int k = 0; k < part; k++) store(to + (i + k) * width + r, t[k]);
+    }
+  }
+}
+
+// Scores that no query may see, where start + row * row_step + lane * lane_step is negative, fall below all others.
+static void attention_mask(int64_t rows, int64_t lanes, float start, float row_step, float lane_step, float* scores) {
+  alignas(64) float place[W];
+  for (int64_t j = 0; j < lanes; j += W) {
+    for (int l = 0; l < W; l++) place[l] = start + static_cast<float>(j + l) * lane_step;
+    const V base = load(place);
+    for (int64_t r = 0; r < rows; r++) {
+      const V sign = base + set1(static_cast<float>(r) * row_step);
+      float* at = scores + r * kApart + j;
+      store(at, load(at) + min(zero(), sign * set1(1e30f)));
+    }
+  }
+}
+
+// One more block of scores(keys,kAcross) becomes weights exp(score - top); keep is what the sums before must shrink by.
+static void attention_softmax(int64_t keys, int64_t lanes, float* scores, float* top, float* sum, float* keep) {
+  constexpr int kAtOnce = 8;
+  for (int64_t j = 0; j < lanes; j += W) {
+    float* s = scores + j;
+    const V before = load(top + j);
+    V best[4] = {before, before, before, before};
+    for (int64_t r = 0; r < keys; r++) best[r % 4] = max(best[r % 4], load(s + r * kApart));
+    const V now = max(max(best[0], best[1]), max(best[2], best[3]));
+    const V shrink = exp2_fast(before - now);
+    V total[kAtOnce];
+    for (V& t : total) t = zero();
+    int64_t r = 0;
+    for (; r + kAtOnce <= keys; r += kAtOnce) {
+      V x[kAtOnce];
+      MB_UNROLL
+      for (int i = 0; i < kAtOnce; i++) x[i] = load(s + (r + i) * kApart) - now;
+      exp2_each<kAtOnce>(x);
+      MB_UNROLL
+      for (int i = 0; i < kAtOnce; i++) {
+        store(s + (r + i) * kApart, x[i]);
+        total[i] = total[i] + x[i];
+      }
+    }
+    for (; r < keys; r++) {
+      const V x = exp2_fast(load(s + r * kApart) - now);
+      store(s + r * kApart, x);
+      total[0] = total[0] + x;
+    }
+    const V all = ((total[0] + total[1]) + (total[2] + total[3])) + ((total[4] + total[5]) + (total[6] + total[7]));
+    store(top + j, now);
+    store(sum + j, fma(load(sum + j), shrink, all));
+    store(keep + j, shrink);
+  }
+}
+
+// to[row][i] <- factor[row] * from[i][row] for `rows` rows of P.
+static void attention_rows_out(const float* from, const float* factor, int64_t rows, int64_t P, float* to,
+                               int64_t stride) {
+  for (int64_t r = 0; r < rows; r += W) {
+    const V by = load(factor + r);
+    for (int64_t i = 0; i < P; i += W) {
+      const int part = static_cast<int>(min64(W, P - i));
+      V t[W];
+      for (int k = 0; k < W; k++) t[k] = k < part ? load(from + (i + k) * kApart + r) * by : zero();
+      transpose(t);
+      for (int64_t l = 0; l < min64(W, rows - r); l++) store_part(to + (r + l) * stride + i, t[l], part);
+    }
+  }
+}
+
+MB_INLINE void attention_copy(const float* from, int64_t stride, int64_t rows, int64_t P, float* to) {
+  for (int64_t r = 0; r < rows; r++) memcpy(to + r * P, from + r * stride, sizeof(float) * static_cast<size_t>(P));
+}
+
+// A thread's scratch, in floats. Names as for queries in lanes; the gradient of keys has keys in lanes.
+struct AttentionScratch {
+  float *across[2], *sums[2];      // [P][kApart]: operands in lanes, and what is summed
+  float* scores[2];                // [kAlong][kApart]
+  float *turned[2], *straight[2];  // [P][kAlong], [kAlong][P]: operands that are broadcast
+  float *top, *sum, *keep, *ones;  // [kAcross]
+
+  static int64_t floats(int64_t P) {
+    return round_up(4 * P * kApart + 2 * kAlong * kApart + 4 * kAlong * P + 4 * kAcross, 16);
+  }
+  AttentionScratch(float* at, int64_t P) {
+    for (float*& p : across) p = at, at += P * kApart;
+    for (float*& p : sums) p = at, at += P * kApart;
+    for (float*& p : scores) p = at, at += kAlong * kApart;
+    for (float*& p : turned) p = at, at += P * kAlong;
+    top = at, sum = top + kAcross, keep = sum + kAcross, ones = keep + kAcross;
+    at += 4 * kAcross;
+    for (float*& p : straight) p = at, at += P * kAlong;
+    for (int64_t j = 0; j < kAcross; j++) ones[j] = 1.0f;
+  }
+};
+
+// Queries [t0, t0 + n) of one head.
+static void attention_block(const Attention& a, const AttentionScratch& w, int64_t first, int64_t t0, int64_t n,
+                            const float* q, int64_t q_stride, const float* k, int64_t k_stride, const float* v,
+                            int64_t v_stride) {
+  const int64_t lanes = round_up(n, kPanelCols), end = first + t0 + n;
+  attention_turned(q, q_stride, n, a.P, a.scale() * kLog2e, lanes, kApart, w.across[0]);
+  memset(w.sums[0], 0, sizeof(float) * static_cast<size_t>(a.P * kApart));
+  for (int64_t j = 0; j < kAcross; j++) w.top[j] = kNoScore, w.sum[j] = 0.0f;
+  for (int64_t s0 = 0; s0 < end; s0 += kAlong) {
+    const int64_t keys = min64(kAlong, end - s0);
+    attention_turned(k + s0 * k_stride, k_stride, keys, a.P, 1.0f, keys, kAlong, w.turned[0]);
+    attention_product(keys, lanes, a.P, w.turned[0], kAlong, w.across[0], w.scores[0], nullptr);
+    if (s0 + keys - 1 > first + t0) {
+      attention_mask(keys, lanes, static_cast<float>(first + t0 - s0) + 0.5f, -1.0f, 1.0f, w.scores[0]);
+    }
+    attention_softmax(keys, lanes, w.scores[0], w.top, w.sum, w.keep);
+    attention_copy(v + s0 * v_stride, v_stride, keys, a.P, w.straight[0]);
+    attention_product(a.P, lanes, keys, w.straight[0], a.P, w.scores[0], w.sums[0], w.keep);
+  }
+}
+
+static void attention_many(const Node& node, const Team& team, const Attention& a) {
+  namespace in = at::attention::in;
+  const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v);
+  const Tensor &y = node.out(at::attention::out::y), &lse = node.out(at::attention::out::lse);
+  const AttentionScratch w(reinterpret_cast<float*>(team.scratch) + team.index * AttentionScratch::floats(a.P), a.P);
+  const int64_t blocks = (a.T + kAcross - 1) / kAcross;
+  const Team::Range tasks = team.share(a.B * a.H * blocks);
+  for (int64_t task = tasks.begin; task < tasks.end; task++) {
+    const int64_t b = task / blocks / a.H, h = task / blocks % a.H, first = a.first(b);
+    const int64_t t0 = attention_turn(task % blocks, blocks) * kAcross, n = min64(kAcross, a.T - t0);
+    const int64_t row = b * a.T + t0, column = a.key_head(h) * a.P;
+    if (first >= 0) {
+      attention_block(a, w, first, t0, n, q.row<float>(row) + h * a.P, q.row_stride, k.row<float>(b * a.S) + column,
+                      k.row_stride, v.row<float>(b * a.S) + column, v.row_stride);
+    }
+    for (int64_t i = 0; i < n; i++) {
+      if (lse)
+        lse.row<float>(row + i)[h] = first < 0 ? __builtin_nanf("") : kLn2 * (w.top[i] + __builtin_log2f(w.sum[i]));
+      w.keep[i] = first < 0 ? __builtin_nanf("") : 1.0f / w.sum[i];
+    }
+    attention_rows_out(w.sums[0], w.keep, n, a.P, y.row<float>(row) + h * a.P, y.row_stride);
+  }
+}
+
+// What a piece of the keys gives for one query: top, sum, and the weighted values (P).
+MB_INLINE int64_t partial_floats(int64_t P) { return round_up(P + 2, 16); }
+
+// n <= kPieceBlock more keys for one query. k and v: the first of them.
+static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q, const float* k, int64_t k_stride,
+                               const float* v, int64_t v_stride, float* partial) {
+  alignas(64) float score[kPieceBlock];
+  float *top = partial, *sum = partial + 1, *o = partial + 2;
+  V best = set1(*top);
+  for (int64_t j = 0; j < n; j += W) {
+    const int some = static_cast<int>(min64(W, n - j));
+    V dots[W];
+    MB_UNROLL
+    for (int i = 0; i < W; i++) {
+      // Rows past the end are the last one again, and their scores are dropped.
+      const float* row = k + (j + (i < some ? i : some - 1)) * k_stride;
+      V acc = zero();
+      int64_t d = 0;
+      for (; d + W <= P; d += W) acc = fma(load(q + d), load(row + d), acc);
+      if (d < P) acc = fma(load_n(q + d, static_cast<int>(P - d)), load_n(row + d, static_cast<int>(P - d)), acc);
+      dots[i] = acc;
+    }
+    store(score + j, sum_each(dots) * set1(scale));
+    for (int i = some; i < W; i++) score[j + i] = kNoScore;
+    best = max(best, load(score + j));
+  }
+  const float now = reduce_max(best);
+  V total = zero();
+  for (int64_t j = 0; j < n; j += W) {
+    const V x = exp2_fast(load(score + j) - set1(now));
+    store(score + j, x);
+    total = total + x;
+  }
+  const V keep = exp2_fast(set1(*top - now));
+  alignas(64) float shrink[W];
+  store(shrink, keep);
+  *sum = *sum * shrink[0] + reduce_add(total);
+  *top = now;
+  each_part(P, [&](int64_t d, int lanes) {
+    V acc[4] = {load_part(o + d, lanes) * keep, zero(), zero(), zero()};
+    int64_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+      MB_UNROLL
+      for (int i = 0; i < 4; i++) {
+        acc[i] = fma(set1(score[j + i]), load_part(v + (j + i) * v_stride + d, lanes), acc[i]);
+      }
+    }
+    for (; j < n; j++) acc[0] = fma(set1(score[j]), load_part(v + j * v_stride + d, lanes), acc[0]);
+    store_part(o + d, (acc[0] + acc[1]) + (acc[2] + acc[3]), lanes);
+  });
+}
+
+// y and lse of one query from its pieces.
+static void attention_gather(const float* partials, int64_t pieces, int64_t P, float* y, float* lse) {
+  const int64_t stride = partial_floats(P);
+  float top = kNoScore;
+  for (int64_t p = 0; p < pieces; p++) top = partials[p * stride] > top ? partials[p * stride] : top;
+  const auto weight = [&](int64_t p) { return exp2_fast(set1(partials[p * stride] - top)); };
+  V sum = zero();
+  for (int64_t p = 0; p < pieces; p++) sum = fma(weight(p), set1(partials[p * stride + 1]), sum);
+  alignas(64) float total[W];
+  store(total, sum);
+  if (lse) *lse = kLn2 * (top + __builtin_log2f(total[0]));
+  memset(y, 0, sizeof(float) * static_cast<size_t>(P));
+  for (int64_t p = 0; p < pieces; p++) {
+    const V by = weight(p) / sum;
+    const float* o = partials + p * stride + 2;
+    each_part(P, [&](int64_t d, int n) { store_part(y + d, fma(by, load_part(o + d, n), load_part(y + d, n)), n); });
+  }
+}
+
+// Part of rows that lie further apart than a hardware prefetcher follows.
+MB_INLINE void prefetch_rows(const float* from, int64_t stride, int64_t rows, int64_t P) {
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t d = 0; d < P; d += 16) prefetch_far(from + r * stride + d);
+  }
+}
+
+static void attention_few(const Node& node, const Team& team, const Attention& a) {
+  namespace in = at::attention::in;
+  const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v);
+  const Tensor &y = node.out(at::attention::out::y), &lse = node.out(at::attention::out::lse);
+  const int64_t most = (a.S + kPiece - 1) / kPiece, group = a.H / a.J, stride = partial_floats(a.P);
+  float* partials = reinterpret_cast<float*>(team.scratch);  // [b][t][h][piece]
+  const auto partial = [&](int64_t b, int64_t t, int64_t h, int64_t p) {
+    return partials + (((b * a.T + t) * a.H + h) * most + p) * stride;
+  };
+  const auto pieces = [&](int64_t b) { return a.first(b) < 0 ? 0 : (a.first(b) + a.T + kPiece - 1) / kPiece; };
+  int64_t total = 0, before = 0;
+  for (int64_t b = 0; b < a.B; b++) total += pieces(b);
+  const Team::Range tasks = team.share(total);
+  for (int64_t b = 0; b < a.B; before += pieces(b), b++) {
+    for (int64_t p = max64(0, tasks.begin - before); p < min64(pieces(b), tasks.end - before); p++) {
+      for (int64_t i = 0; i < a.T * a.H; i++) {
+        float* to = partial(b, i / a.H, i % a.H, p);
+        to[0] = kNoScore;
+        memset(to + 1, 0, sizeof(float) * static_cast<size_t>(a.P + 1));
+      }
+      const int64_t first = a.first(b), end = min64(first + a.T, (p + 1) * kPiece);
+      for (int64_t round = 0; round < kPiece / kPieceBlock * a.J; round++) {
+        const int64_t s0 = p * kPiece + round / a.J * kPieceBlock, j = round % a.J;
+        const int64_t next = s0 + kPieceBlock, ahead = max64(0, min64(kPieceBlock, first + a.T - next));
+        prefetch_rows(k.row<float>(b * a.S + next) + j * a.P, k.row_stride, ahead, a.P);
+        prefetch_rows(v.row<float>(b * a.S + next) + j * a.P, v.row_stride, ahead, a.P);
+        for (int64_t i = 0; i < a.T * group; i++) {
+          const int64_t t = i / group, h = j * group + i % group;
+          const int64_t n = min64(kPieceBlock, min64(end, first + t + 1) - s0);
+          if (n <= 0) continue;
+          attention_few_keys(n, a.P, a.scale() * kLog2e, q.row<float>(b * a.T + t) + h * a.P,
+                             k.row<float>(b * a.S + s0) + j * a.P, k.row_stride, v.row<float>(b * a.S + s0) + j * a.P,
+                             v.row_stride, partial(b, t, h, p));
+        }
+      }
+    }
+  }
+  team.barrier();
+  const Team::Range rows = team.share(a.B * a.T * a.H);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t b = r / a.H / a.T, t = r / a.H % a.T, h = r % a.H, first = a.first(b);
+    float* to = y.row<float>(b * a.T + t) + h * a.P;
+    float* log = lse ? lse.row<float>(b * a.T + t) + h : nullptr;
+    if (first >= 0) {
+      attention_gather(partial(b, t, h, 0), (first + t) / kPiece + 1, a.P, to, log);
+    } else {
+      for (int64_t i = 0; i < a.P; i++) to[i] = __builtin_nanf("");
+      if (log) *log = __builtin_nanf("");
+    }
+  }
+}
+
+static Attention attention_of(const Node& node) {
+  namespace in = at::attention::in;
+  return {node.in(in::q), node.in(in::k), node.attr(at::attention::attr::heads), node.in(in::length).ptr<int32_t>()};
+}
+
+static int64_t s_attention(const Node& node, int threads) {
+  const Attention a = attention_of(node);
+  if (a.T > kFewSteps) return threads * AttentionScratch::floats(a.P) * 4;
+  return a.B * a.T * a.H * ((a.S + kPiece - 1) / kPiece) * partial_floats(a.P) * 4;
+}
+
+static const char* w_attention(const Node& node) {
+  namespace in = at::attention::in;
+  for (int i = 0; i < node.n_out; i++) {
+    if (node.outs[i] && node.outs[i].dtype != DType::f32) return "attention: expected y and lse to be f32";
+  }
+  if (node.in(in::q).dtype != DType::f32 || node.in(in::k).dtype != DType::f32 || node.in(in::v).dtype != DType::f32) {
+    return "attention: expected q, k and v to be f32";
+  }
+  const Tensor& length = node.in(in::length);
+  return length && length.dtype != DType::i32 ? "attention: expected the length to be i32" : nullptr;
+}
+
+static void k_attention(const Node& node, const Team& team) {
+  const Attention a = attention_of(node);
+  if (a.T > kFewSteps) {
+    attention_many(node, team, a);
+  } else {
+    attention_few(node, team, a);
+  }
+}
+
+static const char* w_cache_write(const Node& node) {
+  const DType to = node.out(at::cache_write::out::cache).dtype, from = node.in(at::cache_write::in::x).dtype;
+  if ((to != DType::f32 && to != DType::bf16) || (from != DType::f32 && from != DType::bf16)) {
+    return "cache_write: expected x and the cache to be f32 or bf16";
+  }
+  return node.in(at::cache_write::in::length).dtype == DType::i32 ? nullptr
+                                                                  : "cache_write: expected the length to be i32";
+}
+
+static void k_cache_write(const Node& node, const Team& team) {
+  const Tensor &cache = node.out(at::cache_write::out::cache), &x = node.in(at::cache_write::in::x);
+  const int32_t* length = node.in(at::cache_write::in::length).ptr<int32_t>();
+  const int64_t T = x.dim(1), S = cache.dim(1), D = x.dim(2);
+  const Team::Range rows = team.share(x.rows());
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t b = r / T, s = length[b] + r % T;
+    if (s < 0 || s >= S) continue;
+    char* to = cache.ptr<char>() + (b * S + s) * cache.row_stride * dtype_size(cache.dtype);
+    const char* from = x.ptr<char>() + r * x.row_stride * dtype_size(x.dtype);
+    if (cache.dtype == x.dtype) {
+      memcpy(to, from, static_cast<size_t>(D * dtype_size(x.dtype)));
+    } else if (cache.dtype == DType::f32) {
+      copy_row_to<float>(to, from, x.dtype, D);
+    } else {
+      copy_row_to<Bf16>(to, from, x.dtype, D);
+    }
+  }
+}
+
+static const char* w_advance(const Node& node) {
+  return node.in(0).dtype == DType::i32 && node.out(0).dtype == DType::i32 ? nullptr : "advance: expected i32 lengths";
+}
+
+static void k_advance(const Node& node, const Team& team) {
+  const int32_t steps = static_cast<int32_t>(node.attr(at::advance::attr::steps));
+  const Team::Range share = team.share(node.in(0).elems());
+  for (int64_t b = share.begin; b < share.end; b++)
+    node.out(0).ptr<int32_t>()[b] = node.in(0).ptr<int32_t>()[b] + steps;
+}
+
+}  // namespace mb::cpu::MB_TARGET
