@@ -46,6 +46,24 @@ __device__ __forceinline__ T block_reduce(T v, T* shared, Op op) {
   return v;
 }
 
+// The largest value above 0 and the lowest place that has it; 0 and 0 where there is none.
+struct Largest {
+  double value = 0;
+  int place = 0;
+  __device__ __forceinline__ void add(double other, int at) {
+    if (other > value || (other == value && at < place)) value = other, place = at;
+  }
+};
+__device__ __forceinline__ Largest warp_largest(Largest own) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const double other = __shfl_xor_sync(kFullWarp, own.value, step);
+    const int at = __shfl_xor_sync(kFullWarp, own.place, step);
+    own.add(other, at);
+  }
+  return own;
+}
+
 template <int Threads, class T>
 __device__ __forceinline__ T block_sum(T v, T* shared) {
   return block_reduce<Threads>(v, shared, Plus{});

@@ -282,33 +282,21 @@ struct Draw {
   // The class with the largest value that is above 0, the lowest of them; 0 where there is none.
   template <class Value>
   __device__ int largest(Value value) {
-    double best = 0;
-    int first = 0;
+    Largest best;
     for (int v = threadIdx.x; v < V; v += Threads) {
       const double own = value(v);
-      if (own > best) best = own, first = v;
+      if (own > best.value) best = {own, v};
     }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      const double other = __shfl_xor_sync(kFullWarp, best, step);
-      const int id = __shfl_xor_sync(kFullWarp, first, step);
-      if (other > best || (other == best && id < first)) best = other, first = id;
-    }
+    best = warp_largest(best);
     __syncthreads();
     if (lane() == 0) {
-      shared.warp_double[warp()] = best;
-      shared.warp_word[warp()] = static_cast<uint32_t>(first);
+      shared.warp_double[warp()] = best.value;
+      shared.warp_word[warp()] = static_cast<uint32_t>(best.place);
     }
     __syncthreads();
-    best = shared.warp_double[0];
-    first = static_cast<int>(shared.warp_word[0]);
 #pragma unroll
-    for (int w = 1; w < kWarps; w++) {
-      const double other = shared.warp_double[w];
-      const int id = static_cast<int>(shared.warp_word[w]);
-      if (other > best || (other == best && id < first)) best = other, first = id;
-    }
-    return first;
+    for (int w = 0; w < kWarps; w++) best.add(shared.warp_double[w], static_cast<int>(shared.warp_word[w]));
+    return best.place;
   }
 
   __device__ int draw(const SampleParams& params, float max, uint64_t seed, uint64_t counter) {

@@ -41,20 +41,13 @@ __device__ __forceinline__ double workers_max(double v, double* partial) {
 // The class with the largest value that is above 0, the lowest of them; 0 where there is none. One warp.
 template <class Value>
 __device__ int largest(int V, Value value) {
-  double best = 0;
-  int first = 0;
+  Largest best;
 #pragma unroll 1
   for (int v = threadIdx.x % 32; v < V; v += 32) {
     const double own = value(v);
-    if (own > best) best = own, first = v;
+    if (own > best.value) best = {own, v};
   }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const double other = __shfl_xor_sync(kFullWarp, best, step);
-    const int id = __shfl_xor_sync(kFullWarp, first, step);
-    if (other > best || (other == best && id < first)) best = other, first = id;
-  }
-  return first;
+  return warp_largest(best).place;
 }
 
 // weights(v) = 0 for the classes that top_k, top_p and min_p leave out.
