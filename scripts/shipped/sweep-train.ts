@@ -54,7 +54,7 @@ export interface SweepRow {
 }
 
 /** Steps that the speed is taken from, after as many that do not count. */
-const PROBE_STEPS = 4;
+const PROBE_STEPS = 8;
 /** Never evaluated or saved on the way. */
 const NEVER = 1e9;
 
