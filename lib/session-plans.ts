@@ -231,6 +231,8 @@ export class SessionPlans {
     if (!entry) {
       entry = make();
       this.#made.set(key, entry);
+      // Memory that was short may be there the next time.
+      entry.catch(() => this.#made.delete(key));
     }
     return entry;
   }

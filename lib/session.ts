@@ -78,6 +78,10 @@ export class Session {
     return 4 * stateLength(config);
   }
 
+  /** Number of classes of an id. */
+  get vocab(): number {
+    return this.#config.vocab;
+  }
   /** Floats in the whole state. */
   get stateFloats(): number {
     return this.#state.elems;
@@ -191,6 +195,7 @@ export class Session {
       drawn: drawn + k,
     }));
     this.writeRows(draw, 0, rows);
+    this.#verified = 0;
     await plan.run();
     this.#verified = steps;
     return {

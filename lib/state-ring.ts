@@ -4,7 +4,7 @@ import { layerStatesIn } from './layer-states.ts';
 import type { MambaConfig } from './models/config.ts';
 import type { LayerState, Weights } from './models/mamba.ts';
 import { Session } from './session.ts';
-import { SessionPlans, type StepPlan } from './session-plans.ts';
+import { SessionPlans } from './session-plans.ts';
 import { stateLength } from './state.ts';
 import type { Tensor } from './tensor.ts';
 
@@ -22,7 +22,6 @@ export class StateRing {
   readonly #states: Tensor;
   readonly #slots: LayerState[][];
   readonly #plans: SessionPlans;
-  readonly #steps: Promise<StepPlan>[] = [];
   #reader: Session | undefined;
   readonly #logits: Float32Array[] = [];
   #position = 0;
@@ -84,8 +83,7 @@ export class StateRing {
     const to = (from + 1) % RING_SLOTS;
     const layers = () =>
       (this.#slots[from] ?? []).map((state, l) => ({ ...state, next: this.#slots[to]?.[l] ?? state }));
-    this.#steps[from] ??= this.#plans.step(`${from}`, layers);
-    const { plan, ids, logits } = await this.#steps[from];
+    const { plan, ids, logits } = await this.#plans.step(`${from}`, layers);
     this.#device.write(ids, Int32Array.of(id));
     await plan.run();
     this.#position++;
