@@ -46,12 +46,13 @@ export class SubwordDrafter implements Drafter {
 
   async reset(ids: ArrayLike<number>, signal?: AbortSignal): Promise<void> {
     const bytes = Uint8Array.from(ids);
-    const stable = this.#tokenizer.stableEnd(bytes);
-    const settled = this.#tokenizer.encode(bytes.subarray(0, stable));
+    const tokens = this.#tokenizer.encode(bytes);
+    const settled = this.#settled(tokens, this.#tokenizer.stableEnd(bytes));
     // A model without a token for the beginning of a text takes a line's end for it.
-    await this.#ring.reset(settled.length > 0 ? settled : this.#tokenizer.encode('\n').slice(-1), signal);
+    const read = settled.tokens > 0 ? tokens.subarray(0, settled.tokens) : this.#tokenizer.encode('\n').slice(-1);
+    await this.#ring.reset(read, signal);
     this.#anchor = this.#ring.position;
-    this.#open = bytes.slice(stable);
+    this.#open = bytes.slice(settled.bytes);
     this.#read = [];
   }
 
@@ -71,21 +72,26 @@ export class SubwordDrafter implements Drafter {
   /** Brings the ring to the text's last token but one; returns the bytes of the last, which may go on. */
   async #catchUp(): Promise<Uint8Array> {
     const tokens = this.#tokenizer.encode(this.#open);
-    const stable = this.#tokenizer.stableEnd(this.#open);
-    const last = tokens.length - 1;
+    const settled = this.#settled(tokens, this.#tokenizer.stableEnd(this.#open));
     this.#ring.position = this.#anchor;
-    let end = 0;
-    let settled = { tokens: 0, bytes: 0 };
-    for (let i = 0; i < last; i++) {
-      const id = tokens[i] ?? 0;
-      await this.#advance(id);
-      end += this.#tokenizer.bytesOf(id).length;
-      if (end <= stable || last - i > OPEN_TOKENS) settled = { tokens: i + 1, bytes: end };
-    }
+    for (const id of tokens.subarray(0, -1)) await this.#advance(id);
     this.#anchor += settled.tokens;
     this.#read.splice(0, settled.tokens);
     this.#open = this.#open.slice(settled.bytes);
-    return last < 0 ? new Uint8Array(0) : this.#tokenizer.bytesOf(tokens[last] ?? 0);
+    const last = tokens.at(-1);
+    return last === undefined ? NOTHING : this.#tokenizer.bytesOf(last);
+  }
+
+  /** How many of the tokens of a text, but for its last, are not cut anew: those before byte `stable`, and old ones. */
+  #settled(tokens: Int32Array, stable: number): { tokens: number; bytes: number } {
+    const last = tokens.length - 1;
+    let settled = { tokens: 0, bytes: 0 };
+    let end = 0;
+    for (let i = 0; i < last; i++) {
+      end += this.#tokenizer.bytesOf(tokens[i] ?? 0).length;
+      if (end <= stable || last - i > OPEN_TOKENS) settled = { tokens: i + 1, bytes: end };
+    }
+    return settled;
   }
 
   async #draft(prefix: Uint8Array, { most, least, settings, drawn }: DraftRequest): Promise<Draft> {
