@@ -211,7 +211,10 @@ export class Model {
    */
   async generateBatch(
     prompts: readonly (string | Uint8Array)[],
-    options: Omit<GenerateOptions, 'state' | 'logprobs' | 'onText'> = {},
+    options: Omit<
+      GenerateOptions,
+      'state' | 'logprobs' | 'onText' | 'draft' | 'acceptance' | 'beta' | 'draftLength'
+    > = {},
   ): Promise<GenerateResult[]> {
     const where = 'generateBatch';
     this.assertOpen(where);
@@ -220,8 +223,8 @@ export class Model {
       throw new TypeError(expected(where, 'prompts', 'be an array of at least one prompt', describe(prompts)));
     }
     const resolved = resolveOptions(options, this.config.vocab);
-    if (resolved.state || resolved.logprobs || resolved.onText) {
-      throw new TypeError(expected(where, 'options', 'hold no state, logprobs or onText', 'one of them'));
+    if (resolved.state || resolved.logprobs || resolved.onText || resolved.draft) {
+      throw new TypeError(expected(where, 'options', 'hold no state, logprobs, onText or draft', 'one of them'));
     }
     const bytes = prompts.map((p, i) => toBytes(where, `prompt ${i}`, p));
     const empty = bytes.findIndex((b) => b.length === 0);
