@@ -7,7 +7,7 @@ import { ByteMarginals, ByteTrie } from '../lib/draft/byte-marginals.ts';
 import type { Draft, Drafter, DraftRequest } from '../lib/draft/drafter.ts';
 import { draw } from '../lib/draft/draw.ts';
 import { LookupDrafter } from '../lib/draft/lookup-drafter.ts';
-import { createModel, type GenerateOptions, loadModel, type Model, type Tokenizer } from '../lib/index.ts';
+import { BusyError, createModel, type GenerateOptions, loadModel, type Model, type Tokenizer } from '../lib/index.ts';
 import { RING_SLOTS, StateRing } from '../lib/state-ring.ts';
 import { trainTokenizer } from '../lib/tokenizer/train-bpe.ts';
 import { prose } from './support/prose.ts';
@@ -192,6 +192,145 @@ test('a subword model generates, and a smaller one drafts its tokens', async (t)
   });
   t.is(cut.stopReason, 'stop');
   t.deepEqual(cut.bytes, whole.bytes.slice(0, cut.bytes.length));
+});
+
+test('a state of a subword model is that after the token with the last byte, with and without a drafter', async (t) => {
+  const model = await subword;
+  for (const seed of [1, 2, 3, 4, 5]) {
+    const options = { seed, maxBytes: 61 };
+    const states = [{}, { logprobs: true }, { draft: model }].map((more) => ({ more, state: model.createState() }));
+    const runs = [];
+    for (const { more, state } of states) {
+      runs.push(await model.generate('The weather was', { ...options, ...more, state }));
+    }
+    t.deepEqual(runs[1]?.bytes, runs[0]?.bytes);
+    for (const { more, state } of states.slice(1)) {
+      t.deepEqual(state.toBytes(), states[0]?.state.toBytes(), `seed ${seed}, ${Object.keys(more)}`);
+    }
+  }
+});
+
+test('log-probabilities end with the stop sequence', async (t) => {
+  const model = await books;
+  const options = { maxBytes: 60, temperature: 0, logprobs: true };
+  const { bytes: whole } = await model.generate('He said', options);
+  const stop = whole.slice(20, 24);
+  const plain = await model.generate('He said', { ...options, stop });
+  const drafted = await model.generate('He said', { ...options, stop, draft: new Oracle(whole, 1e9), draftLength: 31 });
+  t.is(drafted.logprobs?.length, drafted.stats.bytes);
+  t.deepEqual(drafted.logprobs, plain.logprobs);
+});
+
+test('what no draft may be is refused, and leaves the state where the output ends', async (t) => {
+  const model = await books;
+  const { bytes: whole } = await model.generate('He said', { maxBytes: 40, temperature: 0 });
+  const options = { maxBytes: 40, temperature: 0 };
+  const BAD: [name: string, draft: unknown, message: RegExp][] = [
+    ['nothing', undefined, /arrays ids and confidence/],
+    ['no confidence', { ids: [1] }, /arrays ids and confidence/],
+    ['too little of it', { ids: [1], confidence: [] }, /confidences/],
+    ['NaN of it', { ids: [1], confidence: [Number.NaN] }, /a confidence/],
+    ['too many ids', { ids: [1, 2, 3, 4, 5], confidence: [1, 1, 1, 1, 1] }, /number of ids.*at most 4/],
+    ['no byte', { ids: [256], confidence: [1] }, /an id.*255/],
+  ];
+  for (const [name, draft, message] of BAD) {
+    const drafter = new Oracle(whole, 1e9);
+    const { propose } = drafter;
+    let drafts = 0;
+    drafter.propose = (request) => (drafts++ < 2 ? propose.call(drafter, request) : (draft as Draft));
+    const state = model.createState();
+    await t.throwsAsync(
+      model.generate('He said', { ...options, draft: drafter, draftLength: 4, state }).then(),
+      { message },
+      name,
+    );
+    t.is(state.position, 17, 'two passes of five bytes');
+    const rest = await model.generate('', { ...options, maxBytes: 30, state });
+    t.deepEqual(rest.bytes, whole.slice(10), name);
+  }
+});
+
+test('a drafter of one’s own that fails leaves the state where the output ends, and can be used again', async (t) => {
+  const model = await books;
+  const { bytes: whole } = await model.generate('He said', { maxBytes: 40, temperature: 0 });
+  for (const method of ['push', 'propose'] as const) {
+    const drafter = new Oracle(whole, 1e9);
+    const works = drafter[method];
+    let calls = 0;
+    drafter[method] = (...given: unknown[]): never => {
+      if (++calls === 3) throw new Error('not today');
+      return Reflect.apply(works, drafter, given) as never;
+    };
+    const state = model.createState();
+    const options = { maxBytes: 40, temperature: 0, draftLength: 4, draft: drafter };
+    await t.throwsAsync(model.generate('He said', { ...options, state }).then(), { message: 'not today' });
+    t.is(state.position, 17);
+    const rest = await model.generate('', { maxBytes: 30, temperature: 0, state });
+    t.deepEqual(rest.bytes, whole.slice(10), method);
+    t.deepEqual((await model.generate('He said', options)).bytes, whole, 'again');
+  }
+});
+
+test('a drafter follows one text at a time, and a batch takes none', async (t) => {
+  const model = await books;
+  const draft = new Oracle(new Uint8Array(50), 7);
+  const first = model.generate('One', { maxBytes: 20, draft });
+  await t.throwsAsync(model.generate('Two', { maxBytes: 20, draft }).then(), { instanceOf: BusyError });
+  await first;
+  await t.notThrowsAsync(model.generate('Three', { maxBytes: 20, draft }).then());
+  await t.throwsAsync(model.generateBatch(['a'], { draft } as object), { instanceOf: TypeError, message: /draft/ });
+});
+
+test('a ring comes back when a generation cannot begin', async (t) => {
+  const drafter = await createModel({ layers: 1, dModel: 16 }, { seed: 1, device: 'cpu', threads: 1 });
+  const rings: StateRing[] = [];
+  const { borrowRing, returnRing } = drafter;
+  drafter.borrowRing = () => rings[rings.push(borrowRing.call(drafter)) - 1] as StateRing;
+  drafter.returnRing = (ring) => {
+    rings.splice(rings.indexOf(ring), 1);
+    returnRing.call(drafter, ring);
+  };
+  const model = await books;
+  const state = model.createState();
+  state.acquire('test');
+  await t.throwsAsync(model.generate('a', { state, draft: drafter }).then(), { instanceOf: BusyError });
+  await model.generate('a', { draft: drafter, maxBytes: 12 });
+  t.is(rings.length, 0);
+  drafter.dispose();
+});
+
+test('top-beta draws no byte that a bias forbids', async (t) => {
+  const model = await books;
+  const result = await model.generate('The', {
+    maxBytes: 40,
+    temperature: 0,
+    logitBias: { 32: -Infinity },
+    draft: new Oracle(new Uint8Array(40).fill(32), 1e9),
+    draftLength: 4,
+    acceptance: 'top-beta',
+    beta: 256,
+  });
+  t.false(result.bytes.includes(32));
+});
+
+test('a prompt that is one long word is not read token by token', async (t) => {
+  const options = { seed: 4, device: 'cpu', threads: 1, tokenizer: await tokenizer };
+  const drafter = await createModel({ layers: 1, dModel: 16 }, options);
+  const read: number[] = [];
+  const { borrowRing } = drafter;
+  drafter.borrowRing = () => {
+    const ring = borrowRing.call(drafter);
+    const step = ring.step.bind(ring);
+    ring.step = (id) => {
+      read.push(id);
+      return step(id);
+    };
+    return ring;
+  };
+  const model = await bytes;
+  await model.generate('x'.repeat(5000), { maxBytes: 10, temperature: 0, draftLength: 4, draft: drafter });
+  drafter.dispose();
+  t.true(read.length < 100, `${read.length} steps`);
 });
 
 test('sampled bytes follow the model whatever drafts them: chi-square', async (t) => {

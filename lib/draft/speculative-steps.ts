@@ -2,9 +2,10 @@
 import { performance } from 'node:perf_hooks';
 import type { ResolvedOptions } from '../generate/options.ts';
 import { DecodeSteps, longestOf, type MadeIds, type Steps } from '../generate/steps.ts';
-import type { Session, Verified } from '../session.ts';
+import type { SamplingSettings, Session, Verified } from '../session.ts';
 import { VERIFY_STEPS } from '../session.ts';
-import type { Draft, Drafter } from './drafter.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
+import { checkDraft, type Draft, type Drafter } from './drafter.ts';
 import { Pace } from './pace.ts';
 
 /** How a speculative run went. */
@@ -39,7 +40,7 @@ export class SpeculativeSteps implements Steps {
   readonly #session: Session;
   readonly #drafter: Drafter;
   readonly #options: ResolvedOptions;
-  readonly #bytewise: boolean;
+  readonly #tokenizer: Tokenizer | undefined;
   readonly #pace: Pace;
   readonly #seen: Set<number>;
   readonly #stats = {
@@ -62,13 +63,22 @@ export class SpeculativeSteps implements Steps {
   #draft: Draft = { ids: [], confidence: [] };
   #draftingMs = 0;
   #loop: DecodeSteps | undefined;
+  /** What the drafter has yet to hear of. */
+  #news: number[] = [];
+  unsettled = false;
 
-  /** @param bytewise whether ids are bytes */
-  constructor(session: Session, drafter: Drafter, options: ResolvedOptions, text: TextStart, bytewise: boolean) {
+  /** @param tokenizer what ids are; undefined: bytes */
+  constructor(
+    session: Session,
+    drafter: Drafter,
+    options: ResolvedOptions,
+    text: TextStart,
+    tokenizer: Tokenizer | undefined,
+  ) {
     this.#session = session;
     this.#drafter = drafter;
     this.#options = options;
-    this.#bytewise = bytewise;
+    this.#tokenizer = tokenizer;
     // Only lossless output does not depend on how long drafts are.
     this.#pace = new Pace(options.speculation.beta === undefined);
     this.#pending = text.pending;
@@ -98,7 +108,8 @@ export class SpeculativeSteps implements Steps {
     this.#made += used;
     for (const id of ids) this.#seen.add(id);
     this.#tail = [...this.#tail, ...ids].slice(-longestOf(this.#options.stops));
-    this.#drafter.push(ids);
+    this.#news.push(...ids);
+    this.unsettled = false;
   }
 
   cancel(): void {
@@ -112,7 +123,9 @@ export class SpeculativeSteps implements Steps {
     if (limit < 1) return [];
     const start = performance.now();
     const least = fixed === undefined ? this.#pace.least : 0;
-    this.#draft = await this.#drafter.propose({ most: limit, least, settings, drawn: this.#made });
+    this.#drafter.push(this.#news.splice(0));
+    const draft = await this.#drafter.propose({ most: limit, least, settings, drawn: this.#made });
+    this.#draft = checkDraft(draft, limit, this.#session.vocab);
     this.#draftingMs = performance.now() - start;
     this.#stats.drafterMs += this.#draftingMs;
     if (this.#draft.ids.length === 0) this.#pace.silent();
@@ -123,10 +136,11 @@ export class SpeculativeSteps implements Steps {
     const { settings, logprobs, speculation } = this.#options;
     const ids = [this.#pending, ...draft];
     const started = performance.now();
+    this.unsettled = true;
     const verified = await this.#session.verify(ids, { settings, seen: [...this.#seen], drawn: this.#made });
     const judged = speculation.beta === undefined ? undefined : verified.logits();
     let right = 0;
-    while (right < draft.length && this.#stands(verified, judged, right, draft[right] ?? 0)) right++;
+    while (right < draft.length && this.#stands(verified, judged, right, draft)) right++;
     this.#read = ids.length;
     const made = Int32Array.from([...draft.slice(0, right), verified.drawn[right] ?? 0]);
     this.#stats.passes++;
@@ -143,18 +157,23 @@ export class SpeculativeSteps implements Steps {
     };
   }
 
-  #stands(verified: Verified, logits: Float32Array | undefined, row: number, id: number): boolean {
+  #stands(verified: Verified, logits: Float32Array | undefined, row: number, draft: readonly number[]): boolean {
+    const id = draft[row] ?? 0;
     if (verified.drawn[row] === id) return true;
-    const { beta } = this.#options.speculation;
-    return logits !== undefined && beta !== undefined && rank(logits, verified.drawn.length, row, id) < beta;
+    const { settings, speculation } = this.#options;
+    if (logits === undefined || speculation.beta === undefined) return false;
+    const V = this.#session.vocab;
+    const seen = [...this.#seen, ...draft.slice(0, row)];
+    return rank(scoresOf(logits.slice(row * V, (row + 1) * V), seen, settings), id) < speculation.beta;
   }
 
   async #decode(most: number): Promise<MadeIds> {
     this.#read = 0;
+    this.unsettled = true;
     const text = { pending: this.#pending, seen: [...this.#seen], made: this.#made, tail: this.#tail };
     const started = performance.now();
-    this.#loop = await DecodeSteps.start(this.#session, this.#options, text, this.#bytewise);
-    const made = await this.#loop.next(Math.min(most, this.#pace.rest || 1));
+    this.#loop = await DecodeSteps.start(this.#session, this.#options, text, this.#tokenizer);
+    const made = await this.#loop.next(most, this.#pace.rest || 1);
     const ms = performance.now() - started;
     this.#stats.plainMs += ms;
     this.#stats.plain += made.ids.length;
@@ -163,13 +182,31 @@ export class SpeculativeSteps implements Steps {
   }
 }
 
-/** How many classes are more probable than `id` after row `row` of (rows, V). */
-function rank(logits: Float32Array, rows: number, row: number, id: number): number {
-  const V = logits.length / rows;
-  const own = logits[row * V + id] ?? 0;
+/** What draws begin with: the logits after penalty and bias (native/core/sample_row.h), in their place. */
+function scoresOf(logits: Float32Array, seen: readonly number[], settings: SamplingSettings): Float32Array {
+  const { repetitionPenalty: penalty, bias } = settings;
+  if (penalty !== 1) {
+    for (const id of new Set(seen)) {
+      const x = logits[id] ?? 0;
+      logits[id] = x > 0 ? x / penalty : x * penalty;
+    }
+  }
+  bias?.forEach((b, id) => {
+    logits[id] = (logits[id] ?? 0) + b;
+  });
+  return logits;
+}
+
+/** How many classes are more probable than `id`; Infinity for one that has no chance at all. */
+function rank(scores: Float32Array, id: number): number {
+  const own = scores[id] ?? Number.NaN;
   let above = 0;
-  for (let v = row * V; v < (row + 1) * V; v++) if ((logits[v] ?? 0) > own) above++;
-  return above;
+  let max = own;
+  for (const x of scores) {
+    if (x > own) above++;
+    if (x > max) max = x;
+  }
+  return Math.exp(own - max) > 0 ? above : Infinity;
 }
 
 /** log softmax of each row of (rows, V) at the id that follows it, in nats. */

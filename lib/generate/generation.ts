@@ -1,4 +1,5 @@
 import { performance } from 'node:perf_hooks';
+import type { Drafter } from '../draft/drafter.ts';
 import { type DraftStats, SpeculativeSteps } from '../draft/speculative-steps.ts';
 import { expected } from '../errors.ts';
 import type { Model } from '../model.ts';
@@ -157,9 +158,10 @@ async function decode(
     };
   };
 
-  const drafter = options.draft?.open(model);
+  let drafter: Drafter | undefined;
   state?.acquire('generate');
   try {
+    drafter = options.draft?.open(model);
     return await model.withSession(async (session) => {
       session.writeState(state?.data ?? new Float32Array(session.stateFloats));
       const cancel = () => steps?.cancel();
@@ -176,20 +178,21 @@ async function decode(
         await drafter?.reset(ids, ended);
         const text = { pending: last, seen: ids };
         steps = drafter
-          ? new SpeculativeSteps(session, drafter, options, text, !model.tokenizer)
-          : await DecodeSteps.start(session, options, { ...text, made: 0, tail: [] }, !model.tokenizer);
+          ? new SpeculativeSteps(session, drafter, options, text, model.tokenizer)
+          : await DecodeSteps.start(session, options, { ...text, made: 0, tail: [] }, model.tokenizer);
         prefillEnd = performance.now();
         while (made < options.maxBytes && drawn < options.maxBytes && !aborted()) {
           const next = await steps.next(options.maxBytes - made);
           const parts = Array.from(next.ids, (id) => model.bytesOfId(id));
           const bytes = joined(parts).subarray(0, options.maxBytes - made);
           const piece = output.push(bytes);
-          const used = idsWithin(parts, piece.used);
+          const ends = piece.stopped || made + piece.used === options.maxBytes;
+          const used = ends ? idsWithin(parts, piece.used) : parts.length;
           await steps.settle(used);
           made += piece.used;
           drawn += used;
           last = next.ids[used - 1] ?? last;
-          deliver(piece, next.logprobs);
+          deliver(piece, next.logprobs.slice(0, used));
           if (piece.stopped) return finish('stop');
         }
         if (!aborted()) return finish('length');
@@ -202,8 +205,8 @@ async function decode(
       } finally {
         signal?.removeEventListener('abort', cancel);
         left.removeEventListener('abort', cancel);
-        // A prompt that was not read to its end leaves the state as it was.
-        if (state && read) {
+        // A prompt that was not read to its end leaves the state as it was, and so does a run that failed on the way.
+        if (state && read && !steps?.unsettled) {
           state.data.set(session.readState());
           state.position += (state.pending === undefined ? ids.length : ids.length - 1) + drawn;
           state.pending = last;
@@ -212,7 +215,7 @@ async function decode(
     });
   } finally {
     state?.release();
-    if (options.draft?.owned) drafter?.dispose();
+    if (drafter) options.draft?.close(drafter);
   }
 }
 
@@ -231,10 +234,9 @@ function joined(parts: readonly Uint8Array[]): Uint8Array {
   return parts.length === 1 && parts[0] ? parts[0] : new Uint8Array(Buffer.concat(parts));
 }
 
-/** How many of the ids, whose bytes are `parts`, the first `bytes` bytes belong to; ids without bytes count along. */
+/** How many of the ids, whose bytes are `parts`, it takes to make `bytes` bytes. */
 function idsWithin(parts: readonly Uint8Array[], bytes: number): number {
   let ids = 0;
-  for (let end = 0; ids < parts.length && (end < bytes || parts[ids]?.length === 0); ids++)
-    end += parts[ids]?.length ?? 0;
+  for (let end = 0; ids < parts.length && end < bytes; ids++) end += parts[ids]?.length ?? 0;
   return ids;
 }

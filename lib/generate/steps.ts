@@ -1,17 +1,20 @@
 // Where the next ids of a generation come from.
 import type { DecodeLoop, Session } from '../session.ts';
+import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { ResolvedOptions } from './options.ts';
 
 /** Ids that were made together, in order. */
 export interface MadeIds {
   ids: Int32Array;
   /** Of each id, where they were asked for. */
-  logprobs: ArrayLike<number>;
+  logprobs: Float32Array | readonly number[];
 }
 
 /** Makes ids one run after another. Every run is followed by one `settle`. */
 export interface Steps {
-  /** Makes at least one id, at most `most`, unless it is cancelled. */
+  /** Whether the session has read ids that are not settled: after a failure, nobody knows how many. */
+  readonly unsettled: boolean;
+  /** Makes at least one id, unless it is cancelled, for at most `most` bytes; the last token may have more. */
   next(most: number): Promise<MadeIds>;
   /** Only the first `used` of the ids just made are wanted: the session's state is the one before the last of these. */
   settle(used: number): Promise<void>;
@@ -31,13 +34,17 @@ export class DecodeSteps implements Steps {
   readonly #stops: Int32Array[];
   readonly #tail: number[] = [];
   readonly #single: boolean;
+  /** Most bytes that an id may have for a run to end where its state is wanted. */
+  readonly #longest: number;
+  unsettled = false;
 
-  private constructor(loop: DecodeLoop, options: ResolvedOptions, bytewise: boolean) {
+  private constructor(loop: DecodeLoop, options: ResolvedOptions, tokenizer: Tokenizer | undefined) {
     this.#loop = loop;
     this.#options = options;
-    this.#stops = bytewise ? options.stops.map((stop) => Int32Array.from(stop)) : [];
+    this.#stops = tokenizer ? [] : options.stops.map((stop) => Int32Array.from(stop));
+    this.#longest = (options.state && tokenizer?.longest) ?? 1;
     // Tokens may end behind a stop sequence, and log-probabilities are those of the last step.
-    this.#single = options.logprobs || (!bytewise && options.stops.length > 0);
+    this.#single = options.logprobs || (tokenizer !== undefined && options.stops.length > 0);
   }
 
   /** @param text.made ids that were drawn with this seed before; `tail`: the last of them, as far as a stop may begin there */
@@ -45,18 +52,22 @@ export class DecodeSteps implements Steps {
     session: Session,
     options: ResolvedOptions,
     text: { pending: number; seen: ArrayLike<number>; made: number; tail: readonly number[] },
-    bytewise: boolean,
+    tokenizer: Tokenizer | undefined,
   ): Promise<DecodeSteps> {
     const { pending, seen, made } = text;
     const loop = await session.startDecoding([{ settings: options.settings, pending, seen, drawn: made }]);
-    const steps = new DecodeSteps(loop, options, bytewise);
+    const steps = new DecodeSteps(loop, options, tokenizer);
     steps.#remember(text.tail);
     return steps;
   }
 
-  async next(most: number): Promise<MadeIds> {
+  /** @param mostIds ids to make at most */
+  async next(most: number, mostIds = CHUNK_STEPS): Promise<MadeIds> {
+    this.unsettled = true;
+    // A state cannot go back, so a run whose state is kept makes no token after the one with the last byte.
+    const steps = this.#single ? 1 : Math.max(1, Math.floor(most / this.#longest));
     const { watched } = await this.#loop.run({
-      steps: this.#single ? 1 : Math.min(most, CHUNK_STEPS),
+      steps: Math.min(steps, mostIds, CHUNK_STEPS),
       maxMs: CHUNK_MS,
       stops: this.#stops,
       history: Int32Array.from(this.#tail),
@@ -66,7 +77,9 @@ export class DecodeSteps implements Steps {
   }
 
   /** The loop ends with the last id that is wanted. */
-  async settle(): Promise<void> {}
+  async settle(): Promise<void> {
+    this.unsettled = false;
+  }
 
   cancel(): void {
     this.#loop.cancel();

@@ -20,6 +20,8 @@ export class Tokenizer {
   readonly vocab: number;
   /** All ids that have bytes, by their bytes, a prefix before what it begins; equal bytes by id. */
   readonly sorted: Int32Array;
+  /** Bytes of the longest token. */
+  readonly longest: number;
   readonly #file: TokenizerFile;
   readonly #bpe: Bpe;
   /** Id by byte, for bytes that are no text. */
@@ -34,6 +36,7 @@ export class Tokenizer {
     const { vocab, merges, ignoreMerges, bytes } = file;
     this.json = text;
     this.vocab = bytes.length;
+    this.longest = bytes.reduce((most, own) => Math.max(most, own.length), 0);
     this.#file = file;
     this.#bpe = new BPE({ type: 'BPE', vocab, merges, ignore_merges: ignoreMerges });
     this.#byteIds = Int32Array.from({ length: 256 }, (_, b) => vocab[nameOfBytes(Uint8Array.of(b))] ?? 0);
