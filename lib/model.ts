@@ -15,7 +15,7 @@ import {
 } from './errors.ts';
 import { generateBatch } from './generate/batch.ts';
 import { type GenerateResult, Generation } from './generate/generation.ts';
-import { type GenerateOptions, resolveOptions, toBytes } from './generate/options.ts';
+import { type GenerateOptions, resolveOptions } from './generate/options.ts';
 import { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
 import { mambaParams, type Weights } from './models/mamba.ts';
 import { initialValues } from './models/params.ts';
@@ -24,6 +24,7 @@ import { resolveModel } from './shipped.ts';
 import { State } from './state.ts';
 import { StateRing } from './state-ring.ts';
 import type { Tensor } from './tensor.ts';
+import { toBytes } from './to-bytes.ts';
 import { Tokenizer } from './tokenizer/tokenizer.ts';
 import { openCheckpoint, saveCheckpoint } from './weights/checkpoint-files.ts';
 import { warnOfNonFinite } from './weights/finite.ts';

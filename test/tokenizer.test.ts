@@ -411,6 +411,7 @@ test('a file that is no byte-level BPE is refused by what is wrong with it', asy
 
 test('mistakes in a call are refused', async (t) => {
   t.throws(() => trained.encode(5 as never), { instanceOf: TypeError, message: /text to be a string or a Uint8Array/ });
+  t.throws(() => trained.encode('a\ud800'), { instanceOf: TypeError, message: /text to be well-formed/ });
   for (const id of [-1, 512, 0.5]) t.throws(() => trained.decode([id]), { instanceOf: RangeError });
   await t.throwsAsync(trainTokenizer('x', { vocab: 255 }), {
     instanceOf: RangeError,

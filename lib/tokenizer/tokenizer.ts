@@ -1,6 +1,7 @@
 // Text and bytes to tokens and back: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) for any bytes.
 import { readFile } from 'node:fs/promises';
 import { checkString, describe, expected, ModelFormatError } from '../errors.ts';
+import { toBytes } from '../to-bytes.ts';
 import { BPE, type Bpe } from './bpe-library.ts';
 import { nameOfBytes } from './byte-alphabet.ts';
 import { CLOSED_PIECE, GPT2_PATTERN, splitPieces } from './pieces.ts';
@@ -77,12 +78,10 @@ export class Tokenizer {
   /**
    * Ids of any bytes, of which decode gives the same bytes. Special tokens are never added, and never parsed out of the
    * text. Bytes that are no UTF-8 become tokens of one byte.
+   * @throws TypeError for lone surrogates, which UTF-8 cannot express
    */
   encode(text: string | Uint8Array): Int32Array {
-    if (typeof text !== 'string' && !(text instanceof Uint8Array)) {
-      throw new TypeError(expected('tokenizer.encode', 'text', 'be a string or a Uint8Array', describe(text)));
-    }
-    const bytes = Buffer.from(text as string);
+    const bytes = Buffer.from(toBytes('tokenizer.encode', 'text', text));
     const ids = new IdList();
     let done = 0;
     for (const [from, to] of textRuns(bytes).runs) {
