@@ -261,12 +261,16 @@ static void attention_many(const Node& node, const Team& team, const Attention& 
 // What a piece of the keys gives for one query: top, sum, and the weighted values (P).
 MB_INLINE int64_t partial_floats(int64_t P) { return round_up(P + 2, 16); }
 
-// n <= kPieceBlock more keys for one query. k and v: the first of them.
+// n <= kPieceBlock more keys for one query. k and v: the first of them. kParts: vectors of a head, which then lie in
+// registers; 0: any width.
+template <int kParts>
 static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q, const float* k, int64_t k_stride,
                                const float* v, int64_t v_stride, float* partial) {
   alignas(64) float score[kPieceBlock];
   float *top = partial, *sum = partial + 1, *o = partial + 2;
-  V best = set1(*top);
+  V best = set1(*top), query[kParts ? kParts : 1];
+  MB_UNROLL
+  for (int d = 0; d < kParts; d++) query[d] = load(q + d * W);
   for (int64_t j = 0; j < n; j += W) {
     const int some = static_cast<int>(min64(W, n - j));
     V dots[W];
@@ -275,9 +279,13 @@ static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q
       // Rows past the end are the last one again, and their scores are dropped.
       const float* row = k + (j + (i < some ? i : some - 1)) * k_stride;
       V acc = zero();
-      int64_t d = 0;
-      for (; d + W <= P; d += W) acc = fma(load(q + d), load(row + d), acc);
-      if (d < P) acc = fma(load_n(q + d, static_cast<int>(P - d)), load_n(row + d, static_cast<int>(P - d)), acc);
+      if constexpr (kParts > 0) {
+        acc = query[0] * load(row);
+        MB_UNROLL
+        for (int d = 1; d < kParts; d++) acc = fma(query[d], load(row + d * W), acc);
+      } else {
+        each_part(P, [&](int64_t d, int lanes) { acc = fma(load_part(q + d, lanes), load_part(row + d, lanes), acc); });
+      }
       dots[i] = acc;
     }
     store(score + j, sum_each(dots) * set1(scale));
@@ -296,18 +304,33 @@ static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q
   store(shrink, keep);
   *sum = *sum * shrink[0] + reduce_add(total);
   *top = now;
-  each_part(P, [&](int64_t d, int lanes) {
-    V acc[4] = {load_part(o + d, lanes) * keep, zero(), zero(), zero()};
+  if constexpr (kParts > 0) {
+    constexpr int kSets = kParts > 4 ? 1 : 2;
+    V acc[2][kParts];
+    MB_UNROLL
+    for (int d = 0; d < kParts; d++) acc[0][d] = load(o + d * W) * keep, acc[1][d] = zero();
     int64_t j = 0;
-    for (; j + 4 <= n; j += 4) {
+    for (; j + 2 <= n; j += 2) {
+      const V first = set1(score[j]), second = set1(score[j + 1]);
       MB_UNROLL
-      for (int i = 0; i < 4; i++) {
-        acc[i] = fma(set1(score[j + i]), load_part(v + (j + i) * v_stride + d, lanes), acc[i]);
+      for (int d = 0; d < kParts; d++) {
+        acc[0][d] = fma(first, load(v + j * v_stride + d * W), acc[0][d]);
+        acc[kSets - 1][d] = fma(second, load(v + (j + 1) * v_stride + d * W), acc[kSets - 1][d]);
       }
     }
-    for (; j < n; j++) acc[0] = fma(set1(score[j]), load_part(v + j * v_stride + d, lanes), acc[0]);
-    store_part(o + d, (acc[0] + acc[1]) + (acc[2] + acc[3]), lanes);
-  });
+    if (j < n) {
+      MB_UNROLL
+      for (int d = 0; d < kParts; d++) acc[0][d] = fma(set1(score[j]), load(v + j * v_stride + d * W), acc[0][d]);
+    }
+    MB_UNROLL
+    for (int d = 0; d < kParts; d++) store(o + d * W, acc[0][d] + acc[1][d]);
+  } else {
+    each_part(P, [&](int64_t d, int lanes) {
+      V acc = load_part(o + d, lanes) * keep;
+      for (int64_t j = 0; j < n; j++) acc = fma(set1(score[j]), load_part(v + j * v_stride + d, lanes), acc);
+      store_part(o + d, acc, lanes);
+    });
+  }
 }
 
 // y and lse of one query from its pieces.
@@ -336,6 +359,7 @@ MB_INLINE void prefetch_rows(const float* from, int64_t stride, int64_t rows, in
   }
 }
 
+template <int kParts>
 static void attention_few(const Node& node, const Team& team, const Attention& a) {
   namespace in = at::attention::in;
   const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v);
@@ -366,9 +390,9 @@ static void attention_few(const Node& node, const Team& team, const Attention& a
           const int64_t t = i / group, h = j * group + i % group;
           const int64_t n = min64(kPieceBlock, min64(end, first + t + 1) - s0);
           if (n <= 0) continue;
-          attention_few_keys(n, a.P, a.scale() * kLog2e, q.row<float>(b * a.T + t) + h * a.P,
-                             k.row<float>(b * a.S + s0) + j * a.P, k.row_stride, v.row<float>(b * a.S + s0) + j * a.P,
-                             v.row_stride, partial(b, t, h, p));
+          attention_few_keys<kParts>(n, a.P, a.scale() * kLog2e, q.row<float>(b * a.T + t) + h * a.P,
+                                     k.row<float>(b * a.S + s0) + j * a.P, k.row_stride,
+                                     v.row<float>(b * a.S + s0) + j * a.P, v.row_stride, partial(b, t, h, p));
         }
       }
     }
@@ -415,8 +439,12 @@ static void k_attention(const Node& node, const Team& team) {
   const Attention a = attention_of(node);
   if (a.T > kFewSteps) {
     attention_many(node, team, a);
+  } else if (a.P == 4 * W) {
+    attention_few<4>(node, team, a);
+  } else if (a.P == 8 * W) {
+    attention_few<8>(node, team, a);
   } else {
-    attention_few(node, team, a);
+    attention_few<0>(node, team, a);
   }
 }
 
