@@ -93,7 +93,7 @@ export const attention: OpCase[] = [
       T: [1, 2, 8, 9, 65],
       S: [66, 512, 513, 1100],
       heads: ['1/1', '4/2', '3/1'],
-      P: [3, 16, 64],
+      P: [3, 16, 64, 128],
       broken: [false, true],
       pad: [0, 3],
     }),
