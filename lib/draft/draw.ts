@@ -37,13 +37,13 @@ interface Candidate {
 /** What may win, after temperature, top-k, top-p and min-p. */
 function candidates(weights: Float64Array, n: number, largest: number, settings: SamplingSettings): Candidate[] {
   const { temperature, topK, topP, minP } = settings;
-  const least = largest * Math.max(NEGLIGIBLE, minP) ** temperature;
+  const least = largest * NEGLIGIBLE ** temperature;
   const found: Candidate[] = [];
   for (let index = 0; index < n; index++) {
     const weight = weights[index] as number;
     if (weight >= least) found.push({ index, weight: (weight / largest) ** (1 / temperature) });
   }
-  if (topK < 1 && topP === 1) return found;
+  if (topK < 1 && topP === 1) return found.filter(({ weight }) => weight >= minP);
   const sorted = found.sort((a, b) => b.weight - a.weight || a.index - b.index).slice(0, topK >= 1 ? topK : n);
   const enough = topP * sorted.reduce((sum, { weight }) => sum + weight, 0);
   let sum = 0;
@@ -51,7 +51,7 @@ function candidates(weights: Float64Array, n: number, largest: number, settings:
     sum += weight;
     return sum >= enough;
   });
-  return last < 0 ? sorted : sorted.slice(0, last + 1);
+  return (last < 0 ? sorted : sorted.slice(0, last + 1)).filter(({ weight }) => weight >= minP);
 }
 
 /**

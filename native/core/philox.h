@@ -1,8 +1,7 @@
 // Philox4x32-10, the counter-based random numbers of sampling and initialisation: the same words on every backend.
 //
-// philox4x32(counter[4], key[2]) -> 4 words. A stream is a 64-bit seed and a 64-bit counter, used as
-//   key = (seed low, seed high), counter = (counter low, counter high, 0, 0),
-// and draw number `counter` has a word of its own for every class v: word v % 4 at counter (.., .., v / 4 + 1, 0).
+// philox4x32(counter[4], key[2]) -> 4 words. Draw number `counter` of a seed has a word of its own for every class v:
+//   word v % 4 at key = (seed low, seed high), counter = (counter low, counter high, v / 4 + 1, 0).
 // Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 #pragma once
 #include <cstdint>
