@@ -431,7 +431,7 @@ test('lookup finds the longest context, and goes on with its own draft where the
 
 test('byte marginals of a token distribution are sums over the tokens that agree', async (t) => {
   const t400 = await tokenizer;
-  const marginals = new ByteMarginals(new ByteTrie(t400));
+  const marginals = new ByteMarginals(ByteTrie.of(t400));
   const logits = Float32Array.from({ length: t400.vocab }, (_, i) => Math.sin(i * 7.1) * 3);
   const all = Array.from({ length: t400.vocab }, (_, id) => id);
   for (const start of ['', 't', 'th', ' ']) {

@@ -4,6 +4,8 @@ import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 /** Tokens this many nats below the best one do not count. */
 const NEGLIGIBLE = 9;
 
+const tries = new WeakMap<Tokenizer, ByteTrie>();
+
 /** A vocabulary in the order of its bytes, in flat arrays. */
 export class ByteTrie {
   readonly ids: Int32Array;
@@ -12,7 +14,14 @@ export class ByteTrie {
   readonly #bytes: Uint8Array;
   readonly tokenizer: Tokenizer;
 
-  constructor(tokenizer: Tokenizer) {
+  /** That of a tokenizer, made once. */
+  static of(tokenizer: Tokenizer): ByteTrie {
+    const trie = tries.get(tokenizer) ?? new ByteTrie(tokenizer);
+    tries.set(tokenizer, trie);
+    return trie;
+  }
+
+  private constructor(tokenizer: Tokenizer) {
     this.tokenizer = tokenizer;
     this.ids = tokenizer.sorted;
     const parts = Array.from(this.ids, (id) => tokenizer.bytesOf(id));

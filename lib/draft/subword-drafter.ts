@@ -39,7 +39,7 @@ export class SubwordDrafter implements Drafter {
     this.#tokenizer = tokenizer;
     this.#model = model;
     this.#ring = model.borrowRing();
-    const trie = new ByteTrie(tokenizer);
+    const trie = ByteTrie.of(tokenizer);
     this.#token = new ByteMarginals(trie);
     this.#next = new ByteMarginals(trie);
   }
