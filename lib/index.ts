@@ -12,6 +12,8 @@ export {
 } from './data/windows.ts';
 export type { BackendName, CudaInfo, DeviceInfo } from './device.ts';
 export { type BackendReport, type DoctorReport, doctor } from './doctor.ts';
+export type { Draft, Drafter, DraftRequest } from './draft/drafter.ts';
+export type { DraftStats } from './draft/speculative-steps.ts';
 export * from './errors.ts';
 export {
   type GenerateChunk,
@@ -33,6 +35,7 @@ export {
 } from './models/config.ts';
 export type { Recompute } from './models/mamba.ts';
 export { type Inputs, type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
+export type { SamplingSettings } from './session.ts';
 export { shippedModels } from './shipped.ts';
 export { State } from './state.ts';
 export type { TypedArray } from './tensor.ts';

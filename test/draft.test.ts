@@ -81,10 +81,11 @@ const DRAFTERS: [name: string, open: (plain: Uint8Array) => Promise<Model | 'loo
 ];
 
 for (const [drafterName, open] of DRAFTERS) {
-  for (const [settingsName, options] of SETTINGS) {
+  for (const [i, [settingsName, options]] of SETTINGS.entries()) {
     test(`lossless · ${drafterName} · ${settingsName}`, async (t) => {
       const model = await books;
-      for (const [name, prompt] of PROMPTS) {
+      // Every other prompt, all of them over two settings.
+      for (const [name, prompt] of PROMPTS.filter((_, p) => p % 2 === i % 2)) {
         const { draftLength: _, ...plainOptions } = options;
         const plain = await model.generate(prompt, { maxBytes: 40, ...plainOptions });
         const draft = await open(plain.bytes);
@@ -341,7 +342,7 @@ test('sampled bytes follow the model whatever drafts them: chi-square', async (t
   const max = Math.max(...logits);
   const weights = [...logits].map((x) => Math.exp((x - max) / temperature));
   const total = weights.reduce((a, b) => a + b, 0);
-  const runs = 600;
+  const runs = 300;
   const counts = new Float64Array(256);
   for (let seed = 0; seed < runs; seed++) {
     const { bytes: made } = await model.generate(prompt, {
