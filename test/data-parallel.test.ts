@@ -19,9 +19,8 @@ import type { TrainOptions } from '../lib/train/options.ts';
 import { createTrainer } from '../lib/trainer.ts';
 import { errors } from './support/close.ts';
 import { fileOf, folder } from './support/folder.ts';
-import { prose } from './support/prose.ts';
+import { CORPUS, TEXT, VALID } from './support/training.ts';
 
-const text = prose(12_000, 1);
 const config = { layers: 3, dModel: 16 };
 
 /** A rank whose sums over ranks are done by nobody: in a world of one they change nothing. */
@@ -80,7 +79,7 @@ test('gradients lie one after another in the order given, aligned, in buckets of
 /** Pads short rows: (rows, T + 1) ids as the sampler makes them. */
 function rowsOf(windows: readonly Window[], T: number): Int32Array {
   const ids = new Int32Array(windows.length * (T + 1)).fill(-1);
-  for (const [r, w] of windows.entries()) ids.set(text.subarray(w.start, w.start + w.length), r * (T + 1));
+  for (const [r, w] of windows.entries()) ids.set(TEXT.subarray(w.start, w.start + w.length), r * (T + 1));
   return ids;
 }
 
@@ -211,16 +210,15 @@ test('steps as the only rank are steps, bit for bit', async (t) => {
   const steps = async (rank?: Rank) => {
     using model = await createModel(config, { seed: 3, device: 'cpu', threads: 2 });
     const trainer = await createTrainer(model, { lr: 1e-2 }, rank);
-    const batch = (at: number) => ({ bytes: Uint8Array.from(text.subarray(at, at + 2 * 33)), batch: 2 });
+    const batch = (at: number) => ({ bytes: Uint8Array.from(TEXT.subarray(at, at + 2 * 33)), batch: 2 });
     const results = [await trainer.step(batch(0)), await trainer.step([batch(99), batch(200), batch(300)])];
     return { results, weights: [...model.weights].map(([name, w]) => [name, model.runtime.read(w)]) };
   };
   t.deepEqual(await steps(new LoneRank()), await steps());
 });
 
-const corpus = Array.from({ length: 10 }, (_, i) => text.toString('latin1', i * 1000, (i + 1) * 1000)).join('\n\f\n');
-const data = fileOf('corpus.txt', corpus);
-const valid = fileOf('valid.txt', text.subarray(10_000, 10_800));
+const data = fileOf('corpus.txt', CORPUS);
+const valid = fileOf('valid.txt', VALID);
 
 function options(more: Partial<TrainOptions> = {}): TrainOptions & { out: string } {
   const out = join(folder(), 'run');

@@ -18,14 +18,12 @@ import { evaluate, sliding } from '../lib/train/evaluate.ts';
 import { train, trainAsRank } from '../lib/train/loop.ts';
 import type { TrainOptions } from '../lib/train/options.ts';
 import { fileOf, folder } from './support/folder.ts';
-import { prose } from './support/prose.ts';
 import { tokenizerJson } from './support/tokenizer.ts';
+import { CORPUS, DOCUMENTS, filesOf, logOf, TEXT, VALID } from './support/training.ts';
 
 const execute = promisify(execFile);
-const text = prose(12_000, 1);
-const documents = Array.from({ length: 10 }, (_, i) => text.toString('latin1', i * 1000, (i + 1) * 1000));
-const data = fileOf('corpus.txt', documents.join('\n\f\n'));
-const valid = fileOf('valid.txt', text.subarray(10_000, 10_800));
+const data = fileOf('corpus.txt', CORPUS);
+const valid = fileOf('valid.txt', VALID);
 const json = tokenizerJson();
 const tokenizer = Tokenizer.fromJson(json);
 const file = fileOf('tokenizer.json', json);
@@ -36,18 +34,7 @@ function options(more: Partial<TrainOptions> = {}): TrainOptions & { out: string
   return { config, data, out, tokenizer: file, steps: 6, batch: 2, context: 32, lr: 1e-3, threads: 1, ...more };
 }
 
-function files(checkpoint: string): Record<string, string> {
-  const names = ['model.safetensors', 'optimizer.safetensors', 'config.json', 'tokenizer.json'];
-  return Object.fromEntries(names.map((name) => [name, readFileSync(join(checkpoint, name)).toString('base64')]));
-}
-
-function linesOf(out: string): Record<string, number>[] {
-  const lines = readFileSync(join(out, 'log.jsonl'), 'utf8').trimEnd().split('\n');
-  return lines.map((line) => {
-    const { seconds, bytesPerSecond, ...rest } = JSON.parse(line);
-    return rest;
-  });
-}
+const files = (checkpoint: string) => filesOf(checkpoint, 'tokenizer.json');
 
 function tokenFiles(where: string): string[] {
   return readdirSync(where).filter((name) => name.startsWith('tokens-'));
@@ -69,7 +56,7 @@ test('six steps are three, a resume, and three more, bit for bit', async (t) => 
     const resumed = await train({ out: broken.out, resume: true });
     t.like(resumed, { step: 6, stopped: 'done', loss: done.loss, best: done.best, bytes: done.bytes });
     t.deepEqual(files(resumed.checkpoint), files(done.checkpoint));
-    t.deepEqual(linesOf(broken.out), linesOf(straight.out));
+    t.deepEqual(logOf(broken.out), logOf(straight.out));
     t.is(statSync(join(broken.out, cached)).mtimeMs, mtimeMs, 'tokens are encoded once');
   }
 });
@@ -79,10 +66,10 @@ test('a run counts bytes, and its checkpoint is a subword model', async (t) => {
   const given = options({ steps: 30, lr: 1e-2, valid, evalEvery: 10 });
   const result = await train({ ...given, onEncode: ({ bytes, total }) => encoded.push(bytes / total) });
   t.is(encoded.at(-1), 1);
-  const tokens = documents.reduce((sum, d) => sum + tokenizer.encode(d).length, 0);
+  const tokens = DOCUMENTS.reduce((sum, d) => sum + tokenizer.encode(d).length, 0);
   const perToken = 10_000 / tokens;
   t.is(result.bytes, Math.round(30 * 2 * 32 * perToken));
-  const lines = linesOf(given.out);
+  const lines = logOf(given.out);
   for (const { loss = 0, bitsPerByte = 0 } of lines) {
     t.true(Math.abs(bitsPerByte - loss / Math.LN2 / perToken) < 1e-9);
   }
@@ -129,7 +116,7 @@ test('contradictions and wrong files are refused by their names', async (t) => {
 
 test('token documents are the encoded documents, in pieces of any size, by any number of processes', async (t) => {
   using set = await openDataset(data);
-  const ids = documents.map((d) => [...tokenizer.encode(d)]);
+  const ids = DOCUMENTS.map((d) => [...tokenizer.encode(d)]);
   for (const [size, processes] of [
     [1, 1],
     [7, 2],
@@ -148,7 +135,7 @@ test('token documents are the encoded documents, in pieces of any size, by any n
     t.is(bytes, 10_000);
   }
   const lost = openEncoder(tokenizer, 2);
-  const answer = lost.encode(text);
+  const answer = lost.encode(TEXT);
   lost.close();
   await t.throwsAsync(answer, { message: /encoder: expected its process to run, got .*SIGKILL/ });
   const where = folder();
@@ -197,7 +184,7 @@ test('tokens are encoded anew when data or tokenizer changed, or the file is cut
 test('windows over tokens are scored as defined, by hand and with the state carried', async (t) => {
   using model = await createModel(config, { seed: 3, threads: 1, tokenizer });
   const [context, stride] = [16, 5];
-  const some = documents.slice(0, 3);
+  const some = DOCUMENTS.slice(0, 3);
   const path = fileOf('d.txt', some.join('\n\f\n'));
   let nats = 0;
   let bytes = 0;
@@ -216,7 +203,7 @@ test('windows over tokens are scored as defined, by hand and with the state carr
   const words = some.map((d) => d.split(/\s+/).filter(Boolean).length).reduce((a, b) => a + b);
   t.is(got.words, words);
   t.true(Math.abs(got.wordPerplexity - Math.exp(nats / words)) < 1e-3 * got.wordPerplexity);
-  const whole = fileOf('e.txt', Buffer.alloc(150_000, text)); // more tokens than one piece
+  const whole = fileOf('e.txt', Buffer.alloc(150_000, TEXT)); // more tokens than one piece
   const carried = await evaluate(model, whole, { mode: 'stateful' });
   const score = await model.score(readFileSync(whole));
   t.is(carried.bytes, score.bytes);

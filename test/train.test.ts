@@ -12,31 +12,17 @@ import { train } from '../lib/train/loop.ts';
 import { decayOf, type TrainOptions } from '../lib/train/options.ts';
 import { createTrainer } from '../lib/trainer.ts';
 import { fileOf, folder } from './support/folder.ts';
-import { prose } from './support/prose.ts';
+import { CORPUS, filesOf, logOf, TEXT, VALID } from './support/training.ts';
 
-const text = prose(12_000, 1);
-const corpus = Array.from({ length: 10 }, (_, i) => text.toString('latin1', i * 1000, (i + 1) * 1000)).join('\n\f\n');
-const data = fileOf('corpus.txt', corpus);
-const valid = fileOf('valid.txt', text.subarray(10_000, 10_800));
+const data = fileOf('corpus.txt', CORPUS);
+const valid = fileOf('valid.txt', VALID);
 const config = { layers: 2, dModel: 16 };
 
 function options(more: Partial<TrainOptions> = {}): TrainOptions & { out: string } {
   return { config, data, out: join(folder(), 'run'), steps: 6, batch: 2, context: 32, lr: 1e-3, threads: 1, ...more };
 }
 
-function files(checkpoint: string): Record<string, string> {
-  const names = ['model.safetensors', 'optimizer.safetensors', 'config.json', 'trainer.json'];
-  return Object.fromEntries(names.map((name) => [name, readFileSync(join(checkpoint, name)).toString('base64')]));
-}
-
-/** Log lines without what a clock decides. */
-function logOf(out: string): Record<string, unknown>[] {
-  const lines = readFileSync(join(out, 'log.jsonl'), 'utf8').trimEnd().split('\n');
-  return lines.map((line) => {
-    const { seconds, bytesPerSecond, ...rest } = JSON.parse(line);
-    return rest;
-  });
-}
+const files = (checkpoint: string) => filesOf(checkpoint, 'trainer.json');
 
 /** Runs until `step` is done, as Ctrl-C would end it. */
 function trainUntil(step: number, given: TrainOptions) {
@@ -141,7 +127,7 @@ test('a loss that is no number ends the run; what was saved stays', async (t) =>
 });
 
 test('data that vanishes ends the run after saving it', async (t) => {
-  const path = fileOf('gone.txt', corpus);
+  const path = fileOf('gone.txt', CORPUS);
   const given = options({ data: path, steps: 50 });
   const onProgress = ({ step }: { step: number }) => step === 4 && writeFileSync(path, 'x');
   await t.throwsAsync(train({ ...given, onProgress }), { instanceOf: DataError });
@@ -252,7 +238,7 @@ test('4 KiB are learned by heart', async (t) => {
   const trainer = await createTrainer(model, { lr: 1e-2, warmup: 15, schedule: 'cosine', steps: 110 });
   const [rows, T] = [16, 256];
   const bytes = new Uint8Array(rows * (T + 1));
-  for (let r = 0; r < rows; r++) bytes.set(text.subarray(r * T, (r + 1) * T + 1), r * (T + 1));
+  for (let r = 0; r < rows; r++) bytes.set(TEXT.subarray(r * T, (r + 1) * T + 1), r * (T + 1));
   let loss = Infinity;
   for (let i = 0; i < 110 && loss > 0.09; i++) ({ loss } = await trainer.step({ bytes, batch: rows }));
   t.true(loss < 0.1, `${loss}`);
@@ -266,7 +252,7 @@ async function nllAt(model: Model, bytes: Uint8Array, from: number, t: number): 
 
 test('windows are scored as defined: the first in full, later ones in their last stride', async (t) => {
   using model = await createModel(config, { seed: 3, threads: 1 });
-  const documents = [text.subarray(0, 60), text.subarray(100, 109), text.subarray(200, 241)];
+  const documents = [TEXT.subarray(0, 60), TEXT.subarray(100, 109), TEXT.subarray(200, 241)];
   const path = fileOf('d.txt', documents.map((d) => d.toString('latin1')).join('\n\f\n'));
   const [context, stride] = [16, 5];
   let nats = 0;
@@ -291,7 +277,7 @@ test('windows are scored as defined: the first in full, later ones in their last
 
 test('with the state carried, a document scores as one text', async (t) => {
   using model = await createModel(config, { seed: 3, threads: 1 });
-  const document = Buffer.alloc(70_000, text); // longer than one piece
+  const document = Buffer.alloc(70_000, TEXT); // longer than one piece
   const path = fileOf('d.txt', document);
   const got = await evaluate(model, path, { mode: 'stateful', separator: null });
   const { nats, bytes } = await model.score(document);
