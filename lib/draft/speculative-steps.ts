@@ -42,7 +42,8 @@ export class SpeculativeSteps implements Steps {
   readonly #options: ResolvedOptions;
   readonly #tokenizer: Tokenizer | undefined;
   readonly #pace: Pace;
-  readonly #seen: Set<number>;
+  /** Ids that a repetition penalty counts; undefined where there is none. */
+  readonly #seen: Set<number> | undefined;
   readonly #stats = {
     drafted: 0,
     accepted: 0,
@@ -82,7 +83,7 @@ export class SpeculativeSteps implements Steps {
     // Only lossless output does not depend on how long drafts are.
     this.#pace = new Pace(options.speculation.beta === undefined);
     this.#pending = text.pending;
-    this.#seen = new Set(Array.from(text.seen));
+    this.#seen = options.settings.repetitionPenalty === 1 ? undefined : new Set(Array.from(text.seen));
   }
 
   get stats(): DraftStats {
@@ -106,7 +107,7 @@ export class SpeculativeSteps implements Steps {
     const ids = this.#last.ids.subarray(0, used);
     this.#pending = ids.at(-1) ?? this.#pending;
     this.#made += used;
-    for (const id of ids) this.#seen.add(id);
+    for (const id of ids) this.#seen?.add(id);
     this.#tail = [...this.#tail, ...ids].slice(-longestOf(this.#options.stops));
     this.#news.push(...ids);
     this.unsettled = false;
@@ -137,7 +138,7 @@ export class SpeculativeSteps implements Steps {
     const ids = [this.#pending, ...draft];
     const started = performance.now();
     this.unsettled = true;
-    const verified = await this.#session.verify(ids, { settings, seen: [...this.#seen], drawn: this.#made });
+    const verified = await this.#session.verify(ids, { settings, seen: [...(this.#seen ?? [])], drawn: this.#made });
     const judged = speculation.beta === undefined ? undefined : verified.logits();
     let right = 0;
     while (right < draft.length && this.#stands(verified, judged, right, draft)) right++;
@@ -163,14 +164,14 @@ export class SpeculativeSteps implements Steps {
     const { settings, speculation } = this.#options;
     if (logits === undefined || speculation.beta === undefined) return false;
     const V = this.#session.vocab;
-    const seen = [...this.#seen, ...draft.slice(0, row)];
+    const seen = [...(this.#seen ?? []), ...draft.slice(0, row)];
     return rank(scoresOf(logits.slice(row * V, (row + 1) * V), seen, settings), id) < speculation.beta;
   }
 
   async #decode(most: number): Promise<MadeIds> {
     this.#read = 0;
     this.unsettled = true;
-    const text = { pending: this.#pending, seen: [...this.#seen], made: this.#made, tail: this.#tail };
+    const text = { pending: this.#pending, seen: [...(this.#seen ?? [])], made: this.#made, tail: this.#tail };
     const started = performance.now();
     this.#loop = await DecodeSteps.start(this.#session, this.#options, text, this.#tokenizer);
     const made = await this.#loop.next(most, this.#pace.rest || 1);
