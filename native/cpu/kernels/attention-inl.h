@@ -69,31 +69,6 @@ __attribute__((noinline)) void attention_tile(int64_t steps, const float* a, int
   }
 }
 
-static void attention_tile_any(int64_t rows, int64_t steps, const float* a, int64_t a_stride, const float* b, float* c,
-                               const float* keep) {
-#define MB_TILE(n)                                                                    \
-  case n:                                                                             \
-    if constexpr (n <= kPanelRows) attention_tile<n>(steps, a, a_stride, b, c, keep); \
-    break;
-  switch (rows) {
-    MB_TILE(1)
-    MB_TILE(2)
-    MB_TILE(3)
-    MB_TILE(4)
-    MB_TILE(5)
-    MB_TILE(6)
-    MB_TILE(7)
-    MB_TILE(8)
-    MB_TILE(9)
-    MB_TILE(10)
-    MB_TILE(11)
-    MB_TILE(12)
-    MB_TILE(13)
-    MB_TILE(14)
-  }
-#undef MB_TILE
-}
-
 // C = keep C + A^T B with a(steps,rows), b(steps,kAcross), c(rows,kAcross), of which `lanes` columns matter.
 static void attention_product(int64_t rows, int64_t lanes, int64_t steps, const float* a, int64_t a_stride,
                               const float* b, float* c, const float* keep) {
@@ -101,7 +76,10 @@ static void attention_product(int64_t rows, int64_t lanes, int64_t steps, const 
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t r0 = rows * i / tiles, r1 = rows * (i + 1) / tiles;
     for (int64_t j = 0; j < lanes; j += kPanelCols) {
-      attention_tile_any(r1 - r0, steps, a + r0, a_stride, b + j, c + r0 * kApart + j, keep ? keep + j : nullptr);
+      with_panel_rows(
+          r1 - r0, [&](auto height) __attribute__((always_inline)) {
+            attention_tile<height>(steps, a + r0, a_stride, b + j, c + r0 * kApart + j, keep ? keep + j : nullptr);
+          });
     }
   }
 }

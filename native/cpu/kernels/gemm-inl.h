@@ -177,12 +177,12 @@ __attribute__((noinline)) void gemm_tile(int64_t steps, const float* a, const fl
   }
 }
 
-template <class Mac>
-MB_INLINE void gemm_tile_any(int rows, int64_t steps, const float* a, const float* b, const GemmOutput& out,
-                             int64_t row, int64_t col, int64_t cols, bool first) {
-#define MB_TILE(n)                                                                             \
-  case n:                                                                                      \
-    if constexpr (n <= kPanelRows) gemm_tile<Mac, n>(steps, a, b, out, row, col, cols, first); \
+// Calls f with `rows`, 1 .. kPanelRows, as a constant.
+template <class F>
+MB_INLINE void with_panel_rows(int64_t rows, const F& f) {
+#define MB_TILE(n)                                                      \
+  case n:                                                               \
+    if constexpr (n <= kPanelRows) f(std::integral_constant<int, n>{}); \
     break;
   switch (rows) {
     MB_TILE(1)
@@ -242,9 +242,13 @@ MB_INLINE void gemm(const Team& team, int64_t rows, int64_t cols, int64_t steps,
         const int64_t group = t / (kGroup * b_panels), in_group = t - group * kGroup * b_panels;
         const int64_t members = min64(kGroup, a_panels - group * kGroup);
         const int64_t pb = in_group / members, pa = group * kGroup + in_group % members;
-        const int height = static_cast<int>(min64(kPanelRows, some - pa * kPanelRows));
-        gemm_tile_any<Mac>(height, block, packed_a + pa * kPanelRows * block, packed_b + pb * kPanelCols * block, out,
-                           r0 + pa * kPanelRows, pb * kPanelCols, min64(kPanelCols, cols - pb * kPanelCols), k0 == 0);
+        const int64_t rows_left = min64(kPanelRows, some - pa * kPanelRows);
+        with_panel_rows(
+            rows_left, [&](auto height) __attribute__((always_inline)) {
+              gemm_tile<Mac, height>(block, packed_a + pa * kPanelRows * block, packed_b + pb * kPanelCols * block, out,
+                                     r0 + pa * kPanelRows, pb * kPanelCols, min64(kPanelCols, cols - pb * kPanelCols),
+                                     k0 == 0);
+            });
       }
     }
   }
