@@ -35,11 +35,13 @@ export function sweepTable(rows: readonly SweepRow[], verifyMs: number): string 
 
 /** What was equal for all rows, and what they were scored on. */
 export function sweepNote(rows: readonly SweepRow[]): string {
-  const { budget, device, evalBytes, evalContext, drafts } = rows[0] as SweepRow;
+  const { budget, evalBytes, evalContext, drafts } = rows[0] as SweepRow;
+  const devices = [...new Set(rows.map(({ device }) => device))].sort();
+  const alone = devices.length > 1 ? ', a run alone on each at a time' : '';
   const unit = drafts ? 'tokens' : 'bytes';
   const drafted = drafts ? ` Drafts of ${DRAFT_BYTES} bytes along held-out text.` : '';
   return (
-    `Equal for all rows: ${budget}. Device: ${device}. Bits per byte: ${grouped(evalBytes)} bytes of the held-out text, ` +
+    `Equal for all rows: ${budget}. Device: ${devices.join(', ')}${alone}. Bits per byte: ${grouped(evalBytes)} bytes of the held-out text, ` +
     `windows of ${evalContext} ${unit}, stride half of it.${drafted}`
   );
 }

@@ -17,8 +17,10 @@ import { runName, type SweepRun, shapeName } from './sweep-list.ts';
 export interface SweepSetup {
   data: string[];
   valid: Dataset;
-  /** Folder of runs and initial weights. */
+  /** Folder of runs and initial weights, which no other process may use at the same time. */
   out: string;
+  /** Folder of encoded data, for drafters. */
+  tokenCache: string;
   /** Folder of bpe-<vocab>.json. */
   tokenizers: string;
   device: string;
@@ -84,7 +86,7 @@ export async function trainRun(run: SweepRun, index: number, setup: SweepSetup):
 }
 
 function optionsOf(run: SweepRun, init: string, setup: SweepSetup, out: string): TrainOptions {
-  const { data, device, precision, seed, out: tokenCache } = setup;
+  const { data, device, precision, seed, tokenCache } = setup;
   const { batch, context, lr } = run;
   return {
     ...{ init, data, out, tokenCache, batch, context, lr, device, seed },

@@ -1,18 +1,21 @@
 /**
- * Trains the configurations of a list one after another, on equal budgets, and compares them:
+ * Trains the configurations of a list on equal budgets, and compares them:
  *
  *   tsx scripts/shipped/sweep.ts scripts/shipped/sweeps/books.json --data train-00.txt --valid valid.txt --out sweep \
  *     --device cuda --seconds 28
  *
+ * With --device given several times (cuda:0, cuda:1, ...) each device takes the next run whenever it is free: every run
+ * still has a device to itself. --runs N trains the first N of the list.
  * --seconds and --bytes ask different questions: which is best in so much time of this machine, and which learns most from
  * so much text. Every row has both figures. Writes a JSON line a run to sweep.jsonl in --out, and prints the table.
  */
-import { appendFileSync, mkdirSync, rmSync } from 'node:fs';
+import { mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { checkChoice, checkInteger, checkNumber, expected } from '../../lib/errors.ts';
 import { openDataset } from '../../lib/index.ts';
 import { readSweepList } from './sweep-list.ts';
+import { runPool } from './sweep-pool.ts';
 import { chosenRun, sweepNote, sweepTable, trainFlags, VERIFY_MS } from './sweep-table.ts';
 import { type SweepRow, type SweepSetup, trainRun } from './sweep-train.ts';
 
@@ -26,7 +29,8 @@ const { values: flags, positionals } = parseArgs({
     seconds: { type: 'string' },
     bytes: { type: 'string' },
     tokenizers: { type: 'string', default: '.' },
-    device: { type: 'string', default: 'auto' },
+    device: { type: 'string', multiple: true, default: ['auto'] },
+    runs: { type: 'string' },
     precision: { type: 'string' },
     seed: { type: 'string', default: '1' },
     'eval-bytes': { type: 'string', default: '1000000' },
@@ -42,14 +46,12 @@ const verifyMs = checkNumber(WHERE, '--verify-ms', Number(flags['verify-ms']), {
 mkdirSync(out, { recursive: true });
 const log = join(out, 'sweep.jsonl');
 rmSync(log, { force: true });
-const valid = await openDataset(needed('--valid', flags.valid));
+const valid = needed('--valid', flags.valid);
 const { precision } = flags;
-const setup: SweepSetup = {
+const shared = {
   data: flags.data ?? [needed('--data', undefined)],
-  valid,
-  out,
+  tokenCache: out,
   tokenizers: flags.tokenizers,
-  device: flags.device,
   precision:
     precision === undefined ? undefined : checkChoice(WHERE, '--precision', precision, ['f32', 'bf16'] as const),
   seed: count('--seed', flags.seed),
@@ -58,20 +60,40 @@ const setup: SweepSetup = {
   evalContext: count('--eval-context', flags['eval-context'] ?? (list.unit === 'byte' ? '8192' : '2048')),
   passages: count('--passages', flags.passages),
 };
+const runs = list.runs.slice(0, flags.runs === undefined ? undefined : count('--runs', flags.runs));
+const [device = 'auto'] = flags.device;
 
-const rows: SweepRow[] = [];
+/** By place in the list, so that the first row stays the one that the others are compared with. */
+const found: SweepRow[] = [];
 try {
-  for (const [i, run] of list.runs.entries()) {
-    const row = await trainRun(run, i, setup);
-    rows.push(row);
-    appendFileSync(log, `${JSON.stringify(row)}\n`);
-    console.error(`${i + 1} of ${list.runs.length}: ${row.name}: ${row.bitsPerByte.toFixed(4)} bits per byte`);
-  }
+  if (flags.device.length > 1) {
+    const setups = flags.device.map((name, i) => ({ ...shared, device: name, out: join(out, `device-${i}`) }));
+    await runPool(runs, setups, valid, keep);
+  } else await runAll({ ...shared, device, out });
 } finally {
-  valid.close();
+  const rows = found.filter(Boolean);
+  if (rows.length > 0) {
+    console.log(`${sweepNote(rows)}\n\n${sweepTable(rows, verifyMs)}\n`);
+    console.log(`chosen: mambabyte train ${trainFlags(chosenRun(rows, verifyMs))}`);
+  }
 }
-console.log(`${sweepNote(rows)}\n\n${sweepTable(rows, verifyMs)}\n`);
-console.log(`chosen: mambabyte train ${trainFlags(chosenRun(rows, verifyMs))}`);
+
+async function runAll(setup: Omit<SweepSetup, 'valid'>): Promise<void> {
+  const dataset = await openDataset(valid);
+  try {
+    for (const [i, run] of runs.entries()) keep(i, await trainRun(run, i, { ...setup, valid: dataset }));
+  } finally {
+    dataset.close();
+  }
+}
+
+function keep(index: number, row: SweepRow): void {
+  found[index] = row;
+  const rows = found.filter(Boolean);
+  writeFileSync(`${log}.tmp`, rows.map((line) => `${JSON.stringify(line)}\n`).join(''));
+  renameSync(`${log}.tmp`, log);
+  console.error(`${rows.length} of ${runs.length}: ${row.name}: ${row.bitsPerByte.toFixed(4)} bits per byte`);
+}
 
 function budgetOf(bytes: string | undefined, seconds: string | undefined): SweepSetup['budget'] {
   if (bytes !== undefined && seconds === undefined) return { bytes: count('--bytes', bytes) };
