@@ -1,14 +1,19 @@
-"""Writes the PyTorch fixtures of test/fixtures: python3 -B scripts/oracle/make_fixtures.py --out DIR (empty or new)."""
+"""Writes the PyTorch fixtures of test/fixtures: python3 -B scripts/oracle/make_fixtures.py [baselines] --out DIR
+
+DIR is empty or new. With `baselines`, those of docs/baselines.md; without, all others.
+"""
 
 import argparse
 import json
 import pathlib
 import platform
+import sys
 
 import safetensors.torch
 import torch
 import transformers
 
+import baselines
 import models
 import op_cases
 import pickle_cases
@@ -16,33 +21,56 @@ import pickle_cases
 SEED = 20240124
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', type=pathlib.Path, required=True)
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    assert not any(out.iterdir()), f'{out} is not empty'
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+def versions():
+    return {
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'transformers': transformers.__version__,
+        'safetensors': safetensors.__version__,
+    }
 
+
+def make_mamba(out):
     cases = op_cases.make(SEED)
     safetensors.torch.save_file(cases.tensors, out / 'ops.safetensors')
     (out / 'ops.json').write_text('[\n' + ',\n'.join(json.dumps(entry) for entry in cases.entries) + '\n]\n')
     report = {
         'command': 'python3 -B scripts/oracle/make_fixtures.py --out DIR',
         'seed': SEED,
-        'versions': {
-            'python': platform.python_version(),
-            'torch': torch.__version__,
-            'transformers': transformers.__version__,
-            'safetensors': safetensors.__version__,
-        },
+        'versions': versions(),
         'opCases': len(cases.entries),
     }
     report |= models.make_hf(out, SEED) | models.make_byte(out, SEED)
     pickle_cases.make(out)
-    (out / 'manifest.json').write_text(json.dumps(report, indent=1) + '\n')
-    print(json.dumps(report, indent=1))
+    write_report(out / 'manifest.json', report)
+
+
+def make_baselines(out):
+    """Exits with 1 after all others are written if a model failed."""
+    report, failed = baselines.make(out, SEED)
+    command = 'python3 -B scripts/oracle/make_fixtures.py baselines --out DIR'
+    write_report(out / 'baselines.json', {'command': command, 'seed': SEED, 'versions': versions()} | report)
+    if failed:
+        sys.exit(f'failed: {", ".join(failed)}')
+
+
+def write_report(path, report):
+    text = json.dumps(report, indent=1)
+    path.write_text(text + '\n')
+    print(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('what', nargs='?', choices=['baselines'])
+    parser.add_argument('--out', type=pathlib.Path, required=True)
+    options = parser.parse_args()
+    out = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    assert not any(out.iterdir()), f'{out} is not empty'
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    make_baselines(out) if options.what else make_mamba(out)
 
 
 if __name__ == '__main__':
