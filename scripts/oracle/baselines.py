@@ -134,11 +134,12 @@ def make_one(model, folder, c, out, seed):
     }
     if model is transformer:
         report |= transformer.check(wide, c, tensors[f'ids.{model.LENGTHS[-1]}'])
-        if folder == 'transformer-tiny-48':
-            c = transformer.published_config(p, c)
     (out / folder).mkdir()
-    (out / folder / 'config.json').write_text(json.dumps(c, indent=2) + '\n')
-    save_file(p, out / folder / 'model.safetensors', metadata={'format': 'pt'})
+    if folder == 'transformer-tiny-48':
+        transformer.save_published(p, c, out / folder)
+    else:
+        (out / folder / 'config.json').write_text(json.dumps(c, indent=2) + '\n')
+        save_file(p, out / folder / 'model.safetensors', metadata={'format': 'pt'})
     save_file({name: stored(value) for name, value in tensors.items()}, out / folder / 'fixture.safetensors')
     return report
 

@@ -70,7 +70,8 @@ def main():
     assert not any(out.iterdir()), f'{out} is not empty'
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    make_baselines(out) if options.what else make_mamba(out)
+    make = make_baselines if options.what == 'baselines' else make_mamba
+    make(out)
 
 
 if __name__ == '__main__':

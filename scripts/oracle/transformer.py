@@ -99,9 +99,10 @@ def llama(p, c):
     return model
 
 
-def published_config(p, c):
-    """config.json as transformers writes it."""
-    return llama(p, c).config.to_dict()
+def save_published(p, c, folder):
+    """config.json and model.safetensors as transformers writes them."""
+    llama(p, c).save_pretrained(folder)
+    (folder / 'generation_config.json').unlink(missing_ok=True)
 
 
 def check(p, c, ids):
