@@ -25,6 +25,8 @@ export {
 export type { GenerateOptions } from './generate/options.ts';
 export { type InspectedTensor, type Inspection, type InspectOptions, inspectModel } from './inspect.ts';
 export { type CreateModelOptions, createModel, type LoadModelOptions, loadModel, Model, type Score } from './model.ts';
+export type { BaseConfig, Recompute } from './models/architecture.ts';
+export type { ModelConfig, PartialModelConfig } from './models/architectures.ts';
 export {
   completeConfig,
   type MambaConfig,
@@ -33,7 +35,6 @@ export {
   type PresetName,
   presetConfig,
 } from './models/config.ts';
-export type { Recompute } from './models/mamba.ts';
 export { type Inputs, type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
 export type { SamplingSettings } from './session.ts';
 export { shippedModels } from './shipped.ts';

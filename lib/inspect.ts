@@ -1,6 +1,6 @@
 // What a checkpoint holds, read from its headers; with `check`, the values too.
 import { checkBoolean, checkOptions, checkSignal } from './errors.ts';
-import type { MambaConfig } from './models/config.ts';
+import type { ModelConfig } from './models/architectures.ts';
 import { resolveModel } from './shipped.ts';
 import { openCheckpoint } from './weights/checkpoint-files.ts';
 import type { NameDialect } from './weights/names.ts';
@@ -31,7 +31,7 @@ export interface Inspection {
   file: string;
   /** Whose tensor names the file uses. */
   dialect: NameDialect;
-  config: MambaConfig;
+  config: ModelConfig;
   /** Of the tokenizer.json beside the weights: how many ids it has; null: there is none. */
   tokenizer: { vocab: number } | null;
   /** Values in all tensors, the scales of int8 weights left out. */

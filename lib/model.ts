@@ -16,8 +16,8 @@ import {
 import { generateBatch } from './generate/batch.ts';
 import { type GenerateResult, Generation } from './generate/generation.ts';
 import { type GenerateOptions, resolveOptions } from './generate/options.ts';
-import { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
-import { mambaParams, type Weights } from './models/mamba.ts';
+import type { Architecture, Weights } from './models/architecture.ts';
+import { architectureOf, type ModelConfig, type PartialModelConfig } from './models/architectures.ts';
 import { initialValues } from './models/params.ts';
 import { Session } from './session.ts';
 import { resolveModel } from './shipped.ts';
@@ -54,7 +54,7 @@ export interface CreateModelOptions {
   /** As of loadModel. */
   device?: string;
   threads?: number;
-  /** Makes a subword model: `vocab` defaults to its ids, `norm` to 'rms', and the head is tied to the embedding. */
+  /** Makes a subword model: `vocab` defaults to its ids, the norm to RMSNorm, and the head is tied to the embedding. */
   tokenizer?: Tokenizer;
 }
 
@@ -88,10 +88,10 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
   const { device, note } = openDevice(where, options.device, options.threads);
   try {
     const file = await openCheckpoint(resolveModel(path));
-    const weights = await loadWeights(device, file.tensors, options);
+    const architecture = architectureOf(file.config);
+    const weights = await loadWeights(device, file.tensors, { ...options, architecture });
     const warnings = [...file.warnings, ...(await warnOfNonFinite(device, weights))];
-    const config = completeConfig(file.config);
-    return new Model(device, note, config, weights, options.trainable ?? false, warnings, file.tokenizer);
+    return new Model(device, note, file.config, weights, options.trainable ?? false, warnings, file.tokenizer);
   } catch (error) {
     device.dispose();
     throw error;
@@ -99,15 +99,16 @@ export async function loadModel(path: string, options: LoadModelOptions = {}): P
 }
 
 /** The whole shape of a new model; what is left out follows from its width and from the tokenizer, if it has one. */
-export function configFor(config: PartialMambaConfig, tokenizer: Tokenizer | undefined): MambaConfig {
-  if (!tokenizer) return completeConfig(config);
-  const full = completeConfig({ vocab: tokenizer.vocab, norm: 'rms', tied: true, ...config });
+export function configFor(config: PartialModelConfig, tokenizer: Tokenizer | undefined): ModelConfig {
+  const architecture = architectureOf(config);
+  if (!tokenizer) return architecture.complete(config);
+  const full = architecture.complete({ vocab: tokenizer.vocab, ...architecture.subword, ...config });
   checkInteger('config', 'vocab', full.vocab, { min: tokenizer.vocab });
   return full;
 }
 
-/** A new model with the official initialisation, trainable. @throws TypeError or RangeError naming a wrong field */
-export async function createModel(config: PartialMambaConfig, options: CreateModelOptions = {}): Promise<Model> {
+/** A new model with its architecture's usual initialisation, trainable. @throws TypeError or RangeError naming a wrong field */
+export async function createModel(config: PartialModelConfig, options: CreateModelOptions = {}): Promise<Model> {
   const where = 'createModel';
   checkOptions(where, options, ['seed', 'device', 'threads', 'tokenizer']);
   const { tokenizer } = options;
@@ -119,9 +120,11 @@ export async function createModel(config: PartialMambaConfig, options: CreateMod
   const { device, note } = openDevice(where, options.device, options.threads);
   const weights = new Map<string, Tensor>();
   try {
-    mambaParams(full).forEach((spec, i) => {
-      weights.set(spec.name, device.tensorFrom(initialValues(spec, seed, i), spec.shape, 'f32', spec.name));
-    });
+    architectureOf(full)
+      .params(full)
+      .forEach((spec, i) => {
+        weights.set(spec.name, device.tensorFrom(initialValues(spec, seed, i), spec.shape, 'f32', spec.name));
+      });
     return new Model(device, note, full, weights, true, [], tokenizer);
   } catch (error) {
     device.dispose();
@@ -129,9 +132,9 @@ export async function createModel(config: PartialMambaConfig, options: CreateMod
   }
 }
 
-/** A Mamba language model on a device. */
+/** A language model on a device. */
 export class Model {
-  readonly config: MambaConfig;
+  readonly config: ModelConfig;
   /** What computes: "cpu (avx512, 2 threads)" or "cuda:0 (NVIDIA H100 80GB HBM3, sm_90)". */
   readonly device: string;
   /** Which device was chosen and why: "cpu: no NVIDIA driver is installed". */
@@ -153,7 +156,7 @@ export class Model {
   constructor(
     device: Device,
     note: string,
-    config: MambaConfig,
+    config: ModelConfig,
     weights: Weights,
     trainable: boolean,
     warnings: readonly string[],
@@ -175,15 +178,32 @@ export class Model {
   }
   /** Number of parameters. */
   get parameters(): number {
-    return mambaParams(this.config).reduce((sum, p) => sum + p.shape.reduce((a, b) => a * b, 1), 0);
+    return this.architecture.params(this.config).reduce((sum, p) => sum + p.shape.reduce((a, b) => a * b, 1), 0);
   }
   /** Bytes of weights. */
   get bytes(): number {
     return [...this.weights.values()].reduce((sum, t) => sum + t.bytes, 0);
   }
-  /** Bytes of state per sequence: constant in the length of the text. */
+  /** Bytes of state per sequence once a byte is read: of a Mamba, the same for any text. */
   get stateBytes(): number {
-    return Session.stateBytes(this.config);
+    return this.stateBytesAt(1);
+  }
+  /** Bytes of state per sequence, as `State` keeps it, after so many bytes, or tokens of a subword model. */
+  stateBytesAt(position: number): number {
+    checkInteger('stateBytesAt', 'position', position, { min: 0 });
+    return 4 * this.architecture.state.floats(this.config, position);
+  }
+  /**
+   * Floating-point operations of the forward pass for one byte, or token of a subword model, on average over windows of so
+   * many; a multiplication and an addition are two (docs/baselines.md).
+   */
+  flops(window: number): number {
+    checkInteger('flops', 'window', window, { min: 1 });
+    return this.architecture.flops(this.config, window);
+  }
+  /** @internal */
+  get architecture(): Architecture<ModelConfig> {
+    return architectureOf(this.config);
   }
 
   /**
@@ -242,7 +262,7 @@ export class Model {
     checkOptions('logits', options, ['signal']);
     const ids = this.checkIds('logits', input);
     return this.withSession(async (session) => {
-      session.writeState(new Float32Array(session.stateFloats));
+      await session.writeState(new Float32Array(session.stateFloats));
       return session.logits(ids, options.signal);
     });
   }
@@ -269,10 +289,10 @@ export class Model {
     state?.acquire(where);
     try {
       return await this.withSession(async (session) => {
-        session.writeState(state?.data ?? new Float32Array(session.stateFloats));
+        await session.writeState(state?.data ?? new Float32Array(session.stateFloats));
         const nll = await session.nll(ids, options.signal);
         if (state) {
-          state.data.set(session.readState());
+          state.data = session.readState();
           state.position += ids.length - pending.length;
           state.pending = ids.at(-1);
         }

@@ -1,17 +1,9 @@
 // The plans of a session: what reads a chunk of ids, verifies drafted ones, decodes. Each is compiled on first use.
 import type { BackendName, Device } from './device.ts';
 import { Graph } from './graph.ts';
-import type { MambaConfig } from './models/config.ts';
-import {
-  decayRates,
-  decayRatesName,
-  type ForwardOptions,
-  type LayerState,
-  mambaBackbone,
-  mambaHead,
-  matrixNames,
-  type Weights,
-} from './models/mamba.ts';
+import type { Memory } from './memory/memory.ts';
+import type { Architecture, ForwardOptions, Weights } from './models/architecture.ts';
+import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
 import { BLOCK_ROWS } from './ops/mamba-block.ts';
 import { SAMPLE_COLUMNS, sample } from './ops/sample.ts';
@@ -78,107 +70,105 @@ export interface DecodePlan extends DrawTensors {
   plan: Plan;
 }
 
-const withDecayRates = new WeakMap<Weights, Promise<Weights>>();
+const withDerived = new WeakMap<Weights, Promise<Weights>>();
 
 /** Weights that do not change, with what every plan needs of them computed once; others as they are. */
-function prepared(device: Device, config: MambaConfig, weights: Weights): Promise<Weights> {
-  const found = withDecayRates.get(weights);
+function prepared(device: Device, config: ModelConfig, weights: Weights): Promise<Weights> {
+  const found = withDerived.get(weights);
   if (found) return found;
   const prepare = async () => {
-    const changing = [...weights].some(([name, t]) => name.endsWith('.A_log') && !t.frozen);
-    if (changing) return weights;
+    const architecture = architectureOf(config);
+    if (!architecture.derived || [...weights.values()].some((t) => !t.frozen)) return weights;
     const all = new Map(weights);
     const g = new Graph();
-    for (let l = 0; l < config.layers; l++) {
-      const name = decayRatesName(l);
-      const made = decayRates(g, weights, l);
-      const A = device.tensor(made.shape, 'f32', name, true);
-      g.op('copy', { y: A }, { x: made });
-      all.set(name, A);
+    for (const [name, made] of architecture.derived(g, config, weights)) {
+      const kept = device.tensor(made.shape, 'f32', name, true);
+      g.op('copy', { y: kept }, { x: made });
+      all.set(name, kept);
     }
     using plan = await compile(device, g);
     await plan.run();
     return all;
   };
   const made = prepare();
-  withDecayRates.set(weights, made);
+  withDerived.set(weights, made);
   return made;
 }
 
-/** Plans over one state of `batch` sequences. They share an arena, since only one of them runs at a time. */
+/** What the activations of long prompts are rounded to: bf16 on a GPU whose matrices are all smaller than f32. */
+export function activationsOf(device: Device, config: ModelConfig, weights: Weights): 'bf16' | undefined {
+  const matrices = architectureOf(config)
+    .matrices(config)
+    .map((name) => weights.get(name)?.dtype);
+  return device.info.backend === 'cuda' && matrices.every((dtype) => dtype !== 'f32') ? 'bf16' : undefined;
+}
+
+/** Plans over the memory of `batch` sequences. They share an arena, since only one of them runs at a time. */
 export class SessionPlans {
   /** Chunks that lengths are made of, large ones first. */
   readonly sizes: readonly number[];
   readonly #device: Device;
-  readonly #config: MambaConfig;
+  readonly #architecture: Architecture<ModelConfig>;
+  readonly #config: ModelConfig;
   readonly #weights: Weights;
   readonly #batch: number;
-  readonly #layers: readonly LayerState[];
+  readonly #memory: Memory;
   readonly #activations: 'bf16' | undefined;
   readonly #arena: Arena;
-  readonly #owned: Tensor[] = [];
+  /** What plans read and write beside the memory: it outlives them. */
+  readonly #tensors = new Map<string, Tensor>();
   readonly #made = new Map<string, Promise<{ plan: Plan }>>();
 
-  constructor(device: Device, config: MambaConfig, weights: Weights, batch: number, layers: readonly LayerState[]) {
+  constructor(device: Device, config: ModelConfig, weights: Weights, batch: number, memory: Memory) {
     this.#device = device;
+    this.#architecture = architectureOf(config);
     this.#config = config;
     this.#weights = weights;
     this.#batch = batch;
-    this.#layers = layers;
+    this.#memory = memory;
     this.#arena = new Arena(device);
     const { backend } = device.info;
     const [rows = 1, ...smaller] = CHUNKS[backend];
     this.sizes = [rows, ...smaller].filter((size) => size === 1 || size * batch <= rows);
-    const matrices = matrixNames(config).map((name) => weights.get(name)?.dtype);
-    this.#activations = backend === 'cuda' && matrices.every((dtype) => dtype !== 'f32') ? 'bf16' : undefined;
+    this.#activations = activationsOf(device, config, weights);
   }
 
   /** Reads `size` ids of every sequence. */
   chunk(output: ChunkOutput, size: number): Promise<ChunkPlan> {
     return this.once(`${output} ${size}`, async () => {
-      const ids = this.tensor('ids', [this.#batch, size], 'i32');
+      const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
       const g = new Graph();
       const x = await this.backbone(g, ids, this.forward(this.#batch * size));
       if (output === 'state') return { plan: await this.compile(g), ids };
       const logits = await this.head(g, x);
       if (output === 'logits') return { plan: await this.compile(g, logits), ids, output: logits };
-      const targets = this.tensor('targets', [this.#batch, size], 'i32');
+      const targets = this.tensor(`targets ${size}`, [this.#batch, size], 'i32');
       const { nll } = crossEntropy(g, logits, targets);
       return { plan: await this.compile(g, nll), ids, targets, output: nll };
     });
   }
 
-  /** Reads `steps` ids of one sequence in a single pass; `layers` say where the states in between are kept. */
-  verify(steps: number, penalty: boolean, biased: boolean, layers: () => readonly LayerState[]): Promise<VerifyPlan> {
+  /** Reads `steps` ids of one sequence in a single pass, any prefix of which can be accepted. */
+  verify(steps: number, penalty: boolean, biased: boolean): Promise<VerifyPlan> {
     return this.once(`verify ${steps} ${penalty} ${biased}`, async () => {
-      const ids = this.tensor('ids', [1, steps], 'i32');
-      const draw = this.drawTensors(steps, penalty, biased);
+      const ids = this.tensor(`ids ${steps}`, [1, steps], 'i32');
+      const draw = this.drawTensors('verify', steps, penalty, biased);
       const g = new Graph();
-      const x = await this.backbone(g, ids, { ...this.forward(steps), state: layers() });
+      const x = await this.backbone(g, ids, { ...this.forward(steps), state: this.#memory.verifying(steps) });
       const logits = await this.head(g, x.reshape(steps, this.#config.dModel));
       sample(g, { ...draw, logits });
       return { plan: await this.compile(g, logits), ids, logits, draw };
     });
   }
 
-  /** Reads one id of one sequence; `layers` say which state it reads from and which it leaves; `name` tells plans apart. */
-  step(name: string, layers: () => readonly LayerState[]): Promise<StepPlan> {
-    return this.once(`step ${name}`, async () => {
-      const ids = this.tensor('ids', [1, 1], 'i32');
+  /** Reads one id of one sequence; `state` says what it goes on from and leaves; `key` tells plans apart. */
+  step({ key, state }: { key: string; state: unknown }): Promise<StepPlan> {
+    return this.once(`step ${key}`, async () => {
+      const ids = this.tensor('ids 1', [1, 1], 'i32');
       const g = new Graph();
-      const x = await this.backbone(g, ids, { ...this.forward(1), state: layers() });
+      const x = await this.backbone(g, ids, { ...this.forward(1), state });
       const logits = await this.head(g, x.reshape(1, this.#config.dModel));
       return { plan: await this.compile(g, logits), ids, logits };
-    });
-  }
-
-  /** Writes `parts` one after another to `to`; `name` tells such plans apart. */
-  join(name: string, to: Tensor, parts: () => readonly Tensor[]): Promise<{ plan: Plan }> {
-    return this.once(name, async () => {
-      const g = new Graph();
-      const rows = parts().map((t) => t.reshape(1, t.elems));
-      g.op('concat', { y: to.reshape(1, to.elems) }, { parts_: rows });
-      return { plan: await this.compile(g) };
     });
   }
 
@@ -186,7 +176,7 @@ export class SessionPlans {
   decode(penalty: boolean, biased: boolean): Promise<DecodePlan> {
     return this.once(`decode ${penalty} ${biased}`, async () => {
       const B = this.#batch;
-      const draw = this.drawTensors(B, penalty, biased);
+      const draw = this.drawTensors('decode', B, penalty, biased);
       const g = new Graph();
       const x = await this.backbone(g, draw.ids.reshape(B, 1), this.forward(B));
       const logits = await this.head(g, x.reshape(B, this.#config.dModel));
@@ -196,34 +186,41 @@ export class SessionPlans {
     });
   }
 
-  private drawTensors(rows: number, penalty: boolean, biased: boolean): DrawTensors {
-    const { vocab } = this.#config;
-    return {
-      ids: this.tensor('ids', [rows], 'i32'),
-      params: this.tensor('params', [rows, SAMPLE_COLUMNS], 'f32'),
-      rng: this.tensor('rng', [rows, 4], 'i32'),
-      seen: penalty ? this.tensor('seen', [rows, vocab], 'u8') : undefined,
-      bias: biased ? this.tensor('bias', [rows, vocab], 'f32') : undefined,
-      logprob: this.tensor('logprob', [rows], 'f32'),
-    };
-  }
-
-  /** A zero-filled tensor that lives as long as the plans. */
-  tensor(name: string, shape: readonly number[], dtype: DType): Tensor {
-    const t = this.#device.tensor(shape, dtype, name);
-    this.#owned.push(t);
-    return t;
+  /** Drops all plans: what they read and write of the memory lies elsewhere now. */
+  async forget(): Promise<void> {
+    const made = [...this.#made.values()];
+    this.#made.clear();
+    const drop = ({ plan }: { plan: Plan }) => plan.dispose();
+    await Promise.all(made.map((entry) => entry.then(drop, () => undefined)));
   }
 
   dispose(): void {
-    for (const entry of this.#made.values()) {
-      entry.then(
-        ({ plan }) => plan.dispose(),
-        () => undefined,
-      );
-    }
+    void this.forget();
     this.#arena.dispose();
-    for (const t of this.#owned) this.#device.release(t);
+    for (const t of this.#tensors.values()) this.#device.release(t);
+  }
+
+  private drawTensors(use: string, rows: number, penalty: boolean, biased: boolean): DrawTensors {
+    const { vocab } = this.#config;
+    const name = (of: string) => `${of} of ${use} ${rows} ${penalty} ${biased}`;
+    return {
+      ids: this.tensor(name('ids'), [rows], 'i32'),
+      params: this.tensor(name('params'), [rows, SAMPLE_COLUMNS], 'f32'),
+      rng: this.tensor(name('rng'), [rows, 4], 'i32'),
+      seen: penalty ? this.tensor(name('seen'), [rows, vocab], 'u8') : undefined,
+      bias: biased ? this.tensor(name('bias'), [rows, vocab], 'f32') : undefined,
+      logprob: this.tensor(name('logprob'), [rows], 'f32'),
+    };
+  }
+
+  /** The tensor of a name: zeros at first. It lives as long as the session. */
+  private tensor(name: string, shape: readonly number[], dtype: DType): Tensor {
+    let t = this.#tensors.get(name);
+    if (!t) {
+      t = this.#device.tensor(shape, dtype, name);
+      this.#tensors.set(name, t);
+    }
+    return t;
   }
 
   private once<T extends { plan: Plan }>(key: string, make: () => Promise<T>): Promise<T> {
@@ -243,16 +240,16 @@ export class SessionPlans {
 
   private async backbone(g: Graph, ids: Tensor, options: ForwardOptions): Promise<Tensor> {
     const weights = await prepared(this.#device, this.#config, this.#weights);
-    return mambaBackbone(g, this.#config, weights, ids, options);
+    return this.#architecture.backbone(g, this.#config, weights, ids, options);
   }
 
   private async head(g: Graph, x: Tensor): Promise<Tensor> {
-    return mambaHead(g, this.#config, this.#weights, x, this.forward(x.rows));
+    return this.#architecture.head(g, this.#config, this.#weights, x, this.forward(x.rows));
   }
 
   /** How `rows` rows run: few of them through fused blocks, whose activations are f32. */
   private forward(rows: number): ForwardOptions {
     const blockRows = BLOCK_ROWS[this.#device.info.backend];
-    return { state: this.#layers, blockRows, activations: rows > blockRows ? this.#activations : undefined };
+    return { state: this.#memory.state, blockRows, activations: rows > blockRows ? this.#activations : undefined };
   }
 }

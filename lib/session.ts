@@ -1,12 +1,11 @@
 import type { Device } from './device.ts';
 import { checkInteger, expected } from './errors.ts';
-import { layerStatesIn, region } from './layer-states.ts';
-import type { MambaConfig } from './models/config.ts';
-import type { LayerState, Weights } from './models/mamba.ts';
+import type { Memory, Trail } from './memory/memory.ts';
+import type { Weights } from './models/architecture.ts';
+import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import type { RunResult } from './native.ts';
 import { SAMPLE_COLUMNS, SAMPLE_PARAMS } from './ops/sample.ts';
-import { type ChunkOutput, chunksOf, type DrawTensors, SessionPlans } from './session-plans.ts';
-import { stateLength } from './state.ts';
+import { activationsOf, type ChunkOutput, chunksOf, type DrawTensors, SessionPlans } from './session-plans.ts';
 import type { Tensor } from './tensor.ts';
 
 /** Most bytes that one verify pass reads. */
@@ -55,84 +54,59 @@ const GREEDY: DrawStart = {
 export class Session {
   readonly batch: number;
   readonly #device: Device;
-  readonly #config: MambaConfig;
-  readonly #state: Tensor;
-  readonly #layers: LayerState[];
+  readonly #config: ModelConfig;
+  readonly #memory: Memory;
   readonly #plans: SessionPlans;
-  /** By layer the states after every step of the last verify pass: (VERIFY_STEPS, conv), then (VERIFY_STEPS, ssm). */
-  #kept: Tensor | undefined;
   /** Steps of the last verify pass, until something else moves the state. */
   #verified = 0;
 
-  constructor(device: Device, config: MambaConfig, weights: Weights, batch: number) {
+  constructor(device: Device, config: ModelConfig, weights: Weights, batch: number) {
     this.#device = device;
     this.#config = config;
     this.batch = batch;
-    this.#state = device.tensor([batch * stateLength(config)], 'f32', 'state');
-    this.#layers = layerStatesIn(this.#state, config, batch);
-    this.#plans = new SessionPlans(device, config, weights, batch, this.#layers);
-  }
-
-  /** Bytes of state per sequence, the same at any position. */
-  static stateBytes(config: MambaConfig): number {
-    return 4 * stateLength(config);
+    const dtype = activationsOf(device, config, weights) ?? 'f32';
+    this.#memory = architectureOf(config).memory(device, config, { batch, mostVerified: VERIFY_STEPS, dtype });
+    this.#plans = new SessionPlans(device, config, weights, batch, this.#memory);
   }
 
   /** Number of classes of an id. */
   get vocab(): number {
     return this.#config.vocab;
   }
-  /** Floats in the whole state. */
+  /** Floats in the state of a text not yet begun. */
   get stateFloats(): number {
-    return this.#state.elems;
+    return this.#memory.emptyFloats;
   }
-  /** Floats of the whole state: per layer all convolution states, then all SSM states. */
+  /** The state of a single sequence, as `State.data`. */
   readState(): Float32Array {
-    return this.#device.read(this.#state) as Float32Array;
+    return this.#memory.read(0);
   }
-  writeState(data: Float32Array): void {
-    this.#verified = 0;
-    this.#device.write(this.#state, data);
+  /** Takes over the state of a single sequence. */
+  writeState(data: Float32Array): Promise<void> {
+    return this.writeSequence(0, data);
   }
   /** Forgets everything: the state of texts not yet begun. */
   async clear(): Promise<void> {
-    // Zeros of one layer, again and again: nothing is sent to the device.
-    const { plan } = await this.#plans.join('clear', this.#state, () => {
-      const perLayer = this.stateFloats / this.#config.layers;
-      return new Array<Tensor>(this.#config.layers).fill(this.#plans.tensor('zeros', [perLayer], 'f32'));
-    });
-    await plan.run();
     this.#verified = 0;
+    await this.#memory.clear();
   }
   /** Takes over the state of a single sequence as sequence `b` of this batch. */
-  writeSequence(b: number, data: Float32Array): void {
+  async writeSequence(b: number, data: Float32Array): Promise<void> {
     this.#verified = 0;
-    const { conv, ssm } = this.sequenceFloats;
-    this.#layers.forEach((layer, l) => {
-      const at = l * (conv + ssm);
-      this.#device.write(layer.conv.slice(b), data.subarray(at, at + conv));
-      this.#device.write(layer.ssm.slice(b), data.subarray(at + conv, at + conv + ssm));
-    });
+    const steps = this.#memory.stepsIn(data);
+    if (steps > 0) {
+      this.#memory.leave(b);
+      await this.reserve(steps);
+    }
+    this.#memory.write(b, data);
   }
   /** The states of all sequences, each as `writeSequence` takes it. */
   readSequences(): Float32Array[] {
-    const B = this.batch;
-    const { conv, ssm } = this.sequenceFloats;
-    const all = this.readState();
-    return Array.from({ length: B }, (_, b) => {
-      const own = new Float32Array(all.length / B);
-      this.#layers.forEach((_, l) => {
-        const at = l * (conv + ssm);
-        const from = at * B;
-        own.set(all.subarray(from + b * conv, from + (b + 1) * conv), at);
-        own.set(all.subarray(from + B * conv + b * ssm, from + B * conv + (b + 1) * ssm), at + conv);
-      });
-      return own;
-    });
+    return this.#memory.readAll();
   }
-  private get sequenceFloats(): { conv: number; ssm: number } {
-    const { dConv, dInner, dState } = this.#config;
-    return { conv: (dConv - 1) * dInner, ssm: dInner * dState };
+  /** Nobody reads sequence `b` any more, until `writeSequence` gives it another state. */
+  leave(b: number): void {
+    this.#memory.leave(b);
   }
 
   /** Reads one sequence of ids in chunks; `signal` ends it between two of them. */
@@ -184,8 +158,8 @@ export class Session {
     const steps = checkInteger(where, 'the number of ids', ids.length, { min: 1, max: VERIFY_STEPS });
     const { settings, seen = [], drawn = 0 } = start;
     const penalty = settings.repetitionPenalty !== 1;
-    const layers = () => this.keptLayers(steps);
-    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined, layers);
+    await this.reserve(steps);
+    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined);
     const { plan, draw, logits } = made;
     this.#device.write(made.ids, Int32Array.from(ids));
     const rows = Array.from({ length: steps }, (_, k) => ({
@@ -196,7 +170,9 @@ export class Session {
     }));
     this.writeRows(draw, 0, rows);
     this.#verified = 0;
+    this.#memory.beginVerify();
     await plan.run();
+    this.#memory.advanced(steps);
     this.#verified = steps;
     return {
       drawn: this.#device.read(draw.ids) as Int32Array,
@@ -212,46 +188,53 @@ export class Session {
    */
   async accept(steps: number): Promise<void> {
     const where = 'session.accept';
-    if (!this.#kept || this.#verified === 0) throw new Error(expected(where, 'a verify pass', 'come before', 'none'));
+    if (this.#verified === 0) throw new Error(expected(where, 'a verify pass', 'come before', 'none'));
     checkInteger(where, 'steps', steps, { min: 1, max: this.#verified });
-    const { plan } = await this.#plans.join(`accept ${steps}`, this.#state, () =>
-      this.keptLayers(steps).flatMap(({ keptConv, keptSsm }) =>
-        [keptConv, keptSsm].flatMap((kept) => (kept ? [kept.slice(steps - 1)] : [])),
-      ),
-    );
-    await plan.run();
+    await this.#memory.accept(steps);
   }
 
-  /** The layers' states, each with room for the states after every step: contiguous, as fused kernels write them. */
-  private keptLayers(steps: number): LayerState[] {
-    const { conv, ssm } = this.sequenceFloats;
-    this.#kept ??= this.#plans.tensor('kept', [VERIFY_STEPS * this.stateFloats], 'f32');
-    const kept = this.#kept;
-    return this.#layers.map((layer, l) => {
-      const at = VERIFY_STEPS * l * (conv + ssm);
-      return {
-        ...layer,
-        keptConv: region(kept, `kept.${l}.conv`, [steps, 1, conv], at),
-        keptSsm: region(kept, `kept.${l}.ssm`, [steps, 1, ssm], at + VERIFY_STEPS * conv),
-      };
-    });
+  /** Up to `slots` states of this session's only sequence, from the one that it has when the trail begins. */
+  trail(slots: number): Trail {
+    return architectureOf(this.#config).trail(this.#device, this.#config, slots, this.#memory);
+  }
+  /** Reads one id from a position of a trail; returns the logits (vocab) after it. */
+  async step(id: number, trail: Trail, position: number): Promise<Float32Array> {
+    this.#verified = 0;
+    await this.reserve(1);
+    const { plan, ids, logits } = await this.#plans.step(trail.at(position));
+    this.#device.write(ids, Int32Array.of(id));
+    await plan.run();
+    this.#memory.advanced(1);
+    return plan.read(logits) as Float32Array;
   }
 
   /** Prepares the decode loop: sampling settings and the last, not yet read id of every sequence. */
   async startDecoding(rows: readonly SequenceStart[]): Promise<DecodeLoop> {
     const penalty = rows.some((row) => row.settings.repetitionPenalty !== 1);
     const bias = rows.some((row) => row.settings.bias);
-    const plan = await this.#plans.decode(penalty, bias);
-    this.writeRows(plan, 0, rows);
+    await this.reserve(1);
+    let decode = await this.#plans.decode(penalty, bias);
+    const { plan: _, ...draw } = decode;
+    this.writeRows(draw, 0, rows);
     return {
-      run: (options) => {
+      run: async (options) => {
         this.#verified = 0;
-        return plan.plan.run({ ...options, watch: plan.ids });
+        await this.reserve(1);
+        decode = await this.#plans.decode(penalty, bias);
+        const steps = Math.min(options.steps, this.#memory.room);
+        const result = await decode.plan.run({ ...options, steps, watch: draw.ids });
+        this.#memory.advanced(result.steps);
+        return result;
       },
-      cancel: () => plan.plan.cancel(),
-      logprobs: () => this.#device.read(plan.logprob) as Float32Array,
-      setRow: (b, row) => this.writeRows(plan, b, [row]),
+      cancel: () => decode.plan.cancel(),
+      logprobs: () => this.#device.read(draw.logprob) as Float32Array,
+      setRow: (b, row) => this.writeRows(draw, b, [row]),
     };
+  }
+
+  /** Makes room for `steps` more ids of every sequence. */
+  private async reserve(steps: number): Promise<void> {
+    if (await this.#memory.reserve(steps)) await this.#plans.forget();
   }
 
   /** Sets what the sequences from `b` on draw with and go on from. */
@@ -282,7 +265,7 @@ export class Session {
 
   dispose(): void {
     this.#plans.dispose();
-    this.#device.release(this.#state);
+    this.#memory.dispose();
   }
 
   /** Reads the first `steps` ids of every sequence, in chunks; `use` gets what each chunk gives back. */
@@ -293,6 +276,7 @@ export class Session {
     signal: AbortSignal | undefined,
     use?: (at: number, result: Float32Array) => void,
   ): Promise<void> {
+    if (steps > 0) await this.reserve(steps);
     for (const [at, size] of chunksOf(steps, this.#plans.sizes)) {
       signal?.throwIfAborted();
       const result = await this.runChunk(output, size, rows, at);
@@ -313,12 +297,14 @@ export class Session {
     this.#device.write(chunk.ids, from(at));
     if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
     await chunk.plan.run();
+    this.#memory.advanced(size);
     return chunk.output ? (chunk.plan.read(chunk.output) as Float32Array) : new Float32Array(0);
   }
 }
 
 /** A decode loop over one session. */
 export interface DecodeLoop {
+  /** Makes up to `steps` ids of every sequence; fewer where memory must grow first. */
   run(options: { steps: number; maxMs?: number; stops?: Int32Array[]; history?: Int32Array }): Promise<RunResult>;
   /** Ends the current run within one step. */
   cancel(): void;

@@ -1,42 +1,26 @@
 import type { Device } from './device.ts';
 import { checkInteger } from './errors.ts';
-import { layerStatesIn } from './layer-states.ts';
-import type { MambaConfig } from './models/config.ts';
-import type { LayerState, Weights } from './models/mamba.ts';
+import type { Trail } from './memory/memory.ts';
+import type { Weights } from './models/architecture.ts';
+import type { ModelConfig } from './models/architectures.ts';
 import { Session } from './session.ts';
-import { SessionPlans } from './session-plans.ts';
-import { stateLength } from './state.ts';
-import type { Tensor } from './tensor.ts';
 
 /** States that a ring keeps; one step back for each but one. */
 export const RING_SLOTS = 16;
 
-/**
- * One sequence that is read id by id and can go back by up to 15 of them without any copy: the state after every id goes
- * to a slot of its own, and a step reads one slot and writes the next.
- */
+/** One sequence that is read id by id and can go back by up to 15 of them without any copy. */
 export class StateRing {
-  readonly #device: Device;
-  readonly #config: MambaConfig;
-  readonly #weights: Weights;
-  readonly #states: Tensor;
-  readonly #slots: LayerState[][];
-  readonly #plans: SessionPlans;
-  #reader: Session | undefined;
+  readonly #vocab: number;
+  readonly #session: Session;
+  readonly #trail: Trail;
   readonly #logits: Float32Array[] = [];
   #position = 0;
   #newest = 0;
 
-  constructor(device: Device, config: MambaConfig, weights: Weights) {
-    this.#device = device;
-    this.#config = config;
-    this.#weights = weights;
-    const perSlot = stateLength(config);
-    this.#states = device.tensor([RING_SLOTS, perSlot], 'f32', 'ring');
-    this.#slots = Array.from({ length: RING_SLOTS }, (_, slot) =>
-      layerStatesIn(this.#states, config, 1, slot * perSlot),
-    );
-    this.#plans = new SessionPlans(device, config, weights, 1, this.#slots[0] ?? []);
+  constructor(device: Device, config: ModelConfig, weights: Weights) {
+    this.#vocab = config.vocab;
+    this.#session = new Session(device, config, weights, 1);
+    this.#trail = this.#session.trail(RING_SLOTS);
   }
 
   /**
@@ -66,12 +50,11 @@ export class StateRing {
   async reset(ids: ArrayLike<number>, signal?: AbortSignal): Promise<void> {
     const last = checkInteger('ring.reset', 'the last id', ids[ids.length - 1], {
       min: 0,
-      max: this.#config.vocab - 1,
+      max: this.#vocab - 1,
     });
-    this.#reader ??= new Session(this.#device, this.#config, this.#weights, 1);
-    await this.#reader.clear();
-    await this.#reader.consume(Array.prototype.slice.call(ids, 0, -1) as number[], signal);
-    this.#device.write(this.#states.slice(0), this.#reader.readState());
+    await this.#session.clear();
+    await this.#session.consume(Array.prototype.slice.call(ids, 0, -1) as number[], signal);
+    this.#trail.begin();
     this.#position = 0;
     this.#newest = 0;
     await this.step(last);
@@ -79,21 +62,14 @@ export class StateRing {
 
   /** Reads one id: what was read after `position` before is forgotten. */
   async step(id: number): Promise<void> {
-    const from = this.#position % RING_SLOTS;
-    const to = (from + 1) % RING_SLOTS;
-    const layers = () =>
-      (this.#slots[from] ?? []).map((state, l) => ({ ...state, next: this.#slots[to]?.[l] ?? state }));
-    const { plan, ids, logits } = await this.#plans.step(`${from}`, layers);
-    this.#device.write(ids, Int32Array.of(id));
-    await plan.run();
+    const logits = await this.#session.step(id, this.#trail, this.#position);
     this.#position++;
     this.#newest = this.#position;
-    this.#logits[to] = plan.read(logits) as Float32Array;
+    this.#logits[this.#position % RING_SLOTS] = logits;
   }
 
   dispose(): void {
-    this.#reader?.dispose();
-    this.#plans.dispose();
-    this.#device.release(this.#states);
+    this.#trail.dispose();
+    this.#session.dispose();
   }
 }

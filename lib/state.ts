@@ -1,31 +1,34 @@
 import { BusyError, describe, expected, ModelFormatError } from './errors.ts';
-import type { MambaConfig } from './models/config.ts';
+import { architectureOf, type ModelConfig } from './models/architectures.ts';
 
-const MAGIC = 'MBS1';
 const HEADER_BYTES = 32;
 
-/** Shape that a state belongs to; states move only between models that agree on it. */
-function signature(c: MambaConfig): number[] {
-  return [c.layers, c.dInner, c.dState, c.dConv, c.vocab];
+/** What states must agree on to move between models. */
+function signature(config: ModelConfig): string {
+  const { magic, signature } = architectureOf(config).state;
+  return [magic, ...signature(config)].join();
 }
 
 /**
- * What a model remembers of a text: constant in size, whatever its length. Save it, copy it, go on from it later: the
- * counterpart of a Transformer's cache.
+ * What a model remembers of a text. Save it, copy it, go on from it later. Of a Mamba it is constant in size, whatever the
+ * length of the text; of a Transformer it is its cache, which grows.
  */
 export class State {
   /** Bytes read so far. */
   position: number;
   /** The last byte: known, but not yet part of `data`, since reading it also predicts the next one. */
   pending: number | undefined;
-  /** Per layer the last K-1 convolution inputs (K-1, E), oldest first, then the SSM state (E, N); f32. */
-  readonly data: Float32Array;
-  readonly #config: MambaConfig;
+  /**
+   * What was read, but for `pending`. Per layer, of a Mamba: the last K-1 convolution inputs (K-1, E), oldest first, then
+   * the SSM state (E, N); of a Transformer with n bytes read: keys (n, key heads x width), then values alike.
+   */
+  data: Float32Array;
+  readonly #config: ModelConfig;
   #busy = false;
 
-  constructor(config: MambaConfig, data?: Float32Array, position = 0, pending?: number) {
+  constructor(config: ModelConfig, data?: Float32Array, position = 0, pending?: number) {
     this.#config = config;
-    this.data = data ?? new Float32Array(stateLength(config));
+    this.data = data ?? new Float32Array(architectureOf(config).state.floats(config, 0));
     this.position = position;
     this.pending = pending;
   }
@@ -41,7 +44,8 @@ export class State {
     this.assertIdle('state.toBytes');
     const out = new Uint8Array(HEADER_BYTES + this.data.byteLength);
     const view = new DataView(out.buffer);
-    out.set(Buffer.from(MAGIC));
+    const { magic, signature } = architectureOf(this.#config).state;
+    out.set(Buffer.from(magic));
     signature(this.#config).forEach((n, i) => {
       view.setUint32(4 + i * 4, n, true);
     });
@@ -52,27 +56,28 @@ export class State {
   }
 
   /** @throws ModelFormatError when the bytes are not a state of a model of this shape */
-  static fromBytes(config: MambaConfig, bytes: Uint8Array): State {
+  static fromBytes(config: ModelConfig, bytes: Uint8Array): State {
     const where = 'state';
-    const length = stateLength(config) * 4;
+    const { magic, names, signature, floats } = architectureOf(config).state;
     if (!(bytes instanceof Uint8Array))
       throw new TypeError(expected(where, 'bytes', 'be a Uint8Array', describe(bytes)));
-    if (bytes.length < HEADER_BYTES || Buffer.from(bytes.subarray(0, 4)).toString('latin1') !== MAGIC) {
-      throw new ModelFormatError(expected(where, 'bytes', `start with ${MAGIC}`, describe(bytes)));
+    if (bytes.length < HEADER_BYTES || Buffer.from(bytes.subarray(0, 4)).toString('latin1') !== magic) {
+      throw new ModelFormatError(expected(where, 'bytes', `start with ${magic}`, describe(bytes)));
     }
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    const got = signature(config).map((_, i) => view.getUint32(4 + i * 4, true));
-    if (got.join() !== signature(config).join() || bytes.length !== HEADER_BYTES + length) {
-      const names = '(layers, inner channels, states, conv width, vocab)';
-      throw new ModelFormatError(
-        expected(where, names, `be (${signature(config).join(', ')})`, `(${got.join(', ')}) in ${bytes.length} bytes`),
-      );
+    const want = signature(config).join(', ');
+    const got = signature(config)
+      .map((_, i) => view.getUint32(4 + i * 4, true))
+      .join(', ');
+    const [pending, position] = [view.getInt32(24, true), view.getUint32(28, true)];
+    const length = 4 * floats(config, position - (pending < 0 ? 0 : 1));
+    if (got !== want || bytes.length !== HEADER_BYTES + length) {
+      throw new ModelFormatError(expected(where, names, `be (${want})`, `(${got}) in ${bytes.length} bytes`));
     }
-    const pending = view.getInt32(24, true);
     if (pending >= config.vocab)
       throw new ModelFormatError(expected(where, 'the pending byte', 'be a class', `${pending}`));
     const data = new Float32Array(new Uint8Array(bytes.subarray(HEADER_BYTES)).buffer); // Buffer.slice would not copy
-    return new State(config, data, view.getUint32(28, true), pending < 0 ? undefined : pending);
+    return new State(config, data, position, pending < 0 ? undefined : pending);
   }
 
   /** True while a generation or a scoring uses it. */
@@ -88,8 +93,8 @@ export class State {
     this.#busy = false;
   }
   /** True when this state fits a model of shape `config`. */
-  fits(config: MambaConfig): boolean {
-    return signature(this.#config).join() === signature(config).join();
+  fits(config: ModelConfig): boolean {
+    return signature(this.#config) === signature(config);
   }
 
   private assertIdle(where: string): void {
@@ -98,9 +103,4 @@ export class State {
       expected(where, 'the state', 'be free', 'one that another generation is using', 'Wait for it, or use a clone().'),
     );
   }
-}
-
-/** Floats in the state of one sequence. */
-export function stateLength(c: MambaConfig): number {
-  return c.layers * ((c.dConv - 1) * c.dInner + c.dInner * c.dState);
 }

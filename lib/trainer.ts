@@ -12,7 +12,7 @@ import {
 import { grad } from './grad.ts';
 import { Graph } from './graph.ts';
 import type { Model } from './model.ts';
-import { mambaBackbone, mambaHead, mambaParams, matrixNames, RECOMPUTE, type Recompute } from './models/mamba.ts';
+import { RECOMPUTE, type Recompute } from './models/architecture.ts';
 import { adamw, globalNorm } from './ops/adamw.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
 import { add, mul } from './ops/elementwise.ts';
@@ -190,9 +190,9 @@ export class Trainer {
     this.#scalars = device.tensor([2], 'f32', 'scalars');
     this.#report = device.tensor([3], 'f32', 'report');
     this.#dloss = device.tensorFrom(Float32Array.of(1), [1], 'f32', 'dloss');
-    const matrices = new Set(this.precision === 'bf16' ? matrixNames(model.config) : []);
+    const matrices = new Set(this.precision === 'bf16' ? model.architecture.matrices(model.config) : []);
     // The backward pass goes through the parameters from the last to the first.
-    const shapes = mambaParams(model.config).map(({ name, shape }) => [name, shape] as const);
+    const shapes = model.architecture.params(model.config).map(({ name, shape }) => [name, shape] as const);
     const { gradients, buckets } = gradientMemory(device, shapes.reverse());
     this.#rank = rank;
     this.#buckets = buckets;
@@ -397,13 +397,19 @@ export class Trainer {
     // Here rather than after the update: whoever writes to the weights between two steps is heard.
     if (pass !== 'more') this.refreshCopies(g);
     const activations = precision;
-    const x = mambaBackbone(g, model.config, this.#weights, inputs, {
+    const { architecture } = model;
+    const x = architecture.backbone(g, model.config, this.#weights, inputs, {
       differentiable: pass !== 'loss',
       recompute: pass === 'loss' ? 'none' : again,
       activations,
     });
     const { loss } = g.scope('loss', () =>
-      crossEntropy(g, mambaHead(g, model.config, this.#weights, x, { activations }), targets, this.#options.ignore),
+      crossEntropy(
+        g,
+        architecture.head(g, model.config, this.#weights, x, { activations }),
+        targets,
+        this.#options.ignore,
+      ),
     );
     const total = this.#report.slice(LOSS);
     const counted = this.#rank ? mul(g, loss, this.#dloss) : loss;

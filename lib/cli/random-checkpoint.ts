@@ -1,14 +1,11 @@
 // Checkpoints with random weights of any size, to measure speed with: made in seconds where the official initialisation of
 // a billion weights takes minutes.
-import type { MambaConfig } from '../models/config.ts';
-import { mambaParams } from '../models/mamba.ts';
+import { architectureOf, type ModelConfig } from '../models/architectures.ts';
 import { initialValues } from '../models/params.ts';
 import { Philox } from '../rng.ts';
 import { saveCheckpoint } from '../weights/checkpoint-files.ts';
 import { fromFloat32 } from '../weights/dtypes.ts';
 import type { TensorSource } from '../weights/safetensors.ts';
-
-const MATRIX = /_proj\.weight$|embedding\.weight$|lm_head\.weight$/;
 
 /** A block of uniform bf16 in (-bound, bound), repeated: speed does not depend on the values beyond their range. */
 function* repeated(block: Uint8Array, elems: number): Generator<Uint8Array> {
@@ -24,21 +21,24 @@ function uniformBlock(bound: number): Uint8Array {
 }
 
 /** Writes a bf16 checkpoint: matrices uniform within 1 / sqrt(fan in), everything else as initialised. */
-export async function writeRandomCheckpoint(folder: string, config: MambaConfig): Promise<void> {
+export async function writeRandomCheckpoint(folder: string, config: ModelConfig): Promise<void> {
   const blocks = new Map<number, Uint8Array>();
   const blockOf = (bound: number) => {
     const block = blocks.get(bound) ?? uniformBlock(bound);
     blocks.set(bound, block);
     return block;
   };
-  const sources = mambaParams(config).map((spec, i): TensorSource => {
-    const { name, shape } = spec;
-    if (!MATRIX.test(name)) {
-      const values = initialValues(spec, 1, i);
-      return { name, shape, dtype: 'F32', data: new Uint8Array(values.buffer) };
-    }
-    const elems = shape.reduce((a, b) => a * b, 1);
-    return { name, shape, dtype: 'BF16', data: repeated(blockOf(1 / Math.sqrt(shape.at(-1) ?? 1)), elems) };
-  });
+  const { narrowable } = architectureOf(config);
+  const sources = architectureOf(config)
+    .params(config)
+    .map((spec, i): TensorSource => {
+      const { name, shape } = spec;
+      if (!narrowable.test(name)) {
+        const values = initialValues(spec, 1, i);
+        return { name, shape, dtype: 'F32', data: new Uint8Array(values.buffer) };
+      }
+      const elems = shape.reduce((a, b) => a * b, 1);
+      return { name, shape, dtype: 'BF16', data: repeated(blockOf(1 / Math.sqrt(shape.at(-1) ?? 1)), elems) };
+    });
   await saveCheckpoint(folder, config, sources);
 }

@@ -185,12 +185,12 @@ class Batch {
       seen: [...row.seen],
       drawn: row.made,
     });
-    const place = (row: Row, b: number) => {
-      session.writeSequence(b, row.state ?? new Float32Array(0));
+    const place = async (row: Row, b: number) => {
+      await session.writeSequence(b, row.state ?? new Float32Array(0));
       row.state = undefined;
       row.decodeStart ||= performance.now();
     };
-    rows.forEach(place);
+    for (const [b, row] of rows.entries()) await place(row, b);
     const loop = await session.startDecoding(rows.map(start));
     const cancel = () => loop.cancel();
     signal?.addEventListener('abort', cancel, { once: true });
@@ -218,8 +218,11 @@ class Batch {
           if (row.stopReason === undefined) continue;
           const next = await this.next();
           slots[b] = next;
-          if (!next) continue;
-          place(next, b);
+          if (!next) {
+            session.leave(b);
+            continue;
+          }
+          await place(next, b);
           loop.setRow(b, start(next));
         }
       }

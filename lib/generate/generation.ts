@@ -163,7 +163,7 @@ async function decode(
   try {
     drafter = options.draft?.open(model);
     return await model.withSession(async (session) => {
-      session.writeState(state?.data ?? new Float32Array(session.stateFloats));
+      await session.writeState(state?.data ?? new Float32Array(session.stateFloats));
       const cancel = () => steps?.cancel();
       signal?.addEventListener('abort', cancel, { once: true });
       left.addEventListener('abort', cancel, { once: true });
@@ -207,7 +207,7 @@ async function decode(
         left.removeEventListener('abort', cancel);
         // A prompt that was not read to its end leaves the state as it was, and so does a run that failed on the way.
         if (state && read && !steps?.unsettled) {
-          state.data.set(session.readState());
+          state.data = session.readState();
           state.position += (state.pending === undefined ? ids.length : ids.length - 1) + drawn;
           state.pending = last;
         }

@@ -1,11 +1,10 @@
 import { checkInteger, checkNumber, checkOptions, expected } from '../errors.ts';
+import type { BaseConfig } from './architecture.ts';
 
 /** Shape of a Mamba language model. */
-export interface MambaConfig {
-  /** Number of blocks. */
-  readonly layers: number;
-  /** Width of the residual stream (D). */
-  readonly dModel: number;
+export interface MambaConfig extends BaseConfig {
+  /** As given, or left out. */
+  readonly architecture?: 'mamba';
   /** Inner channels (E), usually 2 D. */
   readonly dInner: number;
   /** States per channel (N). */
@@ -14,13 +13,8 @@ export interface MambaConfig {
   readonly dConv: number;
   /** Rank of the step-size projection (R), usually D / 16. */
   readonly dtRank: number;
-  /** Classes: 256 for a byte model. */
-  readonly vocab: number;
   /** RMSNorm, or LayerNorm with bias (the published byte models). */
   readonly norm: 'rms' | 'layer';
-  /** Whether the head shares the embedding's weights. */
-  readonly tied: boolean;
-  readonly normEps: number;
 }
 
 /** A configuration with everything that follows from the width left out. */
@@ -60,6 +54,7 @@ export type PresetName = keyof typeof PRESETS;
 export function completeConfig(config: PartialMambaConfig): MambaConfig {
   const where = 'config';
   checkOptions(where, config, [
+    'architecture',
     'layers',
     'dModel',
     'dInner',

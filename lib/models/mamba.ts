@@ -1,4 +1,5 @@
 import type { Graph } from '../graph.ts';
+import { type RecurrentLayers, RecurrentMemory, RecurrentTrail, recurrentFloats } from '../memory/recurrent.ts';
 import { causalConv1d } from '../ops/causal-conv.ts';
 import { negExp } from '../ops/elementwise.ts';
 import { embedding } from '../ops/embedding.ts';
@@ -8,20 +9,11 @@ import { layerNorm, rmsNorm } from '../ops/norm.ts';
 import { selectiveScan } from '../ops/selective-scan.ts';
 import { split } from '../ops/shape.ts';
 import type { DType, Tensor } from '../tensor.ts';
-import type { MambaConfig } from './config.ts';
+import { mambaToJson } from '../weights/config-json.ts';
+import { inferMamba } from '../weights/infer-mamba.ts';
+import type { Architecture, ForwardOptions, Weights } from './architecture.ts';
+import { completeConfig, type MambaConfig } from './config.ts';
 import type { Init, ParamSpec } from './params.ts';
-
-/** Weights by canonical name; an int8 weight has its row scales beside it under `<name>.scale`. */
-export type Weights = ReadonlyMap<string, Tensor>;
-
-/** Which activations of a layer are computed again in the backward pass instead of being kept for it. */
-export const RECOMPUTE = ['none', 'cheap', 'layer'] as const;
-/**
- * - 'none': everything is kept
- * - 'cheap': norm, convolution, dt_proj and scan run twice; the inputs and in_proj and x_proj of every layer are kept
- * - 'layer': only the inputs of the layers are kept
- */
-export type Recompute = (typeof RECOMPUTE)[number];
 
 /** What a sequence carries from byte to byte: per layer the last K-1 convolution inputs and the SSM state, both f32. */
 export interface LayerState {
@@ -36,18 +28,7 @@ export interface LayerState {
   keptSsm?: Tensor;
 }
 
-export interface ForwardOptions {
-  /** Carried and updated in place; left out: every sequence starts from zeros and ends nowhere (training). */
-  state?: readonly LayerState[];
-  /** Keep what gradients need. */
-  differentiable?: boolean;
-  /** Of all that is inside a block; the residual stream stays f32. Default: the residual stream's own. */
-  activations?: 'f32' | 'bf16' | undefined;
-  /** Default 'none'. */
-  recompute?: Recompute;
-  /** Most rows (B * T) that go through the fused block, where a state is carried; default BLOCK_ROWS.cpu. */
-  blockRows?: number;
-}
+type MambaOptions = ForwardOptions<readonly LayerState[]>;
 
 /** Parameters of a Mamba language model in the order of the file, with the official initialisation. */
 export function mambaParams(c: MambaConfig): ParamSpec[] {
@@ -83,6 +64,23 @@ export function mambaParams(c: MambaConfig): ParamSpec[] {
   ];
 }
 
+const carried = (c: MambaConfig): RecurrentLayers<LayerState> => ({
+  layers: c.layers,
+  shapes: [
+    [c.dConv - 1, c.dInner],
+    [c.dInner, c.dState],
+  ],
+  layer([conv, ssm], { next, kept }) {
+    const state = { conv: conv as Tensor, ssm: ssm as Tensor };
+    const [keptConv, keptSsm] = kept ?? [];
+    return {
+      ...state,
+      ...(next && { next: { conv: next[0] as Tensor, ssm: next[1] as Tensor } }),
+      ...(keptConv && keptSsm && { keptConv, keptSsm }),
+    };
+  },
+});
+
 /** Shapes of one layer's carried state for B sequences. */
 export function layerStateShapes(c: MambaConfig, B: number): { conv: number[]; ssm: number[] } {
   return { conv: [B, c.dConv - 1, c.dInner], ssm: [B, c.dInner, c.dState] };
@@ -94,7 +92,7 @@ export function layerStateShapes(c: MambaConfig, B: number): { conv: number[]; s
  * @param ids (B, T) bytes or token ids
  * @returns (B, T, D)
  */
-export function mambaBackbone(g: Graph, c: MambaConfig, w: Weights, ids: Tensor, options: ForwardOptions = {}): Tensor {
+export function mambaBackbone(g: Graph, c: MambaConfig, w: Weights, ids: Tensor, options: MambaOptions = {}): Tensor {
   const [B = 0, T = 0] = ids.shape;
   const { state, blockRows = BLOCK_ROWS.cpu } = options;
   const fused = B * T <= blockRows;
@@ -119,7 +117,7 @@ export function mambaHead(
   c: MambaConfig,
   w: Weights,
   x: Tensor,
-  { activations }: Pick<ForwardOptions, 'activations'> = {},
+  { activations }: Pick<MambaOptions, 'activations'> = {},
 ): Tensor {
   const name = headOf(c);
   const h = g.scope('norm_f', () => norm(g, c, w, 'backbone.norm_f', x, activations));
@@ -146,7 +144,7 @@ function block(
   l: number,
   x: Tensor,
   state: LayerState | undefined,
-  { activations, differentiable = false, recompute = 'none' }: ForwardOptions,
+  { activations, differentiable = false, recompute = 'none' }: MambaOptions,
 ): Tensor {
   const { dInner: E, dState: N, dtRank: R } = c;
   const p = (name: string) => get(w, `backbone.layers.${l}.mixer.${name}`);
@@ -246,3 +244,42 @@ function get(w: Weights, name: string): Tensor {
   if (!t) throw new Error(`mamba: no weight named ${name}`);
   return t;
 }
+
+/** Of one byte, with a multiplication and an addition as two (Wang et al. 2024, appendix). */
+function flops(c: MambaConfig): number {
+  const { dModel: D, dInner: E, dState: N, dConv: K, dtRank: R, vocab: V } = c;
+  const products = 2 * (3 * E * D + E * (R + 2 * N) + R * E);
+  const convolution = 2 * K * E;
+  const scan = 3 * E * N + E * N + 2 * E * N + E; // discretisation, recurrence, readout and D
+  const gate = E;
+  return c.layers * (products + convolution + scan + gate) + 2 * V * D;
+}
+
+/** Mamba (Gu & Dao 2023), and MambaByte, which is one of bytes. */
+export const mamba: Architecture<MambaConfig> = {
+  name: 'mamba',
+  complete: completeConfig,
+  subword: { norm: 'rms', tied: true },
+  params: mambaParams,
+  matrices: matrixNames,
+  narrowable: /(^backbone\.embedding|^lm_head|\.(in|x|dt|out)_proj)\.weight$/,
+  // dt_proj is tiny, and the embedding is read one row a byte.
+  int8: /\.(in|x|out)_proj\.weight$/,
+  derived: (g, c, w) =>
+    new Map(Array.from({ length: c.layers }, (_, l) => [decayRatesName(l), decayRates(g, w, l)] as const)),
+  backbone: mambaBackbone,
+  head: mambaHead,
+  memory: (device, c, { batch, mostVerified }) => new RecurrentMemory(device, carried(c), batch, mostVerified),
+  trail: (device, c, slots, memory) => new RecurrentTrail(device, carried(c), slots, memory),
+  state: {
+    magic: 'MBS1',
+    names: '(layers, inner channels, states, conv width, vocab)',
+    signature: (c) => [c.layers, c.dInner, c.dState, c.dConv, c.vocab],
+    floats: (c) => recurrentFloats(carried(c)),
+  },
+  flops,
+  words: ({ layers, dModel, norm }) =>
+    `a Mamba with ${layers} layers of ${dModel}, ${norm === 'rms' ? 'RMSNorm' : 'LayerNorm'}`,
+  infer: inferMamba,
+  toJson: mambaToJson,
+};

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { DataPosition } from '../data/windows.ts';
 import { CheckpointError, describe, expected, listNames } from '../errors.ts';
 import type { Model } from '../model.ts';
-import type { MambaConfig } from '../models/config.ts';
+import type { ModelConfig } from '../models/architectures.ts';
 import type { Trainer } from '../trainer.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
 import { readSafetensors, type TensorSource, writeSafetensors } from '../weights/safetensors.ts';
@@ -22,7 +22,7 @@ export interface RunState {
   position: DataPosition;
   settings: TrainSettings;
   cadence: TrainCadence;
-  config: MambaConfig;
+  config: ModelConfig;
   data: { paths: string[]; bytes: number; documents: number; fingerprint: string };
   /** Of a subword model: mean bytes per token of the data, and where its tokens lie. */
   tokens?: { bytesPerToken: number; cache: string };

@@ -15,8 +15,9 @@ import {
   expected,
 } from '../errors.ts';
 import { configFor } from '../model.ts';
-import { type MambaConfig, type PartialMambaConfig, presetConfig } from '../models/config.ts';
-import type { Recompute } from '../models/mamba.ts';
+import type { Recompute } from '../models/architecture.ts';
+import type { ModelConfig, PartialModelConfig } from '../models/architectures.ts';
+import { presetConfig } from '../models/config.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { Precision } from '../trainer.ts';
 
@@ -45,7 +46,7 @@ export interface TrainOptions {
   /** What to train: a preset's name ... */
   preset?: string;
   /** ... or a new model's shape ... */
-  config?: PartialMambaConfig;
+  config?: PartialModelConfig;
   /** ... or a model to start from: the name of a shipped one, a folder or a file. */
   init?: string;
   /**
@@ -215,7 +216,7 @@ export function checkTrainOptions(options: TrainOptions): void {
 }
 
 /** The shape that the options ask for, or undefined for `init` and a plain resume. */
-export function wantedConfig({ preset, config }: TrainOptions, tokenizer?: Tokenizer): MambaConfig | undefined {
+export function wantedConfig({ preset, config }: TrainOptions, tokenizer?: Tokenizer): ModelConfig | undefined {
   const shape = preset === undefined ? config : presetConfig(preset);
   return shape && configFor(shape, tokenizer);
 }
@@ -283,8 +284,8 @@ export function resumedSettings(stored: TrainSettings, options: TrainOptions, by
 }
 
 /** First field in which two shapes differ, in words, or undefined. */
-export function shapeContradiction(stored: MambaConfig, given: MambaConfig): string | undefined {
-  for (const key of Object.keys(stored) as (keyof MambaConfig)[]) {
+export function shapeContradiction(stored: ModelConfig, given: ModelConfig): string | undefined {
+  for (const key of Object.keys(stored) as (keyof ModelConfig)[]) {
     if (stored[key] === given[key]) continue;
     return expected(WHERE, key, `be ${describe(stored[key])} as in the checkpoint`, describe(given[key]));
   }

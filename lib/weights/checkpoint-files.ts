@@ -3,10 +3,10 @@ import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { CheckpointError, describe, expected, listNames, ModelFormatError } from '../errors.ts';
-import type { MambaConfig } from '../models/config.ts';
+import { architectureOf, type ModelConfig } from '../models/architectures.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { writeFileAtomically } from './atomic-file.ts';
-import { type ConfigDialect, configToJson } from './config-json.ts';
+import type { ConfigDialect } from './config-json.ts';
 import { inferConfig } from './infer.ts';
 import { canonicalTensors, type NameDialect, nameIn } from './names.ts';
 import { readTorchFile } from './pickle.ts';
@@ -14,12 +14,10 @@ import { readSafetensors, readSharded, type TensorSource, type WeightFile, write
 import type { StoredTensor } from './stored-tensor.ts';
 import { duplicateKey, isObject } from './strict-json.ts';
 
-export { configToJson } from './config-json.ts';
-
 export interface OpenedCheckpoint {
   /** By canonical name. A tied model has no lm_head.weight here, whether or not the file stores one. */
   tensors: Map<string, StoredTensor>;
-  config: MambaConfig;
+  config: ModelConfig;
   /** The config.json beside the weights, as parsed. */
   configJson?: Record<string, unknown>;
   metadata: Record<string, string>;
@@ -77,7 +75,7 @@ export async function openCheckpoint(path: string): Promise<OpenedCheckpoint> {
   };
 }
 
-async function findTokenizer(folder: string, { vocab }: MambaConfig): Promise<Tokenizer | undefined> {
+async function findTokenizer(folder: string, { vocab }: ModelConfig): Promise<Tokenizer | undefined> {
   const path = join(folder, TOKENIZER);
   if (!existsSync(path)) return undefined;
   const tokenizer = await Tokenizer.open(path);
@@ -150,6 +148,11 @@ async function readJson(path: string): Promise<Record<string, unknown> | undefin
   return value;
 }
 
+/** The config.json of a model. @throws ModelFormatError if the dialect cannot express it */
+export function configToJson(config: ModelConfig, dialect: ConfigDialect): Record<string, unknown> {
+  return architectureOf(config).toJson(config, dialect);
+}
+
 /**
  * Writes config.json, model.safetensors and, where the model has a tokenizer, tokenizer.json into a folder, which is made
  * if it is not there. Each file is replaced in one step.
@@ -161,7 +164,7 @@ async function readJson(path: string): Promise<Record<string, unknown> | undefin
  */
 export async function saveCheckpoint(
   folder: string,
-  config: MambaConfig,
+  config: ModelConfig,
   tensors: Iterable<TensorSource>,
   options: { dialect?: ConfigDialect; metadata?: Record<string, string>; tokenizer?: Tokenizer | undefined } = {},
 ): Promise<void> {

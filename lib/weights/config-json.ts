@@ -133,12 +133,12 @@ function read<T>(
 }
 
 /**
- * The config.json of a model in one of the dialects.
+ * The config.json of a Mamba in one of the dialects.
  *
  * @throws ModelFormatError if transformers' MambaForCausalLM cannot express the model: it has RMSNorm only and a whole
  * number for `expand`.
  */
-export function configToJson(config: MambaConfig, dialect: ConfigDialect): Record<string, unknown> {
+export function mambaToJson(config: MambaConfig, dialect: ConfigDialect): Record<string, unknown> {
   return dialect === 'hf' ? toHf(config) : toStateSpaces(config);
 }
 

@@ -1,5 +1,7 @@
 import type { Device } from '../device.ts';
 import { Graph } from '../graph.ts';
+import type { Architecture } from '../models/architecture.ts';
+import { mamba } from '../models/mamba.ts';
 import { compile } from '../plan.ts';
 import { type DType, dtypeBytes, Tensor } from '../tensor.ts';
 import { readTensorBytes, type StoredDType, type StoredTensor } from './stored-tensor.ts';
@@ -9,16 +11,13 @@ export type WeightDType = 'f32' | 'bf16' | 'int8';
 
 const STORED: Partial<Record<StoredDType, DType>> = { F64: 'f64', F32: 'f32', F16: 'f16', BF16: 'bf16', I8: 'i8' };
 
-/** Matrices that may be bf16 or int8. */
-const MATRIX = /(\.(in|x|dt|out)_proj|embedding|lm_head)\.weight$/;
-/** Of those, the ones that int8 pays for: dt_proj is tiny and the embedding is read one row a byte. */
-const INT8 = /\.(in|x|out)_proj\.weight$/;
-
 export interface LoadOptions {
   /** Left out: as stored (f16 and f64 become f32). */
   dtype?: WeightDType | undefined;
   /** Give every tensor f32 memory of its own, to be updated by training. */
   trainable?: boolean;
+  /** Whose weights they are: it says which may be narrowed; default: mamba. */
+  architecture?: Pick<Architecture, 'narrowable' | 'int8'>;
   signal?: AbortSignal | undefined;
   onProgress?: ((fraction: number) => void) | undefined;
 }
@@ -60,10 +59,11 @@ export async function loadWeights(
 }
 
 function wantedDType(name: string, source: StoredTensor, options: LoadOptions): DType {
-  if (options.trainable || !MATRIX.test(name)) return 'f32';
+  const { narrowable, int8 } = options.architecture ?? mamba;
+  if (options.trainable || !narrowable.test(name)) return 'f32';
   const as = STORED[source.dtype] ?? 'f32';
   if (options.dtype === undefined) return as === 'f64' || as === 'f16' ? 'f32' : as;
-  if (options.dtype === 'int8') return INT8.test(name) || as === 'i8' ? 'i8' : 'bf16';
+  if (options.dtype === 'int8') return int8.test(name) || as === 'i8' ? 'i8' : 'bf16';
   return options.dtype;
 }
 

@@ -3,15 +3,9 @@
 import test from 'ava';
 import type { Device } from '../../lib/device.ts';
 import { Graph } from '../../lib/graph.ts';
+import type { Weights } from '../../lib/models/architecture.ts';
 import { completeConfig } from '../../lib/models/config.ts';
-import {
-  type LayerState,
-  layerStateShapes,
-  mambaBackbone,
-  mambaHead,
-  mambaParams,
-  type Weights,
-} from '../../lib/models/mamba.ts';
+import { type LayerState, layerStateShapes, mambaBackbone, mambaHead, mambaParams } from '../../lib/models/mamba.ts';
 import { initialValues } from '../../lib/models/params.ts';
 import { evaluate } from '../../lib/plan.ts';
 import type { Tensor, TypedArray } from '../../lib/tensor.ts';

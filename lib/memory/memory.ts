@@ -1,0 +1,52 @@
+/**
+ * What the sequences of a session carry from id to id on a device, in the form in which their architecture keeps it. A
+ * session moves it on by running plans; everything else that may happen to it is here.
+ */
+export interface Memory {
+  /** What the architecture's backbone goes on from and leaves. Another object after `reserve` returned true. */
+  readonly state: unknown;
+  /** Ids that every sequence can still read before `reserve` must make room. */
+  readonly room: number;
+  /** Floats of the state of a text not yet begun. */
+  readonly emptyFloats: number;
+
+  /**
+   * Makes room for `steps` more ids of every sequence.
+   * @returns true when the state lies elsewhere now, so that plans over the old one must not run again
+   * @throws OutOfMemoryError; the state is intact
+   */
+  reserve(steps: number): Promise<boolean>;
+  /** A run has read `steps` ids of every sequence. */
+  advanced(steps: number): void;
+  /** Forgets everything: the state of texts not yet begun. */
+  clear(): Promise<void>;
+
+  /** The state of sequence `b`. */
+  read(b: number): Float32Array;
+  /** The states of all sequences. */
+  readAll(): Float32Array[];
+  /** Gives sequence `b` a state that `read` returned; `reserve` has made room for it. */
+  write(b: number, data: Float32Array): void;
+  /** Ids that a state has read, where its size tells; else 0. */
+  stepsIn(data: Float32Array): number;
+  /** Nobody reads sequence `b` any more: it need not grow. */
+  leave(b: number): void;
+
+  /** What a pass over `steps` ids of one sequence is recorded with, so that any prefix of them can be accepted. */
+  verifying(steps: number): unknown;
+  /** Before each such pass. */
+  beginVerify(): void;
+  /** After it: goes back to the state after the first `steps` of its ids. May be called again with another count. */
+  accept(steps: number): Promise<void>;
+
+  dispose(): void;
+}
+
+/** Where the states of one sequence lie that is read id by id and may go back. */
+export interface Trail {
+  /** Position 0 is the state that the session's memory has now. */
+  begin(): void;
+  /** What the step from `position` reads and leaves; plans of one `key` are the same. */
+  at(position: number): { key: string; state: unknown };
+  dispose(): void;
+}

@@ -1,0 +1,204 @@
+// States whose size does not depend on the length of the text. They cannot go back, so a verify pass keeps the state after
+// every id, and a trail has a ring of states.
+import type { Device } from '../device.ts';
+import { Graph } from '../graph.ts';
+import { compile, type Plan } from '../plan.ts';
+import type { Tensor } from '../tensor.ts';
+import type { Memory, Trail } from './memory.ts';
+import { elements, region } from './region.ts';
+
+/** The f32 tensors that a layer carries, and how its architecture calls them. */
+export interface RecurrentLayers<S> {
+  readonly layers: number;
+  /** Of one layer and one sequence, in the order in which they lie in memory. */
+  readonly shapes: readonly (readonly number[])[];
+  /**
+   * The state of a layer.
+   * @param own (B, ...shape) for each of the shapes
+   * @param to.next where the state after the last step goes; left out: to where it came from
+   * @param to.kept (T, B, elements of shape): where the state after every step goes
+   */
+  layer(own: readonly Tensor[], to: { next?: readonly Tensor[]; kept?: readonly Tensor[] }): S;
+}
+
+/** Floats of the state of one sequence. */
+export function recurrentFloats({ layers, shapes }: Pick<RecurrentLayers<unknown>, 'layers' | 'shapes'>): number {
+  return layers * shapes.reduce((sum, shape) => sum + elements(shape), 0);
+}
+
+/** By layer the tensors of B sequences in `memory`, `at` elements into it. */
+function tensorsIn(memory: Tensor, { layers, shapes }: RecurrentLayers<unknown>, B: number, at = 0): Tensor[][] {
+  let from = at;
+  return Array.from({ length: layers }, (_, l) =>
+    shapes.map((shape, i) => {
+      const tensor = region(memory, `${memory.name}.${l}.${i}`, [B, ...shape], from);
+      from += B * elements(shape);
+      return tensor;
+    }),
+  );
+}
+
+export class RecurrentMemory<S> implements Memory {
+  readonly state: readonly S[];
+  readonly room = Infinity;
+  readonly emptyFloats: number;
+  readonly #device: Device;
+  readonly #kind: RecurrentLayers<S>;
+  readonly #batch: number;
+  /** Most steps of a verify pass. */
+  readonly #most: number;
+  readonly #memory: Tensor;
+  readonly #tensors: Tensor[][];
+  readonly #plans = new Map<string, Promise<Plan>>();
+  #zeros: Tensor | undefined;
+  /** By layer the states after every step of the last verify pass, each of them contiguous as fused kernels write them. */
+  #kept: Tensor | undefined;
+
+  constructor(device: Device, kind: RecurrentLayers<S>, batch: number, mostVerified: number) {
+    this.#device = device;
+    this.#kind = kind;
+    this.#batch = batch;
+    this.#most = mostVerified;
+    this.emptyFloats = recurrentFloats(kind);
+    this.#memory = device.tensor([batch * this.emptyFloats], 'f32', 'state');
+    this.#tensors = tensorsIn(this.#memory, kind, batch);
+    this.state = this.#tensors.map((own) => kind.layer(own, {}));
+  }
+
+  async reserve(): Promise<boolean> {
+    return false;
+  }
+  advanced(): void {}
+  leave(): void {}
+  beginVerify(): void {}
+  stepsIn(): number {
+    return 0;
+  }
+
+  async clear(): Promise<void> {
+    // Zeros of one layer, again and again: nothing is sent to the device.
+    const { layers } = this.#kind;
+    await this.#join('clear', () => {
+      this.#zeros ??= this.#device.tensor([this.#memory.elems / layers], 'f32', 'zeros');
+      return new Array<Tensor>(layers).fill(this.#zeros);
+    });
+  }
+
+  read(b: number): Float32Array {
+    return this.#batch === 1 ? (this.#device.read(this.#memory) as Float32Array) : (this.readAll()[b] as Float32Array);
+  }
+  readAll(): Float32Array[] {
+    const B = this.#batch;
+    const all = this.#device.read(this.#memory) as Float32Array;
+    const states = Array.from({ length: B }, () => new Float32Array(this.emptyFloats));
+    this.#eachTensor((floats, at) => {
+      states.forEach((own, b) => {
+        own.set(all.subarray(B * at + b * floats, B * at + (b + 1) * floats), at);
+      });
+    });
+    return states;
+  }
+  write(b: number, data: Float32Array): void {
+    if (this.#batch === 1) {
+      this.#device.write(this.#memory, data);
+      return;
+    }
+    this.#eachTensor((floats, at, tensor) => {
+      this.#device.write(tensor.slice(b), data.subarray(at, at + floats));
+    });
+  }
+
+  verifying(steps: number): readonly S[] {
+    const kept = this.#keptTensors(steps);
+    return this.#tensors.map((own, l) => this.#kind.layer(own, { kept: kept[l] ?? [] }));
+  }
+
+  async accept(steps: number): Promise<void> {
+    await this.#join(`accept ${steps}`, () =>
+      this.#keptTensors(steps).flatMap((l) => l.map((t) => t.slice(steps - 1))),
+    );
+  }
+
+  dispose(): void {
+    for (const plan of this.#plans.values()) {
+      plan.then(
+        (p) => p.dispose(),
+        () => undefined,
+      );
+    }
+    for (const t of [this.#memory, this.#zeros, this.#kept]) if (t) this.#device.release(t);
+  }
+
+  /** Calls `fn` for the floats of each tensor of a sequence and where they begin in its state. */
+  #eachTensor(fn: (floats: number, at: number, tensor: Tensor) => void): void {
+    let at = 0;
+    for (const tensor of this.#tensors.flat()) {
+      const floats = tensor.elems / this.#batch;
+      fn(floats, at, tensor);
+      at += floats;
+    }
+  }
+
+  #keptTensors(steps: number): Tensor[][] {
+    const most = this.#most;
+    this.#kept ??= this.#device.tensor([most * this.emptyFloats], 'f32', 'kept');
+    const memory = this.#kept;
+    let at = 0;
+    return this.#tensors.map((own, l) =>
+      own.map((t, i) => {
+        const kept = region(memory, `kept.${l}.${i}`, [steps, 1, t.elems], at);
+        at += most * t.elems;
+        return kept;
+      }),
+    );
+  }
+
+  /** Writes `parts` one after another to the memory; `name` tells such plans apart. */
+  async #join(name: string, parts: () => readonly Tensor[]): Promise<void> {
+    let plan = this.#plans.get(name);
+    if (!plan) {
+      const g = new Graph();
+      const rows = parts().map((t) => t.reshape(1, t.elems));
+      g.op('concat', { y: this.#memory.reshape(1, this.#memory.elems) }, { parts_: rows });
+      plan = compile(this.#device, g);
+      this.#plans.set(name, plan);
+      // Memory that was short may be there the next time.
+      plan.catch(() => this.#plans.delete(name));
+    }
+    await (await plan).run();
+  }
+}
+
+/** A ring of states: a step reads one slot and writes the next, so going back copies nothing. */
+export class RecurrentTrail<S> implements Trail {
+  readonly #device: Device;
+  readonly #kind: RecurrentLayers<S>;
+  readonly #start: Memory;
+  readonly #states: Tensor;
+  readonly #slots: Tensor[][][];
+
+  /** @param start of one sequence: what the trail begins with */
+  constructor(device: Device, kind: RecurrentLayers<S>, slots: number, start: Memory) {
+    this.#device = device;
+    this.#kind = kind;
+    this.#start = start;
+    const floats = recurrentFloats(kind);
+    this.#states = device.tensor([slots, floats], 'f32', 'ring');
+    this.#slots = Array.from({ length: slots }, (_, slot) => tensorsIn(this.#states, kind, 1, slot * floats));
+  }
+
+  begin(): void {
+    this.#device.write(this.#states.slice(0), this.#start.read(0));
+  }
+
+  at(position: number): { key: string; state: readonly S[] } {
+    const from = position % this.#slots.length;
+    const next = this.#slots[(from + 1) % this.#slots.length] ?? [];
+    const state = (this.#slots[from] ?? []).map((own, l) => this.#kind.layer(own, { next: next[l] ?? [] }));
+    return { key: `${from}`, state };
+  }
+
+  dispose(): void {
+    this.#device.release(this.#states);
+  }
+}

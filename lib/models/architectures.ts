@@ -1,0 +1,23 @@
+// The architectures there are, by the name in `config.architecture`; left out, it is 'mamba'.
+import { describe, expected } from '../errors.ts';
+import type { Architecture } from './architecture.ts';
+import type { MambaConfig, PartialMambaConfig } from './config.ts';
+import { mamba } from './mamba.ts';
+
+/** Shape of a model of any architecture. */
+export type ModelConfig = MambaConfig;
+/** A configuration with everything that follows from the rest left out. */
+export type PartialModelConfig = PartialMambaConfig;
+
+export const ARCHITECTURES = { mamba } as const;
+export type ArchitectureName = keyof typeof ARCHITECTURES;
+
+/** What a configuration is a shape of. @throws TypeError for an unknown one */
+export function architectureOf({
+  architecture = 'mamba',
+}: Pick<PartialModelConfig, 'architecture'>): Architecture<ModelConfig> {
+  const found = (ARCHITECTURES as Record<string, Architecture<ModelConfig>>)[architecture];
+  if (found) return found;
+  const known = `be one of ${Object.keys(ARCHITECTURES).join(', ')}`;
+  throw new TypeError(expected('config', 'architecture', known, describe(architecture)));
+}
