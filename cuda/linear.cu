@@ -175,7 +175,7 @@ Status run(Job j, const Launch& launch) {
   return multiply(j.product, *launch.props, at, launch.stream);
 }
 
-bool few_rows(const Node& node) { return node.in(at::linear::in::x).rows() <= kFewRows; }
+bool few_rows(const Node& node) { return has_few_rows(node.in(at::linear::in::x)); }
 
 Status linear_launch(const Node& node, const Launch& launch) {
   if (few_rows(node)) return linear_rows(node, *launch.props, launch.stream);

@@ -1,10 +1,11 @@
-// linear for at most 8 rows of x, bound by reading the weight once.
+// linear for few rows of x, bound by reading the weight once.
 //
-// Up to four rows, and f32 weights: a warp streams whole rows of the weight, 16 bytes a lane and row at a time, and
-// multiplies them in f32 with every row of x, which stays in the first-level cache.
-// More rows of bf16 and i8 weights: a block multiplies 16 rows of the weight with mma.sync m16n8k16, whose 8 columns
-// are the rows of x. Its warps share the depth. A lane reads 16 bytes of a row at a time: which k a lane holds does not
-// matter as long as both factors agree. f32 x is split into two bf16 numbers, which keeps 16 bits of it.
+// f32 x, and up to four rows of bf16 x: a warp streams whole rows of the weight, 16 bytes a lane and row at a time, and
+// multiplies them in f32 with up to eight rows of x, which stay in the first-level cache. Each row of y is summed in an
+// order that the number of rows has no part in, so K verified ids have the bits of K decoded ones.
+// More rows of bf16 x with bf16 and i8 weights: a block multiplies 16 rows of the weight with mma.sync m16n8k16, whose
+// 8 columns are the rows of x. Its warps share the depth. A lane reads 16 bytes of a row at a time: which k a lane
+// holds does not matter as long as both factors agree.
 #include <algorithm>
 
 #include "check.h"
@@ -16,6 +17,7 @@ namespace mb::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kRowTile = 8;  // rows of x that share one reading of the weight
 
 struct Args {
   const void* x;
@@ -64,8 +66,19 @@ __device__ __forceinline__ void load_x(float (&out)[V], const X* p) {
   }
 }
 
+// The block's rows of the weight and rows of x. Blocks that read the same weights run side by side.
+template <int R>
+struct Part {
+  int64_t first, r0;  // the block's number among those of its rows of x, their first one
+  __device__ __forceinline__ explicit Part(const Args& a) {
+    const int64_t tiles = R < kRowTile ? 1 : (a.rows + R - 1) / R;
+    first = blockIdx.x / tiles;
+    r0 = blockIdx.x % tiles * R;
+  }
+};
+
 template <int R, int Each>
-__device__ __forceinline__ void finish(const Args& a, int64_t m0, float (&acc)[Each][R]) {
+__device__ __forceinline__ void finish(const Args& a, int64_t r0, int64_t m0, float (&acc)[Each][R]) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int e = 0; e < Each; e++) {
@@ -74,7 +87,7 @@ __device__ __forceinline__ void finish(const Args& a, int64_t m0, float (&acc)[E
       float sum = acc[e][r];
 #pragma unroll
       for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
-      if (lane == (e * R + r) % 32 && r < a.rows && m0 + e < a.m) epilogue_store(a.epilogue, r, m0 + e, sum);
+      if (lane == (e * R + r) % 32 && r0 + r < a.rows && m0 + e < a.m) epilogue_store(a.epilogue, r0 + r, m0 + e, sum);
     }
   }
 }
@@ -91,46 +104,39 @@ __device__ __forceinline__ uint32_t pair(float low, float high) {
   return *reinterpret_cast<const uint32_t*>(&p);
 }
 
-// Two neighbouring elements as bf16, rounded where they are f32.
+// Two neighbouring elements as bf16.
 template <class T, int V>
 __device__ __forceinline__ uint32_t pair_of(const Vector<T, V>& v, int i) {
   if constexpr (sizeof(T) == 2) return reinterpret_cast<const uint32_t*>(&v)[i / 2];
   return pair(to_float(v.v[i]), to_float(v.v[i + 1]));
 }
 
-// What rounding left out of them.
-template <int V>
-__device__ __forceinline__ uint32_t rest_of(const Vector<float, V>& v, int i, uint32_t rounded) {
-  return pair(v.v[i] - __uint_as_float(rounded << 16), v.v[i + 1] - __uint_as_float(rounded & 0xFFFF0000u));
-}
-
 constexpr int kMmaRows = 16;
 
 // What a lane reads at once: 16 bytes of two rows of the weight and the elements of x that belong to them.
-template <class W, class X>
+template <class W>
 struct Reading {
   static constexpr int V = 16 / sizeof(W);
-  static constexpr int kAhead = V * sizeof(X) > 32 ? 2 : 4;  // readings under way; 64 KiB of shared memory a block
+  static constexpr int kAhead = 4;  // readings under way; up to 64 KiB of shared memory a block
   Vector<W, V> top, bottom;
-  Vector<X, V> x;
+  Vector<bf16, V> x;
 };
 
 // Bytes of shared memory, which serves to keep readings on their way: a lane finds its own there, so it need not wait
 // for others.
-template <class W, class X>
-constexpr int kReadingBytes = Reading<W, X>::kAhead * kWarps * 32 * int(sizeof(Reading<W, X>));
+template <class W>
+constexpr int kReadingBytes = Reading<W>::kAhead * kWarps * 32 * int(sizeof(Reading<W>));
 
-template <class W, class X>
+template <class W>
 __global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
-  constexpr int V = Reading<W, X>::V, kAhead = Reading<W, X>::kAhead, kParts = int(sizeof(Reading<W, X>) / 16),
-                kXPart = 16 / sizeof(X);
+  constexpr int V = Reading<W>::V, kAhead = Reading<W>::kAhead, kParts = int(sizeof(Reading<W>) / 16), kXPart = 8;
   extern __shared__ uint4 readings[];  // [ahead][part][thread]
   __shared__ float sums[kWarps][kMmaRows][8 + 1];
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quarter = threadIdx.x % 4;
   const int64_t m0 = int64_t(blockIdx.x) * kMmaRows;
   const W* top = static_cast<const W*>(a.weight) + min(m0 + group, a.m - 1) * a.weight_stride;
   const W* bottom = static_cast<const W*>(a.weight) + min(m0 + group + 8, a.m - 1) * a.weight_stride;
-  const X* x = static_cast<const X*>(a.x) + min(int64_t(group), a.rows - 1) * a.x_stride;
+  const bf16* x = static_cast<const bf16*>(a.x) + min(int64_t(group), a.rows - 1) * a.x_stride;
   constexpr int kStep = kWarps * 4 * V;
   const int steps = int((a.depth + kStep - 1) / kStep);
   const auto slot = [&](int step, int part) {
@@ -154,7 +160,7 @@ __global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
   float acc[4] = {};
   for (int step = 0; step < steps; step++) {
     asm volatile("cp.async.wait_group %0;" ::"n"(kAhead - 1) : "memory");
-    Reading<W, X> now;
+    Reading<W> now;
 #pragma unroll
     for (int part = 0; part < kParts; part++) reinterpret_cast<uint4*>(&now)[part] = *slot(step, part);
     fetch(step + kAhead);
@@ -162,9 +168,7 @@ __global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
     for (int i = 0; i < V; i += 4) {
       const uint32_t f[4] = {pair_of(now.top, i), pair_of(now.bottom, i), pair_of(now.top, i + 2),
                              pair_of(now.bottom, i + 2)};
-      const uint32_t b0 = pair_of(now.x, i), b1 = pair_of(now.x, i + 2);
-      mma(acc, f, b0, b1);
-      if constexpr (sizeof(X) == 4) mma(acc, f, rest_of(now.x, i, b0), rest_of(now.x, i + 2, b1));
+      mma(acc, f, pair_of(now.x, i), pair_of(now.x, i + 2));
     }
   }
 #pragma unroll
@@ -178,11 +182,12 @@ __global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
   epilogue_store(a.epilogue, r, m0 + m, sum);
 }
 
-// Each: rows of the weight a warp takes at once. R >= rows; the rows beyond repeat the last one.
+// Each: rows of the weight a warp takes at once. R >= rows, or kRowTile; the rows beyond repeat the last one.
 template <class W, class X, int R, int Each>
 __global__ void __launch_bounds__(kWarps * 32) rows_kernel(const Args a) {
   constexpr int V = sizeof(W) == 4 ? 4 : 8;
-  const int64_t m0 = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * Each;
+  const Part<R> part(a);
+  const int64_t m0 = (part.first * kWarps + threadIdx.x / 32) * Each;
   if (m0 >= a.m) return;
   const W* weight[Each];
 #pragma unroll
@@ -204,7 +209,7 @@ __global__ void __launch_bounds__(kWarps * 32) rows_kernel(const Args a) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
       float x[V];
-      load_x<X, V>(x, static_cast<const X*>(a.x) + min(int64_t(r), a.rows - 1) * a.x_stride + k);
+      load_x<X, V>(x, static_cast<const X*>(a.x) + min(part.r0 + r, a.rows - 1) * a.x_stride + k);
 #pragma unroll
       for (int e = 0; e < Each; e++) {
 #pragma unroll
@@ -212,14 +217,15 @@ __global__ void __launch_bounds__(kWarps * 32) rows_kernel(const Args a) {
       }
     }
   }
-  finish<R, Each>(a, m0, acc);
+  finish<R, Each>(a, part.r0, m0, acc);
 }
 
 // The same element by element, for rows that are not aligned.
 template <class W, class X>
 __global__ void __launch_bounds__(kWarps * 32) odd_rows_kernel(const Args a) {
-  constexpr int R = int(kFewRows);
-  const int64_t m0 = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  constexpr int R = kRowTile;
+  const Part<R> part(a);
+  const int64_t m0 = part.first * kWarps + threadIdx.x / 32;
   if (m0 >= a.m) return;
   const W* weight = static_cast<const W*>(a.weight) + m0 * a.weight_stride;
   float acc[1][R] = {};
@@ -227,11 +233,11 @@ __global__ void __launch_bounds__(kWarps * 32) odd_rows_kernel(const Args a) {
     const float w = to_float(weight[k]);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const X* x = static_cast<const X*>(a.x) + min(int64_t(r), a.rows - 1) * a.x_stride;
+      const X* x = static_cast<const X*>(a.x) + min(part.r0 + r, a.rows - 1) * a.x_stride;
       acc[0][r] = fmaf(w, to_float(x[k]), acc[0][r]);
     }
   }
-  finish<R, 1>(a, m0, acc);
+  finish<R, 1>(a, part.r0, m0, acc);
 }
 
 bool aligned(const void* p, int64_t stride, int64_t size, int64_t bytes) {
@@ -239,8 +245,8 @@ bool aligned(const void* p, int64_t stride, int64_t size, int64_t bytes) {
 }
 
 unsigned blocks(const Args& a, int each) {
-  const int64_t of = int64_t(kWarps) * each;
-  return unsigned((a.m + of - 1) / of);
+  const int64_t of = int64_t(kWarps) * each, tiles = (a.rows + kRowTile - 1) / kRowTile;
+  return unsigned((a.m + of - 1) / of * tiles);
 }
 
 template <class W, class X, int R>
@@ -252,10 +258,10 @@ void start_stream(const Args& a, const Props& props, cudaStream_t stream) {
   }
 }
 
-template <class W, class X>
+template <class W>
 Status start_mma(const Args& a, cudaStream_t stream) {
-  constexpr int kBytes = kReadingBytes<W, X>;
-  const auto kernel = mma_rows_kernel<W, X>;
+  constexpr int kBytes = kReadingBytes<W>;
+  const auto kernel = mma_rows_kernel<W>;
   MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   kernel<<<unsigned((a.m + kMmaRows - 1) / kMmaRows), kWarps * 32, kBytes, stream>>>(a);
   return {};
@@ -273,10 +279,10 @@ Status start_rows(const Args& a, const Props& props, cudaStream_t stream) {
     start_stream<W, X, 2>(a, props, stream);
   } else if (a.rows <= 4) {
     start_stream<W, X, 4>(a, props, stream);
-  } else if constexpr (sizeof(W) < 4) {
-    return start_mma<W, X>(a, stream);
+  } else if constexpr (sizeof(W) < 4 && sizeof(X) < 4) {
+    return start_mma<W>(a, stream);
   } else {
-    start_stream<W, X, 8>(a, props, stream);
+    start_stream<W, X, kRowTile>(a, props, stream);
   }
   return {};
 }

@@ -139,6 +139,140 @@ onGpu('a state goes from the GPU to the CPU and back', (t) =>
   }),
 );
 
+/** How a GPU decodes: one kernel for all layers and steps, where there is one, or single kernels. */
+const WAYS = ['', 'graph'] as const;
+function decodingBy<T>(way: (typeof WAYS)[number], fn: () => Promise<T>): Promise<T> {
+  const before = process.env.MAMBABYTE_CUDA_DECODE ?? '';
+  process.env.MAMBABYTE_CUDA_DECODE = way;
+  return fn().finally(() => {
+    process.env.MAMBABYTE_CUDA_DECODE = before;
+  });
+}
+
+/** 1792: a block's slices of a matrix outnumber the stages that they pass through. */
+const SHAPES = [
+  { layers: 3, dModel: 64 },
+  { layers: 2, dModel: 96, norm: 'layer' },
+  { layers: 4, dModel: 512 },
+  { layers: 2, dModel: 1792 },
+] as const;
+const saved = new Map<number, Promise<string>>();
+/** A random model as a folder to load from. */
+function randomModel(shape: (typeof SHAPES)[number]): Promise<string> {
+  const made =
+    saved.get(shape.dModel) ??
+    (async () => {
+      using model = await createModel(shape, { seed: 6, device: 'cpu' });
+      const out = folder();
+      await model.save(out);
+      return out;
+    })();
+  saved.set(shape.dModel, made);
+  return made;
+}
+
+const read = [...text.subarray(100, 132)];
+for (const way of WAYS) {
+  for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+    for (const shape of SHAPES) {
+      const title = `${dtype} · width ${shape.dModel}${way && ` · ${way}`}`;
+      onGpu(`verifying gives the bits of decoding · ${title}`, (t) =>
+        decodingBy(way, async () => {
+          using model = await loadModel(await randomModel(shape), { device: 'cuda', dtype });
+          await model.withSession(async (session) => {
+            await session.clear();
+            await session.consume(text.subarray(0, 100));
+            const start = session.readState();
+            const logits: Float32Array[] = [];
+            const states: Float32Array[] = [];
+            for (const id of read) {
+              logits.push((await session.verify([id])).logits());
+              states.push(session.readState());
+            }
+            for (const K of [1, 2, 3, 5, 8, 13, 16, 32]) {
+              session.writeState(start);
+              for (let at = 0; at < read.length; at += K) {
+                const ids = read.slice(at, at + K);
+                const got = (await session.verify(ids)).logits();
+                const want = Float32Array.from(logits.slice(at, at + K).flatMap((row) => [...row]));
+                t.is(different(got, want), 0, `logits by ${K} at ${at}`);
+                for (const k of new Set([1, Math.ceil(ids.length / 2), ids.length])) {
+                  await session.accept(k);
+                  t.is(different(session.readState(), states[at + k - 1] ?? []), 0, `state ${k} by ${K} at ${at}`);
+                }
+              }
+            }
+          });
+        }),
+      );
+
+      onGpu(`sequences of a batch decode with the bits of each alone · ${title}`, (t) =>
+        decodingBy(way, async () => {
+          using model = await loadModel(await randomModel(shape), { device: 'cuda', dtype });
+          const settings = { temperature: 0.8, topK: 0, topP: 0.95, minP: 0, repetitionPenalty: 1, seed: 4 };
+          const rows = (n: number) => read.slice(0, n).map((pending) => ({ settings, pending }));
+          const decode = (batch: number, of: ReturnType<typeof rows>) =>
+            model.withSession(async (session) => {
+              await session.clear();
+              const loop = await session.startDecoding(of);
+              await loop.run({ steps: 5 });
+              return session.readSequences();
+            }, batch);
+          const alone: Float32Array[] = [];
+          for (const row of rows(20)) alone.push(...(await decode(1, [row])));
+          for (const batch of [2, 5, 20]) {
+            for (const [b, got] of (await decode(batch, rows(batch))).entries()) {
+              t.is(different(got, alone[b] ?? []), 0, `sequence ${b} of ${batch}`);
+            }
+          }
+        }),
+      );
+    }
+  }
+
+  onGpu(`speculation changes no byte${way && ` · ${way}`}`, (t) =>
+    decodingBy(way, async () => {
+      for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+        using model = await loadModel('books', { device: 'cuda', dtype });
+        using drafter = await loadModel(await trainedModel(), { device: 'cuda', dtype });
+        for (const settings of [{ temperature: 0 }, { temperature: 0.9, topP: 0.9 }, { repetitionPenalty: 1.2 }]) {
+          const options = { maxBytes: 400, seed: 2, ...settings };
+          const want = (await model.generate('It was the', options)).text;
+          for (const draft of ['lookup', drafter] as const) {
+            t.is((await model.generate('It was the', { ...options, draft })).text, want, JSON.stringify(settings));
+          }
+        }
+      }
+    }),
+  );
+}
+
+for (const dtype of ['bf16', 'int8'] as const) {
+  onGpu(`a wide model decodes as on the CPU · ${dtype}`, async (t) => {
+    const path = await randomModel(SHAPES[3]);
+    using gpu = await loadModel(path, { device: 'cuda', dtype });
+    using cpu = await loadModel(path, { device: 'cpu', dtype });
+    const [got, want] = await Promise.all(
+      [gpu, cpu].map((model) =>
+        model.withSession(async (session) => {
+          await session.clear();
+          const logits: number[] = [];
+          for (const id of read) logits.push(...(await session.verify([id])).logits());
+          return logits;
+        }),
+      ),
+    );
+    t.is(compare(got ?? [], want ?? [], SAME_ROUNDED), undefined);
+  });
+}
+
+/** How many elements have other bits. */
+function different(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let count = Math.abs(a.length - b.length);
+  for (let i = 0; i < Math.min(a.length, b.length); i++) count += Number(!Object.is(a[i], b[i]));
+  return count;
+}
+
 /** Losses of some steps from the same start. */
 async function losses(device: string, steps: number, options: Parameters<typeof createTrainer>[1] = {}) {
   using model = await createModel({ layers: 2, dModel: 64 }, { seed: 1, device });

@@ -39,7 +39,6 @@ struct Decode {
 
 namespace {
 
-constexpr int64_t kMaxWidth = 1024;      // wider models fail in this kernel, and decode as graphs of kernels
 constexpr int64_t kLaunchSteps = 16384;  // the most steps of one launch
 constexpr int kStageBytes = 40 << 10;    // at most, of the ring
 constexpr int kStaticShared = 1024;      // barriers, and what the system takes
@@ -80,9 +79,11 @@ bool chained(const Found& f) {
   }
   if (f.norm->in(0).data != x || f.head->in(at::linear::in::x).data != f.norm->out(0).data) return false;
   if (f.head->in(at::linear::in::add)) return false;
-  if (!f.sample) return true;
-  return f.sample->in(at::sample::in::logits).data == f.head->out(at::linear::out::y).data &&
-         f.sample->out(at::sample::out::ids).data == f.embedding->in(at::embedding::in::ids).data;
+  return !f.sample || f.sample->in(at::sample::in::logits).data == f.head->out(at::linear::out::y).data;
+}
+// Whether drawn ids are what the next step reads, as in decoding; a verify pass only reports them.
+bool feeds(const Found& f) {
+  return f.sample && f.sample->out(at::sample::out::ids).data == f.embedding->in(at::embedding::in::ids).data;
 }
 
 DType weight_type(const Found& f) { return f.blocks[0].in(at::mamba_block::in::in_proj).dtype; }
@@ -128,8 +129,8 @@ bool sample_fits(const Node& s, int64_t rows) {
   namespace in = at::sample::in;
   namespace out = at::sample::out;
   const Tensor &rng = s.out(out::rng), &seen = s.out(out::seen);
-  return s.in(in::logits).cols() <= kMaxClasses && s.out(out::ids).elems() == rows && rng.contiguous() &&
-         rng.rows() == rows && (!seen || seen.contiguous()) && s.in(in::params).contiguous() &&
+  return s.in(in::logits).cols() <= kMaxClasses && s.out(out::ids).elems() == rows && s.out(out::ids).contiguous() &&
+         rng.contiguous() && rng.rows() == rows && (!seen || seen.contiguous()) && s.in(in::params).contiguous() &&
          is_f32(s.in(in::bias)) && is_f32(s.out(out::logprob));
 }
 
@@ -188,8 +189,16 @@ void lay_out_small(decode::Plan& p, int element, int v_rows) {
   s.bytes = up(take.at, 128);
 }
 
-// Room in which products of few rows prepare their activations (product.cuh).
-int pair_bytes(int rows) { return rows * 2 * (256 * 2 + 64); }
+// Slices that a warp keeps at once: those that hold a group's columns.
+int most_slices_of_a_group(const Stream& s) {
+  int most = 1;
+  const int chunks = s.columns / 32, per_slice = s.slice / 32;
+  for (int begin = 0; begin < chunks; begin += s.share) {
+    const int last = std::min(begin + s.share, chunks) - 1;
+    most = std::max(most, last / per_slice - begin / per_slice + 1);
+  }
+  return most;
+}
 
 int draw_bytes(int V) { return V * 12 + 2 * kWarps * 8 + 64; }
 
@@ -199,11 +208,12 @@ bool lay_out_shared(decode::Plan& p, int element, int head_element, int v_rows, 
   Bump take;
   Shared& s = p.shared;
   s.small = take(2 * p.small.bytes);
-  s.red = take(int64_t{p.k_groups} * rows * std::max(m_rows, v_rows) * 4);
-  s.red_out = take(int64_t{p.k_groups} * rows * d_rows * 4);
-  s.squares = take(p.k_groups * rows * 4);
-  s.pairs = take(rows <= 4 ? kWarps * pair_bytes(rows) : 0);
-  s.moments = take(8 * 4);
+  const int64_t partials = partials_for(rows);
+  s.red = take(partials * rows * std::max(m_rows, v_rows) * 4);
+  s.red_out = take(partials * rows * d_rows * 4);
+  s.squares = take(kGroups * rows * 4);
+  s.room = take(is_one(rows, p.K) ? kRoomBytes : 0);
+  s.moments = take(rows * 2 * 4);
   s.conv_in = take(p.steps > 1 ? rows * p.channels * 4 : 0);
   s.u = take(rows * p.channels * 4);
   s.gate = take(rows * p.channels * 4);
@@ -220,12 +230,14 @@ bool lay_out_shared(decode::Plan& p, int element, int head_element, int v_rows, 
   p.streams[kOut] = stream_for(p.E, d_rows, element, most);
   p.streams[kHead] = stream_for(p.D, v_rows, head_element, most);
   const auto bytes = [](const Stream& t, int of) { return t.pitch * of; };
-  for (Stream& t : p.streams) t.share = (t.columns / 32 + p.k_groups - 1) / p.k_groups;
+  for (Stream& t : p.streams) t.share = (t.columns / 32 + kGroups - 1) / kGroups;
   p.stage_bytes = up(
       std::max({bytes(p.streams[kIn], m_rows), bytes(p.streams[kOut], d_rows), bytes(p.streams[kHead], v_rows)}), 128);
   p.stages = std::min(kMaxStages, room / p.stage_bytes);
   s.bytes = s.ring + p.stages * p.stage_bytes;
-  return p.stages >= 3;
+  // A warp that keeps as many slices as there are stages would wait for ever for the next one.
+  return p.stages >= 3 &&
+         std::all_of(p.streams, p.streams + 3, [&](const Stream& t) { return most_slices_of_a_group(t) <= p.stages; });
 }
 
 // Fills in everything but pointers.
@@ -250,16 +262,15 @@ bool plan_for(const Found& f, const Props& props, decode::Plan* plan) {
   if (p.rows < 1 || p.batch < 1 || p.rows % p.batch || p.D % 32 || p.E % 32 || p.R % 4) return false;
   p.steps = p.rows / p.batch;
   p.sampled = f.sample != nullptr;
-  if (p.sampled && p.steps != 1) return false;
-  const Split split = split_for(p.rows);
-  p.k_groups = split.k_groups;
-  p.row_groups = split.row_groups;
+  p.feeds = feeds(f);
+  if (p.feeds && p.steps != 1) return false;
   p.channels = 8 * ((p.E / 8 + props.sm_count - 1) / props.sm_count);
   p.blocks = (p.E + p.channels - 1) / p.channels;
   // The multiprocessors that the channels leave over draw ids, if there is one for every row.
   p.samplers = p.sampled && p.rows <= props.sm_count - p.blocks ? p.rows : 0;
   const int v_rows = (p.V + p.blocks - 1) / p.blocks, d_rows = (p.D + p.blocks - 1) / p.blocks;
-  if (p.D < p.blocks || std::max({2 * p.channels, d_rows, v_rows}) > 16 * kMaxTiles) return false;
+  p.m_tiles = (std::max({2 * p.channels, d_rows, v_rows}) + 15) / 16;
+  if (p.D < p.blocks || p.m_tiles > kMaxTiles) return false;
   p.inverse_D = 1.0f / static_cast<float>(p.D);
   p.layer_norm = f.norm->op == op::layer_norm;
   p.table_bf16 = f.embedding->in(at::embedding::in::table).dtype == DType::bf16;
@@ -270,7 +281,7 @@ bool plan_for(const Found& f, const Props& props, decode::Plan* plan) {
 }
 
 const void* kernel_for(const Found& f, const decode::Plan& p) {
-  return weight_type(f) == DType::i8 ? kernel_i8(p.rows, p.K) : kernel_bf16(p.rows, p.K);
+  return weight_type(f) == DType::i8 ? kernel_i8(p.rows, p.K, p.m_tiles) : kernel_bf16(p.rows, p.K, p.m_tiles);
 }
 
 // Code for older GPUs, which the driver may translate for this one, leaves the kernel empty.
@@ -350,6 +361,7 @@ void point(const Found& f, decode::Plan& p) {
   namespace out = at::sample::out;
   p.params = f.sample->in(in::params).ptr<float>();
   p.bias = f.sample->in(in::bias).ptr<float>();
+  p.drawn_ids = f.sample->out(out::ids).ptr<int32_t>();
   p.rng = f.sample->out(out::rng).ptr<uint32_t>();
   p.seen = f.sample->out(out::seen).ptr<uint8_t>();
   p.logprob = f.sample->out(out::logprob).ptr<float>();
@@ -433,7 +445,7 @@ Status launch_steps(Decode& d, cudaStream_t stream, Run& run, int64_t steps) {
   launch.before = d.before;
   launch.control = d.control;
   launch.watched = run.watch ? d.watched : nullptr;
-  if (run.n_stops && d.plan.sampled && d.plan.rows == 1) MB_TRY(send_stops(d, stream, run, steps, &launch));
+  if (run.n_stops && d.plan.feeds && d.plan.rows == 1) MB_TRY(send_stops(d, stream, run, steps, &launch));
   *d.control = {0, 0, -1};
   void* args[] = {&d.plan, &launch};
   MB_CUDA(cudaLaunchCooperativeKernel(d.kernel, dim3(d.plan.blocks + d.plan.samplers), dim3(kThreads), args,
@@ -482,7 +494,7 @@ Status decode_run(Decode* decode, cudaStream_t stream, Run& run) {
     }
     MB_TRY(launch_steps(d, stream, run, steps));
     const int64_t made = d.control->done;
-    if (run.watch && d.plan.sampled) {
+    if (run.watch && d.plan.feeds) {
       std::memcpy(run.watched + run.done * rows, d.watched, static_cast<size_t>(made * rows) * 4);
     } else if (run.watch) {
       for (int64_t i = 0; i < made; i++) {

@@ -4,7 +4,8 @@
 // One buffer serves every use of a kind, because a block writes use n + 1 only after it has read something that every
 // block wrote after it had read use n: partial sums follow x, y follows partial sums (or their sums), x follows y,
 // logits follow the last x, drawn ids follow logits, and every block reads all of the words it waits for, through all
-// of its threads, before it writes the next kind. A float loses 2^-24 of its value at most.
+// of its threads, before it writes the next kind. Readers clear the bit, so a float is the same whatever use it came
+// with; it loses 2^-23 of its value at most.
 #pragma once
 #include <cstdint>
 
@@ -15,12 +16,8 @@ __device__ __forceinline__ void give_up_after(unsigned turn) {
   if (turn >> 24) __trap();
 }
 
-__device__ __forceinline__ uint32_t tagged(float v, uint32_t tag) {
-  uint32_t bits = __float_as_uint(v);
-  // An infinity with the bit set would be no number; the largest finite one has it.
-  if ((bits & 0x7FFFFFFFu) == 0x7F800000u) bits -= tag;
-  return (bits & ~1u) | tag;
-}
+__device__ __forceinline__ uint32_t tagged(float v, uint32_t tag) { return (__float_as_uint(v) & ~1u) | tag; }
+__device__ __forceinline__ float untagged(uint32_t word) { return __uint_as_float(word & ~1u); }
 
 __device__ __forceinline__ void put_word(uint32_t* to, uint32_t v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");

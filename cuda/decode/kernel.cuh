@@ -46,7 +46,7 @@ class Sampler {
       float* logits = reinterpret_cast<float*>(shared_ + p_.shared.logits);
 #pragma unroll 1
       for (int v = thread; v < p_.V; v += kWorkers) {
-        logits[v] = __uint_as_float(take(p_.drawn_logits + static_cast<long long>(r) * p_.V + v, use));
+        logits[v] = untagged(take(p_.drawn_logits + static_cast<long long>(r) * p_.V + v, use));
       }
       worker_barrier();
       SampleRow row;
@@ -64,7 +64,7 @@ class Sampler {
       if (thread == 0) {
         const bool end = r == 0 && (ends_in_stop(id, step) || cancel);
         put_word(p_.drawn + r, static_cast<uint32_t>(id) << 2 | (end ? 2u : 0u) | use);
-        p_.ids[r] = id;
+        p_.drawn_ids[r] = id;
         if (launch_.watched) launch_.watched[(step - 1) * p_.rows + r] = id;
       }
       if (row.logprob) store_logprob(row, room, id);
@@ -116,7 +116,7 @@ class Worker {
         sampler_(p, launch, shared),
         own_(own),
         tid_(same_thread()),
-        at_(p, tid_) {
+        at_(tid_) {
     uses_ = launch.before * static_cast<uint32_t>(p.L);
   }
 
@@ -200,40 +200,51 @@ class Worker {
     const float* weight = out ? nullptr : param(p_.small.norm_weight);
     const float* bias = !out && p_.layer_norm ? param(p_.small.norm_bias) : nullptr;
     const bool i8 = !last || p_.head_i8;
-    Accumulators<C> acc;
-    if constexpr (C::kPairs) {
-      RowNorm norm;
-      norm.weight = weight;
-      norm.bias = bias;
-      norm.moments = floats(p_.shared.moments);
-      if (bias) layer_norm_moments<C>(p_, at_, from, eps, squares, floats(p_.shared.moments));
-      multiply_pairs<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, shared_ + p_.shared.pairs, cursor_, acc);
+    float* red = floats(out ? p_.shared.red_out : p_.shared.red);
+    Norm norm;
+    norm.weight = weight;
+    norm.bias = bias;
+    norm.moments = floats(p_.shared.moments);
+    if constexpr (C::kOne) {
+      if (bias) one_row_moments<C>(p_, at_, from, eps, squares, floats(p_.shared.moments));
+      Accumulators<C> acc;
+      float sum = 0.0f;
+      multiply_one<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, shared_ + p_.shared.room, cursor_, sum, acc);
       if (weight && !bias) {
+        sum = warp_sum(sum);
+        if (at_.lane == 0) squares[at_.split] = sum;
+      }
 #pragma unroll
-        for (int r = 0; r < 4; r++) {
-          if (r >= all_rows()) break;
-          const float sum = warp_sum(norm.squares[r]);
-          if (at_.lane == 0) squares[at_.k_group * all_rows() + r] = sum;
-        }
+      for (int m = 0; m < C::kMTiles; m++) {
+        if (m * 16 >= rows) break;
+        each_result<C>(at_, acc.v[m][0], m * 16, 0, rows, 1,
+                       [&](int row, int, float v) { red[at_.split * rows + row] = v; });
       }
     } else {
-      Normalise<C> norm;
-      norm.weight = weight;
-      norm.bias = bias;
-      if (bias) layer_norm_rows<C>(p_, at_, from, p_.D, eps, squares, norm);
-      multiply<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, cursor_, acc);
-      if (weight && !bias) store_squares<C>(p_, at_, norm.squares, squares);
+      if (bias) all_row_moments<C>(p_, at_, from, eps, squares, floats(p_.shared.moments), tid_);
+      multiply_rows<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, cursor_, squares, red);
     }
-    store_partial<C>(p_, at_, rows, acc, floats(out ? p_.shared.red_out : p_.shared.red));
   }
   // RMSNorm's factor of row r.
   __device__ float row_factor(bool layer_norm, int r, float eps) const {
     if (layer_norm) return 1.0f;
-    const float squares = sum_groups<C::kSplit>(floats(p_.shared.squares) + r, C::kSplit, all_rows());
-    return rsqrtf(squares * p_.inverse_D + eps);
+    const float squares = sum_groups<kGroups>(floats(p_.shared.squares) + r, kGroups, all_rows());
+    return rsqrtf(fmaf(squares, p_.inverse_D, eps));
   }
+  // A result of a product: quads of column groups in order, each the sum of its groups in order.
   __device__ float reduced(int offset, int rows, int m, int r) const {
-    return sum_groups<C::kSplit>(floats(offset) + r * rows + m, C::kSplit, all_rows() * rows);
+    const float* from = floats(offset) + r * rows + m;
+    const int stride = all_rows() * rows;
+    float sum = 0.0f;
+#pragma unroll
+    for (int quad = 0; quad < kQuads; quad++) {
+      if constexpr (C::kSplit == kGroups) {
+        sum += sum_groups<4>(from + quad * 4 * stride, 4, stride);
+      } else {
+        sum += from[quad * stride];
+      }
+    }
+    return sum;
   }
 
   // Every layer, then the head.
@@ -243,7 +254,7 @@ class Worker {
     for (int index = 0;; index++) {
       // What follows from the thread's number is cheaper to find again than to keep.
       tid_ = same_thread();
-      at_ = Place<C>(p_, tid_);
+      at_ = Place<C>(tid_);
       const bool out = index % 2, last = index == 2 * p_.L;
       if (!out) wait_small();
       const Layer& w = *reinterpret_cast<const Layer*>(params_ + p_.small.layer);
@@ -271,7 +282,7 @@ class Worker {
   }
 
   // States are read while the block waits for x: the first ones that this thread will need.
-  static constexpr int kAhead = C::kPairs ? 1 : 4;
+  static constexpr int kAhead = C::kOne ? 1 : 4;
   __device__ void prefetch_states(const Layer& w) {
     if (steps() == 1 && tid_ < kWorkers / 2 && tid_ < own_.channels * batch()) {
       int m;
@@ -281,8 +292,7 @@ class Worker {
         if (k < taps() - 1) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, b, k, m));
       }
     }
-#pragma unroll
-    for (int i = 0; i < kAhead; i++) ssm_ahead_[i] = load_state(w, tid_ / kStates + i * kLanes);
+    ssm_ahead_ = load_state(w, tid_ / kStates);
   }
   static constexpr int kLanes = kWorkers / kStates;  // channels at a time
   __device__ const float* conv_at(const float* state, int b, int k, int channel) const {
@@ -309,8 +319,8 @@ class Worker {
     for (int i = first; i < ce * all_rows(); i += half) {
       int channel;
       const int r = row_of(own_.by_channels, i, channel), m = gates ? ce + channel : channel;
-      float v = reduced(p_.shared.red, m_rows, m, r) * row_factor(p_.layer_norm, r, w.eps);
-      if (sizeof(W) == 1) v *= param(p_.small.in_scale)[m];
+      float v = __fmul_rn(reduced(p_.shared.red, m_rows, m, r), row_factor(p_.layer_norm, r, w.eps));
+      if (sizeof(W) == 1) v = __fmul_rn(v, param(p_.small.in_scale)[m]);
       if (gates) {
         gate[i] = silu(v);
       } else if (steps() == 1) {
@@ -373,15 +383,15 @@ class Worker {
   // partial(block, row, s) = x_proj over own channels.
   __device__ void share_of_sums() {
     const int ce = own_.channels, tiles = (p_.S + 15) / 16;
-    const int row_tiles = C::kPairs ? 1 : (all_rows() + 7) / 8;
+    const int row_tiles = (all_rows() + 3) / 4;
     const float* u = floats(p_.shared.u);
     const char* weights = params_ + p_.small.x_proj;
     uint32_t* to = p_.partial + static_cast<long long>(blockIdx.x) * all_rows() * p_.S;
     const uint32_t use = tag(uses_);
 #pragma unroll 1
     for (int i = tid_ / 32; i < tiles * row_tiles; i += kWarps) {
-      const int m0 = C::kPairs ? i * 16 : i % tiles * 16, r0 = C::kPairs ? 0 : i / tiles * 8;
-      const int r = min(C::kPairs ? at_.g & 3 : r0 + at_.g, all_rows() - 1);
+      const int m0 = C::kOne ? i * 16 : i % tiles * 16, r0 = C::kOne ? 0 : i / tiles * 4;
+      const int r = min(r0 + at_.g % 4, all_rows() - 1);
       float acc[4] = {};
 #pragma unroll 1
       for (int k = 0; k < ce; k += 16) {
@@ -394,9 +404,7 @@ class Worker {
           a.k[half] = weight_pair(weights + min(m0 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
           b.k[half] = weight_pair(weights + min(m0 + 8 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
         }
-        if (C::kPairs && at_.g >= 4) high = low;
-        mma(acc, a, b, high, 0);
-        if (!C::kPairs) mma(acc, a, b, low, 0);
+        mma(acc, a, b, at_.g >= 4 ? low : high, 0);
       }
       each_result<C>(at_, acc, m0, r0, p_.S, all_rows(),
                      [&](int m, int row, float v) { put(to + row * p_.S + m, v, use); });
@@ -423,7 +431,8 @@ class Worker {
       uint4 v;
 #pragma unroll 1
       for (unsigned turn = 0; missing(v = peek4(p_.sum + i * 4), use); turn++) give_up_after(turn);
-      *reinterpret_cast<uint4*>(selected + i * 4) = v;
+      *reinterpret_cast<float4*>(selected + i * 4) =
+          make_float4(untagged(v.x), untagged(v.y), untagged(v.z), untagged(v.w));
     }
     worker_barrier();
   }
@@ -451,10 +460,10 @@ class Worker {
 #pragma unroll
       for (int i = 0; i < kAhead; i++) {
         const float one = block + i * 32 <= last ? 1.0f : 0.0f;
-        sum.x = fmaf(one, __uint_as_float(v[i].x), sum.x);
-        sum.y = fmaf(one, __uint_as_float(v[i].y), sum.y);
-        sum.z = fmaf(one, __uint_as_float(v[i].z), sum.z);
-        sum.w = fmaf(one, __uint_as_float(v[i].w), sum.w);
+        sum.x = fmaf(one, untagged(v[i].x), sum.x);
+        sum.y = fmaf(one, untagged(v[i].y), sum.y);
+        sum.z = fmaf(one, untagged(v[i].z), sum.z);
+        sum.w = fmaf(one, untagged(v[i].w), sum.w);
       }
     }
     __syncwarp();
@@ -486,8 +495,8 @@ class Worker {
     float sum = 0.0f;
     for (int k = tid_ % kStates; k < p_.R; k += kStates) sum = fmaf(to_float(weight[k]), selected[k], sum);
     sum = half_warp_sum(sum);
-    if (sizeof(W) == 1) sum *= param(p_.small.dt_scale)[channel];
-    return softplus(sum + param(p_.small.dt_bias)[channel]);
+    const float bias = param(p_.small.dt_bias)[channel];
+    return softplus(sizeof(W) == 1 ? fmaf(sum, param(p_.small.dt_scale)[channel], bias) : sum + bias);
   }
 
   // 16 threads walk the 16 states of a channel of a sequence.
@@ -504,9 +513,9 @@ class Worker {
       }
       worker_barrier();
     }
-    float state[kAhead];
+    float state[kAhead] = {ssm_ahead_};
 #pragma unroll
-    for (int i = 0; i < kAhead; i++) state[i] = ssm_ahead_[i];
+    for (int i = 1; i < kAhead; i++) state[i] = load_state(w, tid_ / kStates + i * kLanes);
 #pragma unroll 1
     for (int item = tid_ / kStates; item < items; item += kLanes) {
       int channel;
@@ -531,14 +540,15 @@ class Worker {
       const float* selected = floats(p_.shared.selected) + r * p_.S + p_.R;
       const float dt = steps() == 1 ? delta(r, channel) : deltas[r * ce + channel];
       const float v = u[r * ce + channel];
-      h = fmaf(__expf(dt * A), h, dt * selected[n] * v);
+      h = fmaf(__expf(__fmul_rn(dt, A)), h, __fmul_rn(__fmul_rn(dt, selected[n]), v));
       if (w.kept_ssm) {
         const long long row = static_cast<long long>(t) * batch() + b;
         w.kept_ssm[(row * p_.E + own_.e0 + channel) * kStates + n] = h;
       }
-      const float y = half_warp_sum(selected[kStates + n] * h);
+      const float y = half_warp_sum(__fmul_rn(selected[kStates + n], h));
       if (n == 0) {
-        put(p_.y + static_cast<long long>(r) * p_.E + own_.e0 + channel, fmaf(D, v, y) * gate[r * ce + channel], use);
+        put(p_.y + static_cast<long long>(r) * p_.E + own_.e0 + channel,
+            __fmul_rn(fmaf(D, v, y), gate[r * ce + channel]), use);
       }
     }
     __stcg(w.ssm_state_out + at, h);
@@ -551,9 +561,8 @@ class Worker {
     for (int i = tid_; i < own_.d_rows * all_rows(); i += kWorkers) {
       int m;
       const int r = row_of(own_.by_d_rows, i, m);
-      float v = reduced(p_.shared.red_out, own_.d_rows, m, r);
-      if (sizeof(W) == 1) v *= param(p_.small.out_scale)[m];
-      residual[i] += v;
+      const float v = reduced(p_.shared.red_out, own_.d_rows, m, r), before = residual[i];
+      residual[i] = sizeof(W) == 1 ? fmaf(v, param(p_.small.out_scale)[m], before) : before + v;
       put(p_.x + static_cast<long long>(r) * p_.D + own_.d0 + m, residual[i], tag(uses_));
     }
   }
@@ -564,15 +573,13 @@ class Worker {
     for (int i = tid_; i < own_.v_rows * all_rows(); i += kWorkers) {
       int m;
       const int r = row_of(own_.by_v_rows, i, m);
-      float v = reduced(p_.shared.red, own_.v_rows, m, r) * row_factor(p_.layer_norm, r, eps);
-      if (p_.head_i8) v *= param(p_.small.in_scale)[m];
-      if (p_.head_bias) v += param(p_.small.conv_bias)[m];
+      float v = __fmul_rn(reduced(p_.shared.red, own_.v_rows, m, r), row_factor(p_.layer_norm, r, eps));
+      if (p_.head_i8) v = __fmul_rn(v, param(p_.small.in_scale)[m]);
+      if (p_.head_bias) v = __fadd_rn(v, param(p_.small.conv_bias)[m]);
       const long long at = static_cast<long long>(r) * p_.V + own_.v0 + m;
-      if (p_.sampled) {
-        put(p_.drawn_logits + at, v, use);
-      } else {
-        p_.logits[at] = v;
-      }
+      // Ids are drawn from the very logits that a pass returns.
+      if (p_.sampled) put(p_.drawn_logits + at, v, use);
+      if (!p_.feeds) p_.logits[at] = untagged(tagged(v, use));
     }
   }
 
@@ -581,7 +588,7 @@ class Worker {
     int* ids = ints(p_.shared.ids);
     if (tid_ < all_rows()) {
       const uint32_t word = take(p_.drawn + tid_, use);
-      ids[tid_] = static_cast<int>(word >> 2);
+      if (p_.feeds) ids[tid_] = static_cast<int>(word >> 2);
       if (tid_ == 0) ids[kMaxRows] = static_cast<int>(word >> 1 & 1);
     }
     worker_barrier();
@@ -599,7 +606,7 @@ class Worker {
   Cursor cursor_, small_;
   const char* params_ = nullptr;  // of the layer in hand
   uint32_t uses_;                 // layers run so far, by earlier launches too
-  float conv_ahead_[kMaxTaps - 1] = {}, ssm_ahead_[kAhead] = {};
+  float conv_ahead_[kMaxTaps - 1] = {}, ssm_ahead_ = 0.0f;
 };
 
 template <class C>

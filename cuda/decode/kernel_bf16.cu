@@ -4,13 +4,14 @@
 
 namespace mb::cuda::decode {
 
-const void* kernel_bf16(int rows, int taps) {
-  if (rows == 1 && taps == kMaxTaps) return reinterpret_cast<const void*>(decode<Config<bf16, true, 1, 4, 16, true>>);
-  if (rows <= 4) return reinterpret_cast<const void*>(decode<Config<bf16, true, 1, 4, 16>>);
-  if (rows <= 8) return reinterpret_cast<const void*>(decode<Config<bf16, false, 1, 4, 16>>);
-  if (rows <= 16) return reinterpret_cast<const void*>(decode<Config<bf16, false, 2, 2, 16>>);
-  if (rows <= 32) return reinterpret_cast<const void*>(decode<Config<bf16, false, 2, 2, 8>>);
-  return reinterpret_cast<const void*>(decode<Config<bf16, false, 2, 2, 4>>);
+const void* kernel_bf16(int rows, int taps, int m_tiles) {
+  if (is_one(rows, taps)) return reinterpret_cast<const void*>(decode<Config<bf16, true, kGroups, kMaxTiles>>);
+  if (partials_for(rows) == kGroups) {
+    if (m_tiles <= 2) return reinterpret_cast<const void*>(decode<Config<bf16, false, kGroups, 2>>);
+    return reinterpret_cast<const void*>(decode<Config<bf16, false, kGroups, kMaxTiles>>);
+  }
+  if (m_tiles <= 2) return reinterpret_cast<const void*>(decode<Config<bf16, false, kQuads, 2>>);
+  return reinterpret_cast<const void*>(decode<Config<bf16, false, kQuads, kMaxTiles>>);
 }
 
 }  // namespace mb::cuda::decode

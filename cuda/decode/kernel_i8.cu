@@ -4,13 +4,14 @@
 
 namespace mb::cuda::decode {
 
-const void* kernel_i8(int rows, int taps) {
-  if (rows == 1 && taps == kMaxTaps) return reinterpret_cast<const void*>(decode<Config<int8_t, true, 1, 4, 16, true>>);
-  if (rows <= 4) return reinterpret_cast<const void*>(decode<Config<int8_t, true, 1, 4, 16>>);
-  if (rows <= 8) return reinterpret_cast<const void*>(decode<Config<int8_t, false, 1, 4, 16>>);
-  if (rows <= 16) return reinterpret_cast<const void*>(decode<Config<int8_t, false, 2, 2, 16>>);
-  if (rows <= 32) return reinterpret_cast<const void*>(decode<Config<int8_t, false, 2, 2, 8>>);
-  return reinterpret_cast<const void*>(decode<Config<int8_t, false, 2, 2, 4>>);
+const void* kernel_i8(int rows, int taps, int m_tiles) {
+  if (is_one(rows, taps)) return reinterpret_cast<const void*>(decode<Config<int8_t, true, kGroups, kMaxTiles>>);
+  if (partials_for(rows) == kGroups) {
+    if (m_tiles <= 2) return reinterpret_cast<const void*>(decode<Config<int8_t, false, kGroups, 2>>);
+    return reinterpret_cast<const void*>(decode<Config<int8_t, false, kGroups, kMaxTiles>>);
+  }
+  if (m_tiles <= 2) return reinterpret_cast<const void*>(decode<Config<int8_t, false, kQuads, 2>>);
+  return reinterpret_cast<const void*>(decode<Config<int8_t, false, kQuads, kMaxTiles>>);
 }
 
 }  // namespace mb::cuda::decode

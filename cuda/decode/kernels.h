@@ -1,20 +1,19 @@
-// The decode kernel's configurations, compiled in files of their own.
+// The decode kernel's configurations, compiled in files of their own. All of them compute a row with the same bits,
+// whatever other rows come with it.
 #pragma once
 #include "shape.h"
 
 namespace mb::cuda::decode {
 
-// A __global__ function of (Plan, Launch) for weights of that type, so many rows and convolution taps.
-const void* kernel_bf16(int rows, int taps);
-const void* kernel_i8(int rows, int taps);
+// A __global__ function of (Plan, Launch) for weights of that type, so many rows, convolution taps and 16-row tiles of
+// a matrix that a block owns.
+const void* kernel_bf16(int rows, int taps, int m_tiles);
+const void* kernel_i8(int rows, int taps, int m_tiles);
 
-// How the warps of a kernel for so many rows share its products.
-struct Split {
-  int k_groups, row_groups;
-};
-inline Split split_for(int rows) {
-  if (rows <= 16) return {kWarps, 1};
-  return rows <= 32 ? Split{kWarps / 2, 2} : Split{kWarps / 4, 4};
-}
+// Whether the configuration for a single row is meant.
+inline bool is_one(int rows, int taps) { return rows == 1 && taps == kMaxTaps; }
+
+// Partial sums of each result of a product: of every group of columns, or with more rows of every four of them.
+inline int partials_for(int rows) { return rows <= 16 ? kGroups : kQuads; }
 
 }  // namespace mb::cuda::decode

@@ -1,9 +1,16 @@
 // Products of a block's weight rows with all activations, on the tensor cores: weights come from the ring as the A
-// operand of mma.m16n8k16, activations from L2 straight into registers as the B operand.
+// operand of mma.m16n8k16, activations from L2 as the B operand.
 //
 // Each activation is split into two bf16 numbers, x = high + low to 2^-17, so products are near f32 however few bits
-// the weights have. With up to 4 rows (kPairs) both halves are columns of one operand: column g is the high half of row
-// g, column g + 4 its low half. With more rows each half has an operand of its own.
+// the weights have. Both halves are columns of one operand that takes four rows: column g is the high half of row g,
+// column g + 4 its low half.
+//
+// A row's bits do not depend on the other rows. The columns of a product are cut into kGroups ranges; within one the
+// chunks of 32 columns follow each other in an accumulator, high and low halves apart, which are then added. The sums
+// of four neighbouring ranges are added in order, then those of the four quads. Squares and moments of norms have an
+// order of their own (RowSums). A single row has code of its own, with the same order: there a thread prepares eight
+// columns and passes them on through shared memory, while with more rows a warp prepares two chunks of four rows at
+// once and exchanges halves by shuffles.
 //
 // The order of k within 32 columns is free as long as both operands share it. Thread t of four takes columns 8t..8t+7,
 // so that it loads 16 bytes of weights and 32 bytes of activations at once.
@@ -56,7 +63,7 @@ __device__ __forceinline__ float second_half(uint32_t pair) { return __uint_as_f
 // v = high + low
 __device__ __forceinline__ void split(float a, float b, uint32_t& high, uint32_t& low) {
   high = pack(a, b);
-  low = pack(a - first_half(high), b - second_half(high));
+  low = pack(__fsub_rn(a, first_half(high)), __fsub_rn(b, second_half(high)));
 }
 
 // Four int8 as two pairs of bf16, exact: 0x43 in front of seven bits is 128 + their value, and 128 or 256, by the sign,
@@ -87,17 +94,16 @@ __device__ __forceinline__ Fragment load_weights(const char* from, bool i8) {
   return f;
 }
 
-// How a configuration of the kernel spreads a product over warps and registers.
-// kPairs: at most 4 rows. kTilesB: row tiles of 8 that a warp multiplies. kGroup: 32-column chunks loaded at once.
-// kSplit: warps that share the columns; the others take other rows. kOne: one row and four taps, known when compiling.
-template <class W_, bool kPairs_, int kTilesB_, int kGroup_, int kSplit_, bool kOne_ = false>
+// A configuration of the kernel. kOne: one row and four taps, known when compiling. kSplit: warps that share the
+// columns of a product; the others take other rows. kMTiles: 16-row tiles of a matrix that a block owns at most.
+template <class W_, bool kOne_, int kSplit_, int kMTiles_>
 struct Config {
+  using W = W_;
   static constexpr bool kOne = kOne_;
   static constexpr int kSplit = kSplit_;
-  using W = W_;
-  static constexpr bool kPairs = kPairs_;
-  static constexpr int kTilesB = kTilesB_;
-  static constexpr int kGroup = kGroup_;
+  static constexpr int kMTiles = kMTiles_;
+  // Tiles of four rows that a warp multiplies at once, as many as there are registers for.
+  static constexpr int kTiles = kOne || kMTiles == kMaxTiles ? 1 : 2;
 };
 
 template <class C>
@@ -105,134 +111,20 @@ __device__ __forceinline__ int rows_of(const Plan& p) {
   return C::kOne ? 1 : p.rows;
 }
 
-// Eight activations for each row tile of a warp.
-template <class C>
-struct Activations {
-  float v[C::kGroup][C::kTilesB][8];
-};
-
 // This thread's place in products.
 template <class C>
 struct Place {
-  int lane, g, t;          // g: row of a fragment, t: quarter of its columns
-  int k_group, row_group;  // of the warp
-  int rows[C::kTilesB];    // activation rows that the thread loads
-  __device__ __forceinline__ Place(const Plan& p, int thread) {
+  int lane, g, t;        // g: row of a fragment, t: quarter of its columns
+  int split, row_group;  // of the warp
+  __device__ __forceinline__ explicit Place(int thread) {
     const int warp = thread / 32;
     lane = thread % 32;
     g = lane / 4;
     t = lane % 4;
-    k_group = warp % C::kSplit;
+    split = warp % C::kSplit;
     row_group = warp / C::kSplit;
-#pragma unroll
-    for (int j = 0; j < C::kTilesB; j++) {
-      const int row = C::kPairs ? g & 3 : (row_group * C::kTilesB + j) * 8 + g;
-      rows[j] = min(row, rows_of<C>(p) - 1);
-    }
   }
 };
-
-// Loads `count` chunks of 32 columns, waiting until they have been written.
-template <class C>
-__device__ __forceinline__ void gather(const Plan& p, const Place<C>& at, const Source& from, int columns, int first,
-                                       int count, Activations<C>& to) {
-  if (!from.exchange) {
-#pragma unroll
-    for (int i = 0; i < C::kGroup; i++) {
-      if (i >= count) break;
-#pragma unroll
-      for (int j = 0; j < C::kTilesB; j++) {
-        const long long element = static_cast<long long>(from.ids[at.rows[j]]) * columns + (first + i) * 32 + at.t * 8;
-        if (from.table_bf16) {
-          const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const bf16*>(from.table) + element);
-          const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-          for (int k = 0; k < 4; k++) {
-            to.v[i][j][2 * k] = first_half(pairs[k]);
-            to.v[i][j][2 * k + 1] = second_half(pairs[k]);
-          }
-        } else {
-          const auto* v = reinterpret_cast<const float4*>(static_cast<const float*>(from.table) + element);
-          const float4 a = v[0], b = v[1];
-          const float all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-          for (int k = 0; k < 8; k++) to.v[i][j][k] = all[k];
-        }
-      }
-    }
-    return;
-  }
-  // Blocks write their rows in order, so only the last one is watched; reading all of them again and again would keep
-  // L2 busy.
-  if (at.g < count) {
-    const uint32_t* last = from.exchange + (static_cast<long long>(rows_of<C>(p) - 1) * columns + (first + at.g) * 32);
-#pragma unroll 1
-    for (unsigned turn = 0; missing(peek4(last + at.t * 8 + 4), from.tag); turn++) give_up_after(turn);
-  }
-  __syncwarp();
-  const uint32_t* words[C::kTilesB];
-#pragma unroll
-  for (int j = 0; j < C::kTilesB; j++) {
-    words[j] = from.exchange + (static_cast<long long>(at.rows[j]) * columns + first * 32 + at.t * 8);
-  }
-#pragma unroll 1
-  for (unsigned turn = 0;; turn++) {
-    uint32_t waiting = 0;
-#pragma unroll
-    for (int i = 0; i < C::kGroup; i++) {
-      if (i >= count) break;
-#pragma unroll
-      for (int j = 0; j < C::kTilesB; j++) {
-        const uint4 a = peek4(words[j] + i * 32), b = peek4(words[j] + i * 32 + 4);
-        waiting |= missing(a, from.tag) | missing(b, from.tag);
-        const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-        for (int k = 0; k < 8; k++) to.v[i][j][k] = __uint_as_float(all[k]);
-      }
-    }
-    if (!__any_sync(kFullWarp, waiting != 0)) return;
-    give_up_after(turn);
-  }
-}
-
-// The norm before a product. RMSNorm's factor is the same for a whole row, so it is applied to the result: the product
-// only adds up the squares. LayerNorm's mean and factor are found in two passes before.
-template <class C>
-struct Normalise {
-  const float* weight = nullptr;  // in shared memory; null: no norm
-  const float* bias = nullptr;    // given: LayerNorm
-  float mean[C::kTilesB] = {}, factor[C::kTilesB] = {}, squares[C::kTilesB] = {};
-
-  __device__ __forceinline__ void apply(float (&v)[8], int j, int column) {
-    const float4 w0 = *reinterpret_cast<const float4*>(weight + column);
-    const float4 w1 = *reinterpret_cast<const float4*>(weight + column + 4);
-    const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
-    if (bias) {
-#pragma unroll
-      for (int k = 0; k < 8; k++) v[k] = fmaf((v[k] - mean[j]) * factor[j], w[k], bias[column + k]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 8; k++) {
-        squares[j] = fmaf(v[k], v[k], squares[j]);
-        v[k] *= w[k];
-      }
-    }
-  }
-};
-
-// Adds a value of every column's owner up over the four threads that share a row, and leaves it in squares(k_group,
-// row).
-template <class C>
-__device__ __forceinline__ void store_squares(const Plan& p, const Place<C>& at, float (&v)[C::kTilesB],
-                                              float* squares) {
-#pragma unroll
-  for (int j = 0; j < C::kTilesB; j++) {
-    v[j] += __shfl_xor_sync(kFullWarp, v[j], 1);
-    v[j] += __shfl_xor_sync(kFullWarp, v[j], 2);
-    const int row = C::kPairs ? at.g : (at.row_group * C::kTilesB + j) * 8 + at.g;
-    if (at.t == 0 && row < rows_of<C>(p)) squares[at.k_group * rows_of<C>(p) + row] = v[j];
-  }
-}
 
 // `groups` terms that lie `stride` apart.
 template <int kUnroll>
@@ -243,269 +135,154 @@ __device__ __forceinline__ float sum_groups(const float* from, int groups, int s
   return sum;
 }
 
-// Mean and factor of LayerNorm for the thread's rows: two passes over the activations.
-template <class C>
-__device__ void layer_norm_rows(const Plan& p, const Place<C>& at, const Source& from, int columns, float eps,
-                                float* squares, Normalise<C>& norm) {
-  const int begin = at.k_group * p.streams[0].share, end = min(begin + p.streams[0].share, columns / 32);
-#pragma unroll 1
-  for (int pass = 0; pass < 2; pass++) {
-    float sum[C::kTilesB] = {};
-#pragma unroll 1
-    for (int first = begin; first < end; first += C::kGroup) {
-      Activations<C> x = {};
-      const int count = min(end - first, C::kGroup);
-      gather<C>(p, at, from, columns, first, count, x);
-#pragma unroll
-      for (int i = 0; i < C::kGroup; i++) {
-        if (i >= count) break;
-#pragma unroll
-        for (int j = 0; j < C::kTilesB; j++) {
-#pragma unroll
-          for (int k = 0; k < 8; k++) {
-            const float v = x.v[i][j][k] - norm.mean[j];
-            sum[j] += pass == 0 ? v : v * v;
-          }
-        }
-      }
-    }
-    store_squares<C>(p, at, sum, squares);
-    worker_barrier();
-#pragma unroll
-    for (int j = 0; j < C::kTilesB; j++) {
-      const float total = sum_groups<4>(squares + at.rows[j], C::kSplit, rows_of<C>(p)) * p.inverse_D;
-      if (pass == 0) {
-        norm.mean[j] = total;
-      } else {
-        norm.factor[j] = rsqrtf(total + eps);
-      }
-    }
-    worker_barrier();
+// Chunks of 32 columns in a group, and the groups of a warp.
+struct Range {
+  int begin, end;
+  __device__ __forceinline__ Range(const Stream& s, int group) {
+    const int chunks = s.columns / 32;
+    begin = min(group * s.share, chunks);
+    end = min(begin + s.share, chunks);
   }
-}
-
-template <class C>
-struct Accumulators {
-  float v[kMaxTiles][C::kTilesB][4] = {};
 };
 
-// acc += the block's `rows` weight rows, as they come through the ring, times the activations. Each warp takes a range
-// of columns, so most slices concern a few warps only; every warp lets go of every slice.
-template <class C>
-__device__ __forceinline__ void multiply(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
-                                         const Source& from, Normalise<C>& norm, Barriers& bars, const char* ring,
-                                         Cursor& cursor, Accumulators<C>& acc) {
-  using W = typename C::W;
-  const int element = sizeof(W) == 2 || !i8 ? 2 : 1, per_slice = s.slice / 32;
-  const int begin = at.k_group * s.share, end = min(begin + s.share, s.columns / 32);
+// The slices of a product in the ring, as one warp passes through them. Every warp lets go of every slice.
+struct Slices {
+  const Plan& p;
+  Barriers& bars;
+  Cursor& cursor;
+  int per_slice;     // chunks of 32 columns
+  int released = 0;  // slices let go; the cursor stands behind them
+  int bound;         // first chunk behind the slice at the cursor
+  __device__ __forceinline__ Slices(const Plan& plan, const Stream& s, Barriers& barriers, Cursor& at)
+      : p(plan), bars(barriers), cursor(at), per_slice(s.slice / 32), bound(per_slice) {}
+  // A stage counts one arrival of each warp for each slice in it: a warp that has no use for a slice still waits for it
+  // to come where it has let go of an earlier one in that stage.
+  __device__ __forceinline__ void release(int lane) {
+    if (released >= p.stages) barrier_wait(&bars.full[cursor.stage], cursor.phase);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&bars.empty[cursor.stage]);
+    cursor.next(p.stages);
+    released++;
+    bound += per_slice;
+  }
+  __device__ __forceinline__ void release_before(int chunk, int lane) {
 #pragma unroll 1
-  for (int slice = 0; slice < s.slices; slice++) {
-    const int slice_end = min(end, (slice + 1) * per_slice);
+    while (chunk >= bound) release(lane);
+  }
+  __device__ __forceinline__ void release_all(int slices, int lane) {
 #pragma unroll 1
-    for (int first = max(begin, slice * per_slice); first < slice_end; first += C::kGroup) {
-      Activations<C> x = {};
-      const int count = min(slice_end - first, C::kGroup);
-      gather<C>(p, at, from, s.columns, first, count, x);
-      barrier_wait(&bars.full[cursor.stage], cursor.phase);
-      const char* stage = ring + cursor.stage * p.stage_bytes + ((first - slice * per_slice) * 32 + at.t * 8) * element;
-#pragma unroll 1
-      for (int i = 0; i < count; i++) {
-        Fragment high[C::kTilesB], low[C::kTilesB];
+    while (released < slices) release(lane);
+  }
+};
+
+// The norm before a product. RMSNorm's factor is the same for a whole row, so it is applied to the result: the product
+// only adds up the squares. LayerNorm's mean and factor are found in two passes before.
+struct Norm {
+  const float* weight = nullptr;   // in shared memory; null: no norm
+  const float* bias = nullptr;     // given: LayerNorm
+  const float* moments = nullptr;  // LayerNorm's mean and factor of each row, in shared memory
+
+  // Eight columns of row r; returns the sum of their squares, for RMSNorm.
+  __device__ __forceinline__ float apply(float (&v)[8], int r, int column) const {
+    const float4 w0 = *reinterpret_cast<const float4*>(weight + column);
+    const float4 w1 = *reinterpret_cast<const float4*>(weight + column + 4);
+    const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
+    float sum = 0.0f;
+    if (bias) {
+      const float mean = moments[r * 2], factor = moments[r * 2 + 1];
 #pragma unroll
-        for (int j = 0; j < C::kTilesB; j++) {
-          float(&v)[8] = x.v[0][j];
-          if (norm.weight) norm.apply(v, j, (first + i) * 32 + at.t * 8);
+      for (int k = 0; k < 8; k++) v[k] = fmaf(__fmul_rn(v[k] - mean, factor), w[k], bias[column + k]);
+    } else {
 #pragma unroll
-          for (int k = 0; k < 4; k++) split(v[2 * k], v[2 * k + 1], high[j].k[k], low[j].k[k]);
-          if (C::kPairs && at.g >= 4) high[j] = low[j];
-            // The next chunk moves up: one copy of this code takes less time to fetch than the moves.
-#pragma unroll
-          for (int next = 1; next < C::kGroup; next++) {
-#pragma unroll
-            for (int k = 0; k < 8; k++) x.v[next - 1][j][k] = x.v[next][j][k];
-          }
-        }
-#pragma unroll
-        for (int m = 0; m < kMaxTiles; m++) {
-          if (m * 16 >= rows) break;
-          const Fragment a = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
-          const Fragment b = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-#pragma unroll
-          for (int j = 0; j < C::kTilesB; j++) {
-            mma_both(acc.v[m][j], a, b, high[j]);
-            if (!C::kPairs) mma_both(acc.v[m][j], a, b, low[j]);
-          }
-        }
-        stage += 32 * element;
+      for (int k = 0; k < 8; k++) {
+        sum = fmaf(v[k], v[k], sum);
+        v[k] = __fmul_rn(v[k], w[k]);
       }
     }
-    __syncwarp();
-    if (at.lane == 0) barrier_arrive(&bars.empty[cursor.stage]);
-    cursor.next(p.stages);
+    return sum;
   }
+};
+
+// Eight neighbouring columns of a row, which may not have come yet.
+__device__ __forceinline__ bool read_columns(const Source& from, int element, float (&v)[8]) {
+  if (!from.exchange) {
+    if (from.table_bf16) {
+      const uint4 pairs = *reinterpret_cast<const uint4*>(static_cast<const bf16*>(from.table) + element);
+      const uint32_t all[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+      for (int k = 0; k < 4; k++) v[2 * k] = first_half(all[k]), v[2 * k + 1] = second_half(all[k]);
+    } else {
+      const auto* from_row = reinterpret_cast<const float4*>(static_cast<const float*>(from.table) + element);
+      const float4 a = from_row[0], b = from_row[1];
+      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    }
+    return true;
+  }
+  const uint4 a = peek4(from.exchange + element), b = peek4(from.exchange + element + 4);
+  const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (int k = 0; k < 8; k++) v[k] = untagged(all[k]);
+  return !(missing(a, from.tag) | missing(b, from.tag));
+}
+// Where a row begins.
+__device__ __forceinline__ int row_start(const Source& from, int columns, int r) {
+  return (from.exchange ? r : from.ids[r]) * columns;
 }
 
-// With few rows a thread prepares eight columns of one row, so that no two threads prepare the same, and passes them on
-// through shared memory: `room` holds, for each warp and row, the high and the low halves of 256 columns.
-constexpr int kPairColumns = 256;
-constexpr int kPairPitch = kPairColumns * 2 + 64;  // bytes; both halves of a row lie in different banks
-constexpr int pair_bytes(int rows) { return rows * 2 * kPairPitch; }
-
-// Eight columns of row r, for the threads that are active.
-__device__ __forceinline__ void gather_columns(const Source& from, int columns, int r, int column, bool active,
+// One row: eight columns for each thread that is active.
+__device__ __forceinline__ void gather_columns(const Source& from, int columns, int column, bool active,
                                                float (&v)[8]) {
-  if (!from.exchange) {
-    if (!active) return;
-    const long long element = static_cast<long long>(from.ids[r]) * columns + column;
-#pragma unroll
-    for (int k = 0; k < 8; k++) {
-      v[k] = from.table_bf16 ? to_float(static_cast<const bf16*>(from.table)[element + k])
-                             : static_cast<const float*>(from.table)[element + k];
-    }
-    return;
-  }
-  const uint32_t* words = from.exchange + (r * columns + column);
+  const int element = row_start(from, columns, 0) + column;
 #pragma unroll 1
   for (unsigned turn = 0;; turn++) {
-    uint4 a, b;
-    if (active) a = peek4(words), b = peek4(words + 4);
-    const bool waiting = active && (missing(a, from.tag) | missing(b, from.tag));
-    if (!__any_sync(kFullWarp, waiting)) {
-      if (!active) return;
-      const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int k = 0; k < 8; k++) v[k] = __uint_as_float(all[k]);
-      return;
-    }
+    const bool there = !active || read_columns(from, element, v);
+    if (__all_sync(kFullWarp, there)) return;
     give_up_after(turn);
   }
 }
 
-// The norm before multiply_pairs; see Normalise.
-struct RowNorm {
-  const float* weight = nullptr;
-  const float* bias = nullptr;
-  const float* moments = nullptr;  // LayerNorm's mean and factor of each row, in shared memory
-  float squares[4] = {};
-};
+// The sum of eight numbers, or in the second pass of the squares of their distances from the mean.
+__device__ __forceinline__ float moment_of(const float (&v)[8], float mean, int pass) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int k = 0; k < 8; k++) {
+    const float d = v[k] - mean;
+    sum = pass == 0 ? sum + d : fmaf(d, d, sum);
+  }
+  return sum;
+}
+// Mean or factor of row r of `rows` from sums(group, row).
+__device__ __forceinline__ void store_moment(const Plan& p, const float* sums, int rows, int r, int pass, float eps,
+                                             float* moments) {
+  const float mean = __fmul_rn(sum_groups<4>(sums + r, kGroups, rows), p.inverse_D);
+  moments[r * 2 + pass] = pass == 0 ? mean : rsqrtf(mean + eps);
+}
 
-// Mean and factor of each row into moments(row, 2), for LayerNorm.
+// Mean and factor of one row into moments(2), for LayerNorm.
 template <class C>
-__device__ void layer_norm_moments(const Plan& p, const Place<C>& at, const Source& from, float eps, float* sums,
-                                   float* moments) {
-  const int begin = at.k_group * p.streams[0].share, end = min(begin + p.streams[0].share, p.D / 32);
+__device__ void one_row_moments(const Plan& p, const Place<C>& at, const Source& from, float eps, float* sums,
+                                float* moments) {
+  const Range own(p.streams[kIn], at.split);
 #pragma unroll 1
   for (int pass = 0; pass < 2; pass++) {
-#pragma unroll 1
-    for (int r = 0; r < rows_of<C>(p); r++) {
-      float sum = 0.0f;
-      const float mean = pass == 0 ? 0.0f : moments[r * 2];
-#pragma unroll 1
-      for (int first = begin; first < end; first += kPairColumns / 32) {
-        float v[8] = {};
-        const bool active = first * 4 + at.lane < end * 4;
-        gather_columns(from, p.D, r, first * 32 + at.lane * 8, active, v);
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-          const float d = active ? v[k] - mean : 0.0f;
-          sum += pass == 0 ? d : d * d;
-        }
-      }
-      sum = warp_sum(sum);
-      if (at.lane == 0) sums[at.k_group * rows_of<C>(p) + r] = sum;
-    }
+    float v[8] = {};
+    const bool active = own.begin * 4 + at.lane < own.end * 4;
+    gather_columns(from, p.D, own.begin * 32 + at.lane * 8, active, v);
+    const float sum = warp_sum(active ? moment_of(v, pass == 0 ? 0.0f : moments[0], pass) : 0.0f);
+    if (at.lane == 0) sums[at.split] = sum;
     worker_barrier();
-    if (at.k_group == 0 && at.lane < rows_of<C>(p)) {
-      const float mean = sum_groups<4>(sums + at.lane, C::kSplit, rows_of<C>(p)) * p.inverse_D;
-      moments[at.lane * 2 + pass] = pass == 0 ? mean : rsqrtf(mean + eps);
-    }
+    if (at.split == 0 && at.lane == 0) store_moment(p, sums, 1, 0, pass, eps, moments);
     worker_barrier();
   }
 }
 
-// multiply() for few rows.
-template <class C>
-__device__ __forceinline__ void multiply_pairs(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
-                                               const Source& from, RowNorm& norm, Barriers& bars, const char* ring,
-                                               char* room, Cursor& cursor, Accumulators<C>& acc) {
-  using W = typename C::W;
-  const int element = sizeof(W) == 2 || !i8 ? 2 : 1, per_slice = s.slice / 32;
-  const int begin = at.k_group * s.share, end = min(begin + s.share, s.columns / 32);
-  char* own = room + at.k_group * pair_bytes(rows_of<C>(p));
-#pragma unroll 1
-  for (int slice = 0; slice < s.slices; slice++) {
-    const int slice_end = min(end, (slice + 1) * per_slice);
-#pragma unroll 1
-    for (int first = max(begin, slice * per_slice); first < slice_end; first += kPairColumns / 32) {
-      const int count = min(slice_end - first, kPairColumns / 32), column = first * 32 + at.lane * 8;
-      const bool active = at.lane < count * 4;
-#pragma unroll 1
-      for (int r = 0; r < rows_of<C>(p); r++) {
-        float v[8] = {};
-        gather_columns(from, s.columns, r, column, active, v);
-        if (!active) continue;
-        if (norm.weight) {
-          const float4 w0 = *reinterpret_cast<const float4*>(norm.weight + column);
-          const float4 w1 = *reinterpret_cast<const float4*>(norm.weight + column + 4);
-          const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
-          if (norm.bias) {
-            const float mean = norm.moments[r * 2], factor = norm.moments[r * 2 + 1];
-#pragma unroll
-            for (int k = 0; k < 8; k++) v[k] = fmaf((v[k] - mean) * factor, w[k], norm.bias[column + k]);
-          } else {
-            float sum = 0.0f;
-#pragma unroll
-            for (int k = 0; k < 8; k++) {
-              sum = fmaf(v[k], v[k], sum);
-              v[k] *= w[k];
-            }
-#pragma unroll
-            for (int k = 0; k < 4; k++) norm.squares[k] += k == r ? sum : 0.0f;
-          }
-        }
-        uint4 high, low;
-        split(v[0], v[1], high.x, low.x);
-        split(v[2], v[3], high.y, low.y);
-        split(v[4], v[5], high.z, low.z);
-        split(v[6], v[7], high.w, low.w);
-        *reinterpret_cast<uint4*>(own + r * 2 * kPairPitch + at.lane * 16) = high;
-        *reinterpret_cast<uint4*>(own + (r * 2 + 1) * kPairPitch + at.lane * 16) = low;
-      }
-      __syncwarp();
-      barrier_wait(&bars.full[cursor.stage], cursor.phase);
-      const char* stage = ring + cursor.stage * p.stage_bytes + ((first - slice * per_slice) * 32 + at.t * 8) * element;
-      const char* b_row = own + (min(at.g & 3, rows_of<C>(p) - 1) * 2 + at.g / 4) * kPairPitch + at.t * 16;
-#pragma unroll 1
-      for (int i = 0; i < count; i++) {
-        const uint4 v = *reinterpret_cast<const uint4*>(b_row + i * 64);
-        Fragment b;
-        b.k[0] = v.x, b.k[1] = v.y, b.k[2] = v.z, b.k[3] = v.w;
-#pragma unroll
-        for (int m = 0; m < kMaxTiles; m++) {
-          if (m * 16 >= rows) break;
-          const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
-          const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-          mma_both(acc.v[m][0], low_row, high_row, b);
-        }
-        stage += 32 * element;
-      }
-      __syncwarp();
-    }
-    __syncwarp();
-    if (at.lane == 0) barrier_arrive(&bars.empty[cursor.stage]);
-    cursor.next(p.stages);
-  }
-}
-
-// Values of one accumulator tile by weight row m and activation row r.
+// Values of one accumulator tile by weight row m and activation row r, high and low parts added.
 template <class C, class Fn>
 __device__ __forceinline__ void each_result(const Place<C>& at, float (&v)[4], int tile_row, int first_row, int m_rows,
                                             int rows, Fn fn) {
-  if (C::kPairs) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] += __shfl_xor_sync(kFullWarp, v[i], 2);
-    if (at.t >= 2) return;
-  }
+  for (int i = 0; i < 4; i++) v[i] += __shfl_xor_sync(kFullWarp, v[i], 2);
+  if (at.t >= 2) return;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     const int m = tile_row + at.g + (i & 2 ? 8 : 0), r = first_row + at.t * 2 + (i & 1);
@@ -513,20 +290,269 @@ __device__ __forceinline__ void each_result(const Place<C>& at, float (&v)[4], i
   }
 }
 
-// red(k_group, row, m)
 template <class C>
-__device__ __forceinline__ void store_partial(const Plan& p, const Place<C>& at, int m_rows, Accumulators<C>& acc,
-                                              float* red) {
+struct Accumulators {
+  float v[C::kMTiles][C::kTiles][4] = {};
+};
+
+// acc += the block's `rows` weight rows, as they come through the ring, times the one row of activations. `squares`: of
+// the thread's columns.
+template <class C>
+__device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
+                                             const Source& from, const Norm& norm, Barriers& bars, const char* ring,
+                                             char* room, Cursor& cursor, float& squares, Accumulators<C>& acc) {
+  using W = typename C::W;
+  const int element = sizeof(W) == 2 || !i8 ? 2 : 1;
+  const Range own(s, at.split);
+  Slices slices(p, s, bars, cursor);
+  char* prepared = room + at.split * 2 * kRoomPitch;
+  slices.release_before(min(own.begin, s.columns / 32 - 1), at.lane);
+#pragma unroll 1
+  for (int first = own.begin; first < own.end; first += kPass) {
+    const int count = min(own.end - first, kPass), column = first * 32 + at.lane * 8;
+    const bool active = at.lane < count * 4;
+    float v[8] = {};
+    gather_columns(from, s.columns, column, active, v);
+    if (active) {
+      if (norm.weight) squares += norm.apply(v, 0, column);
+      uint4 high, low;
+      split(v[0], v[1], high.x, low.x);
+      split(v[2], v[3], high.y, low.y);
+      split(v[4], v[5], high.z, low.z);
+      split(v[6], v[7], high.w, low.w);
+      *reinterpret_cast<uint4*>(prepared + at.lane * 16) = high;
+      *reinterpret_cast<uint4*>(prepared + kRoomPitch + at.lane * 16) = low;
+    }
+    __syncwarp();
+    const char* b_row = prepared + at.g / 4 * kRoomPitch + at.t * 16;
+#pragma unroll 1
+    for (int i = 0; i < count;) {
+      slices.release_before(first + i, at.lane);
+      barrier_wait(&bars.full[cursor.stage], cursor.phase);
+      const int behind = min(count, slices.bound - first);
+      const char* stage = ring + cursor.stage * p.stage_bytes +
+                          ((first + i - slices.bound + slices.per_slice) * 32 + at.t * 8) * element;
+#pragma unroll 1
+      for (; i < behind; i++) {
+        const uint4 v = *reinterpret_cast<const uint4*>(b_row + i * 64);
+        Fragment b;
+        b.k[0] = v.x, b.k[1] = v.y, b.k[2] = v.z, b.k[3] = v.w;
 #pragma unroll
-  for (int m = 0; m < kMaxTiles; m++) {
-    if (m * 16 >= m_rows) break;
+        for (int m = 0; m < C::kMTiles; m++) {
+          if (m * 16 >= rows) break;
+          const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
+          const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
+          mma_both(acc.v[m][0], low_row, high_row, b);
+        }
+        stage += 32 * element;
+      }
+    }
+    __syncwarp();
+  }
+  slices.release_all(s.slices, at.lane);
+}
+
+// Sums over a group's columns of one row of a tile of four, in the order of a single row, whose lane 4 (2 q + h) + t
+// adds up what is added here for pair q by the lanes with h = g / 4.
+struct RowSums {
+  float even = 0.0f, odd = 0.0f;  // pairs 0 and 2, 1 and 3
+  __device__ __forceinline__ void add(int q, float v) {
+    even += q % 2 ? 0.0f : v;
+    odd += q % 2 ? v : 0.0f;
+  }
+  __device__ __forceinline__ float total() const {
+    float sum = even + odd;
+    sum += __shfl_xor_sync(kFullWarp, sum, 16);
+    sum += __shfl_xor_sync(kFullWarp, sum, 2);
+    return sum + __shfl_xor_sync(kFullWarp, sum, 1);
+  }
+};
+
+// Eight columns of one row for each of a warp's tiles. The lanes of a tile: row g % 4 of it, columns 8t.. of chunk
+// `pair` + g / 4.
+template <class C>
+struct Eights {
+  float v[C::kTiles][8];
+  int rows[C::kTiles];  // clamped to those that there are
+  int tiles;            // that there are
+  // Tiles from `tile` on.
+  __device__ __forceinline__ Eights(const Plan& p, const Place<C>& at, int tile) {
+    const int all = rows_of<C>(p);
+    tiles = min((all + 3) / 4 - tile, C::kTiles);
 #pragma unroll
-    for (int j = 0; j < C::kTilesB; j++) {
-      const int first = C::kPairs ? 0 : (at.row_group * C::kTilesB + j) * 8;
-      each_result<C>(at, acc.v[m][j], m * 16, first, m_rows, rows_of<C>(p),
-                     [&](int row, int r, float v) { red[(at.k_group * rows_of<C>(p) + r) * m_rows + row] = v; });
+    for (int j = 0; j < C::kTiles; j++) rows[j] = min((tile + j) * 4 + at.g % 4, all - 1);
+  }
+  __device__ __forceinline__ void gather(const Place<C>& at, const Source& from, int columns, int column, bool active) {
+#pragma unroll 1
+    for (unsigned turn = 0;; turn++) {
+      bool there = true;
+#pragma unroll
+      for (int j = 0; j < C::kTiles; j++) {
+        if (active && j < tiles) there &= read_columns(from, row_start(from, columns, rows[j]) + column, v[j]);
+      }
+      if (__all_sync(kFullWarp, there)) return;
+      give_up_after(turn);
     }
   }
+};
+
+// Waits for the last row's chunks: blocks write their rows in order, so the others are there or about to be. Reading
+// all of them again and again would keep L2 busy.
+template <class C>
+__device__ __forceinline__ void await_last_row(const Plan& p, const Place<C>& at, const Source& from, int columns,
+                                               const Range& own) {
+  const int chunk = own.begin + at.g;
+  if (from.exchange && chunk < own.end) {
+    const uint32_t* last = from.exchange + row_start(from, columns, rows_of<C>(p) - 1) + chunk * 32 + at.t * 8 + 4;
+#pragma unroll 1
+    for (unsigned turn = 0; missing(peek4(last), from.tag); turn++) give_up_after(turn);
+  }
+  __syncwarp();
+}
+
+// fn(first tile) for the tiles of four rows that are the warp's, C::kTiles at a time.
+template <class C, class Fn>
+__device__ __forceinline__ void each_tile(const Plan& p, const Place<C>& at, Fn fn) {
+  constexpr int kRowGroups = kWarps / C::kSplit;
+  const int tiles = (rows_of<C>(p) + 3) / 4;
+#pragma unroll 1
+  for (int tile = at.row_group * C::kTiles; tile < tiles; tile += kRowGroups * C::kTiles) fn(tile);
+}
+
+// Leaves a row's sum over a group of columns in to(group, row).
+template <class C>
+__device__ __forceinline__ void store_sum(const Place<C>& at, const RowSums& sums, int tile, int group, int rows,
+                                          float* to) {
+  const float total = sums.total();
+  const int r = tile * 4 + at.g;
+  if (at.g < 4 && at.t == 0 && r < rows) to[group * rows + r] = total;
+}
+
+// Mean and factor of each row into moments(row, 2), for LayerNorm.
+template <class C>
+__device__ void all_row_moments(const Plan& p, const Place<C>& at, const Source& from, float eps, float* sums,
+                                float* moments, int thread) {
+  constexpr int kSpan = kGroups / C::kSplit;
+  const int all = rows_of<C>(p);
+#pragma unroll 1
+  for (int pass = 0; pass < 2; pass++) {
+#pragma unroll 1
+    for (int group = at.split * kSpan; group < (at.split + 1) * kSpan; group++) {
+      const Range own(p.streams[kIn], group);
+      await_last_row<C>(p, at, from, p.D, own);
+      each_tile<C>(p, at, [&](int tile) {
+        Eights<C> x(p, at, tile);
+        RowSums sum[C::kTiles];
+#pragma unroll 1
+        for (int pair = own.begin; pair < own.end; pair += 2) {
+          const int chunk = pair + at.g / 4, q = (pair - own.begin) / 2;
+          const bool active = chunk < own.end;
+          x.gather(at, from, p.D, chunk * 32 + at.t * 8, active);
+#pragma unroll
+          for (int j = 0; j < C::kTiles; j++) {
+            if (!active || j >= x.tiles) continue;
+            sum[j].add(q, moment_of(x.v[j], pass == 0 ? 0.0f : moments[x.rows[j] * 2], pass));
+          }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < C::kTiles; j++) store_sum<C>(at, sum[j], tile + j, group, all, sums);
+      });
+    }
+    worker_barrier();
+    if (thread < all) store_moment(p, sums, all, thread, pass, eps, moments);
+    worker_barrier();
+  }
+}
+
+// red(partial, row, m) = the block's `rows` weight rows, as they come through the ring, times the activations;
+// squares(group, row), for RMSNorm.
+template <class C>
+__device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
+                                              const Source& from, const Norm& norm, Barriers& bars, const char* ring,
+                                              Cursor& cursor, float* squares, float* red) {
+  using W = typename C::W;
+  constexpr int kSpan = kGroups / C::kSplit;
+  const int element = sizeof(W) == 2 || !i8 ? 2 : 1, all = rows_of<C>(p);
+  const bool upper = at.g >= 4;
+  Slices slices(p, s, bars, cursor);
+#pragma unroll 1
+  for (int part = 0; part < kSpan; part++) {
+    const int group = at.split * kSpan + part;
+    const Range own(s, group);
+    slices.release_before(min(own.begin, s.columns / 32 - 1), at.lane);
+    await_last_row<C>(p, at, from, s.columns, own);
+    each_tile<C>(p, at, [&](int tile) {
+      Eights<C> x(p, at, tile);
+      RowSums sums[C::kTiles];
+      Accumulators<C> acc;
+      // All slices of the range stay until the last tile has been through them.
+      Cursor now = cursor;
+      int bound = slices.bound;
+      if (own.begin < own.end) barrier_wait(&bars.full[now.stage], now.phase);
+#pragma unroll 1
+      for (int pair = own.begin; pair < own.end; pair += 2) {
+        const int chunk = pair + at.g / 4, column = chunk * 32 + at.t * 8;
+        const bool active = chunk < own.end;
+        x.gather(at, from, s.columns, column, active);
+        Fragment b[C::kTiles], next[C::kTiles];
+#pragma unroll
+        for (int j = 0; j < C::kTiles; j++) {
+          if (j >= x.tiles) break;
+          float(&v)[8] = x.v[j];
+          if (norm.weight && active) {
+            sums[j].add((pair - own.begin) / 2, norm.apply(v, x.rows[j], column));
+          }
+          // Lanes of the lower rows made both halves of chunk `pair` and keep the high one, the upper rows those of the
+          // chunk after it and keep the low one.
+#pragma unroll
+          for (int k = 0; k < 4; k++) {
+            uint32_t high, low;
+            split(v[2 * k], v[2 * k + 1], high, low);
+            const uint32_t other = __shfl_xor_sync(kFullWarp, upper ? high : low, 16);
+            b[j].k[k] = upper ? other : high;
+            next[j].k[k] = upper ? low : other;
+          }
+        }
+#pragma unroll 1
+        for (int c = pair; c < min(pair + 2, own.end); c++) {
+          if (c >= bound) {
+            now.next(p.stages);
+            bound += slices.per_slice;
+            barrier_wait(&bars.full[now.stage], now.phase);
+          }
+          const char* stage =
+              ring + now.stage * p.stage_bytes + ((c - bound + slices.per_slice) * 32 + at.t * 8) * element;
+#pragma unroll
+          for (int m = 0; m < C::kMTiles; m++) {
+            if (m * 16 >= rows) break;
+            const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
+            const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
+#pragma unroll
+            for (int j = 0; j < C::kTiles; j++) {
+              if (j < x.tiles) mma_both(acc.v[m][j], low_row, high_row, b[j]);
+            }
+          }
+#pragma unroll
+          for (int j = 0; j < C::kTiles; j++) b[j] = next[j];
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < C::kTiles; j++) {
+        if (j >= x.tiles) break;
+        if (norm.weight && !norm.bias) store_sum<C>(at, sums[j], tile + j, group, all, squares);
+#pragma unroll
+        for (int m = 0; m < C::kMTiles; m++) {
+          if (m * 16 >= rows) break;
+          each_result<C>(at, acc.v[m][j], m * 16, (tile + j) * 4, rows, all, [&](int row, int r, float v) {
+            float& sum = red[(at.split * all + r) * rows + row];
+            sum = part == 0 ? v : sum + v;
+          });
+        }
+      }
+    });
+  }
+  slices.release_all(s.slices, at.lane);
 }
 
 }  // namespace mb::cuda::decode

@@ -10,11 +10,19 @@ namespace mb::cuda::decode {
 constexpr int kStates = 16;
 constexpr int kMaxTaps = 4;
 constexpr int kMaxRows = 64;
-constexpr int kMaxTiles = 4;  // 16-row tiles of a matrix that a block owns
-constexpr int kWarps = 16;    // that compute
+constexpr int kMaxTiles = 4;         // 16-row tiles of a matrix that a block owns
+constexpr int kWarps = 16;           // that compute
+constexpr int kGroups = kWarps;      // ranges of columns that a product's sums are made of, however many rows there are
+constexpr int kQuads = kGroups / 4;  // four neighbouring ones are added up first
+constexpr int kPass = 8;  // chunks of 32 columns that a warp takes from a row at once, as eight columns a lane
+constexpr int kMaxWidth = kGroups * kPass * 32;  // so that a group of a norm's columns is one pass
 constexpr int kWorkers = kWarps * 32;
 constexpr int kThreads = kWorkers + 64;  // and one warp that streams matrices, one that streams small parameters
 constexpr int kMaxStages = 16;
+// Shared memory in which each warp prepares its activations of a single row: 256 columns of high halves and of low
+// ones.
+constexpr int kRoomPitch = kPass * 64 + 64;  // bytes; the halves lie in different banks
+constexpr int kRoomBytes = kWarps * 2 * kRoomPitch;
 constexpr int kMaxClasses = 2048;  // that one block draws from
 
 // One layer's operands. Matrices are bf16, or i8 with a scale per row; everything else is f32.
@@ -29,7 +37,7 @@ struct alignas(16) Layer {
 };
 
 // How a matrix passes through the ring: slices of all of the block's rows by `slice` columns, a row every `pitch`
-// bytes, which keeps the rows of a fragment in different banks. A warp multiplies `share` runs of 32 columns.
+// bytes, which keeps the rows of a fragment in different banks. Each of kGroups groups has `share` runs of 32 columns.
 enum : int { kIn, kOut, kHead };
 struct Stream {
   int columns, slice, slices, pitch, share;
@@ -45,7 +53,7 @@ struct Small {
 
 // Byte offsets into a block's shared memory.
 struct Shared {
-  int ring, small, red, red_out, squares, pairs, moments, conv_in, u, gate, selected, delta, residual, logits, ids,
+  int ring, small, red, red_out, squares, room, moments, conv_in, u, gate, selected, delta, residual, logits, ids,
       bytes;
 };
 
@@ -58,25 +66,27 @@ struct Control {
 
 struct Plan {
   int D, E, R, S, V, K, L, batch, steps, rows;
-  int blocks, channels;      // channels of a block; the last may own fewer
-  int samplers;              // further blocks that only draw ids; 0: the others do
-  int k_groups, row_groups;  // warps share the columns of a product, and the rows of activations
+  int blocks, channels;  // channels of a block; the last may own fewer
+  int m_tiles;           // 16-row tiles of the largest matrix of a block
+  int samplers;          // further blocks that only draw ids; 0: the others do
   int stages, stage_bytes;
   float inverse_D;  // 1 / D
   bool layer_norm, sampled, table_bf16, head_i8, head_bias;
+  bool feeds;         // drawn ids are those that the next step reads
   Stream streams[3];  // kIn, kOut, kHead
   Small small;
   Shared shared;
   const Layer* layers;      // L, and one more for the head: norm, in_scale (its scale), conv_bias (its bias), eps
   const void* table;        // (V,D) embedding
   const void* head_weight;  // (V,D)
-  float* logits;            // (rows,V)
-  int32_t* ids;             // (rows)
-  // Sampling; absent in a verify plan.
-  const float *params, *bias;  // (B,8), (B,V) or null
-  uint32_t* rng;               // (B,4)
-  uint8_t* seen;               // (B,V) or null
-  float* logprob;              // (B) or null
+  float* logits;            // (rows,V); not written where drawn ids feed the next step
+  const int32_t* ids;       // (rows), read
+  // Sampling, or nulls.
+  int32_t* drawn_ids;          // (rows); `ids` where they feed the next step
+  const float *params, *bias;  // (rows,8), (rows,V) or null
+  uint32_t* rng;               // (rows,4)
+  uint8_t* seen;               // (rows,V) or null
+  float* logprob;              // (rows) or null
   // Exchanges between blocks (exchange.cuh): x (rows,D), y (rows,E), partial sums (blocks,rows*S), sums (rows*S),
   // logits (rows,V), drawn ids (rows).
   uint32_t *x, *y, *partial, *sum, *drawn_logits, *drawn;
