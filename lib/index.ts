@@ -27,14 +27,10 @@ export { type InspectedTensor, type Inspection, type InspectOptions, inspectMode
 export { type CreateModelOptions, createModel, type LoadModelOptions, loadModel, Model, type Score } from './model.ts';
 export type { BaseConfig, Recompute } from './models/architecture.ts';
 export type { ModelConfig, PartialModelConfig } from './models/architectures.ts';
-export {
-  completeConfig,
-  type MambaConfig,
-  type PartialMambaConfig,
-  PRESETS,
-  type PresetName,
-  presetConfig,
-} from './models/config.ts';
+export { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
+export { PRESETS, type PresetName, presetConfig } from './models/presets.ts';
+export type { PartialTransformerConfig, TransformerConfig } from './models/transformer.ts';
+export type { BlockConfig } from './models/transformer-block.ts';
 export { type Inputs, type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
 export type { SamplingSettings } from './session.ts';
 export { shippedModels } from './shipped.ts';

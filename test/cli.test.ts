@@ -401,6 +401,39 @@ test.serial('train trains, eval measures, and the checkpoint generates', async (
   t.true(JSON.parse(scored.text).bitsPerByte > 0);
 });
 
+test.serial('a Transformer is trained, resumed, inspected, scored and generates', async (t) => {
+  const [out, data] = [join(folder(), 'run'), corpus()];
+  const model = [
+    '--architecture',
+    'transformer',
+    '--layers',
+    '1',
+    '--d-model',
+    '32',
+    '--heads',
+    '4',
+    '--key-heads',
+    '2',
+  ];
+  const args = ['train', ...training(out), '--data', data, ...model, '--schedule', 'constant', '--json'];
+  t.is((await run([...args, '--steps', '3'])).code, 0);
+  const resumed = await run([...args, '--steps', '5', '--resume']);
+  t.is(resumed.code, 0, resumed.err);
+  t.is(JSON.parse(resumed.text.split('\n')[0] ?? '').step, 4);
+  const mamba = ['train', '--out', out, '--resume', '--steps', '6', '--layers', '1', '--d-model', '32'];
+  t.regex((await run(mamba)).err, /architecture to be "transformer" as in the checkpoint, got "mamba"/);
+  const latest = join(out, 'latest');
+  const shown = (await run(['inspect', latest])).text;
+  t.regex(shown, /model\.layers\.0\.self_attn\.k_proj\.weight +F32 +16 x 32/);
+  t.regex(shown, /architecture +transformer\n(.*\n)*keyHeads +2/);
+  const scored = await run(['eval', latest, data, '--max-bytes', '400', '--context', '64', '--json']);
+  t.true(JSON.parse(scored.text).bitsPerByte > 0, scored.err);
+  const made = await run(['generate', '--model', latest, 'line', '--max-bytes', '100', '--raw']);
+  t.is(made.out.length, 100, made.err);
+  const wrong = ['train', '--out', join(out, 'x'), '--data', data, '--layers', '1', '--d-model', '32', '--steps', '1'];
+  t.regex((await run([...wrong, '--heads', '2'])).err, /heads/);
+});
+
 test.serial('Ctrl-C during training saves a checkpoint, and --resume goes on from it', async (t) => {
   const [out, data] = [join(folder(), 'run'), corpus()];
   const model = ['--layers', '1', '--d-model', '32', '--schedule', 'constant'];

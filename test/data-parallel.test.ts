@@ -8,7 +8,6 @@ import { Device } from '../lib/device.ts';
 import { grad } from '../lib/grad.ts';
 import { Graph } from '../lib/graph.ts';
 import { createModel, type Model } from '../lib/model.ts';
-import { mambaBackbone, mambaHead, mambaParams } from '../lib/models/mamba.ts';
 import { crossEntropy } from '../lib/ops/cross-entropy.ts';
 import { evaluate } from '../lib/plan.ts';
 import { recompute } from '../lib/recompute.ts';
@@ -91,14 +90,14 @@ interface Recorded {
 
 /** A pass over padded rows of ids, recorded as the trainer does it; with `more` it adds to what the gradients hold. */
 function recorded(
-  { runtime, config: c, weights }: Model,
+  { runtime, config: c, weights, architecture }: Model,
   ids: Int32Array,
   T: number,
   weight = 1,
   more = false,
 ): Recorded {
   const rows = ids.length / (T + 1);
-  const shapes = mambaParams(c).map(({ name, shape }) => [name, shape] as const);
+  const shapes = architecture.params(c).map(({ name, shape }) => [name, shape] as const);
   const memory = gradientMemory(runtime, shapes.reverse(), 4096);
   for (const gradient of memory.gradients.values()) runtime.write(gradient, new Float32Array(gradient.elems).fill(0.5));
   const from = (start: number) =>
@@ -111,8 +110,8 @@ function recorded(
   );
   const targets = runtime.tensorFrom(from(1), [rows, T], 'i32', 'targets');
   const g = new Graph();
-  const x = mambaBackbone(g, c, weights, inputs, { differentiable: true, recompute: 'cheap' });
-  const { loss } = crossEntropy(g, mambaHead(g, c, weights, x), targets, -1);
+  const x = architecture.backbone(g, c, weights, inputs, { differentiable: true, recompute: 'cheap' });
+  const { loss } = crossEntropy(g, architecture.head(g, c, weights, x), targets, -1);
   const backward = g.nodes.length;
   const byWeight = new Map([...weights].map(([name, w]) => [w, memory.gradients.get(name) as Tensor]));
   grad(g, loss, runtime.tensorFrom(Float32Array.of(weight), [1], 'f32', 'dloss'), byWeight, more);

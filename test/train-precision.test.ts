@@ -3,7 +3,8 @@ import test from 'ava';
 import { Device } from '../lib/device.ts';
 import { Graph } from '../lib/graph.ts';
 import { createModel, createTrainer, type Model, type TrainerOptions } from '../lib/index.ts';
-import { mambaBackbone, mambaHead, matrixNames } from '../lib/models/mamba.ts';
+import type { MambaConfig } from '../lib/models/config.ts';
+import { matrixNames } from '../lib/models/mamba.ts';
 import { arenaBytes, evaluate } from '../lib/plan.ts';
 import { recompute } from '../lib/recompute.ts';
 import { Tensor } from '../lib/tensor.ts';
@@ -15,6 +16,7 @@ const text = prose(4000, 3);
 const SHAPES = [
   { layers: 2, dModel: 24, dState: 4 },
   { layers: 2, dModel: 24, dState: 4, tied: true, norm: 'rms' },
+  { architecture: 'transformer', layers: 2, dModel: 24, heads: 6, keyHeads: 2, dInner: 40 },
 ] as const;
 
 const batchAt = (step: number, rows = 2, T = 70) => ({
@@ -42,8 +44,9 @@ for (const [i, shape] of SHAPES.entries()) {
     const ids = model.runtime.tensorFrom(Int32Array.from(text.subarray(0, 60)), [1, 60], 'i32', 'ids');
     const logits = async (activations: 'f32' | 'bf16') => {
       const g = new Graph();
-      const x = mambaBackbone(g, model.config, model.weights, ids, { activations });
-      const y = mambaHead(g, model.config, model.weights, x, { activations });
+      const { architecture, config, weights } = model;
+      const x = architecture.backbone(g, config, weights, ids, { activations });
+      const y = architecture.head(g, config, weights, x, { activations });
       t.deepEqual([x.dtype, y.dtype], ['f32', 'f32']);
       const dtypes = new Set(g.nodes.flatMap((node) => node.outs.map((out) => out?.dtype)));
       t.is(dtypes.has('bf16'), activations === 'bf16');
@@ -164,7 +167,7 @@ test('a node that writes to storage cannot be run again', (t) => {
 test('the matrices of products are those with a bf16 copy', (t) => {
   using device = Device.open('ref');
   t.is(device.info.backend, 'ref');
-  const names = matrixNames({ layers: 1, tied: true } as Model['config']);
+  const names = matrixNames({ layers: 1, tied: true } as MambaConfig);
   t.deepEqual(names, [
     ...['in_proj', 'x_proj', 'dt_proj', 'out_proj'].map((name) => `backbone.layers.0.mixer.${name}.weight`),
     'backbone.embedding.weight',

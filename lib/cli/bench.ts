@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import { isCuda } from '../device.ts';
 import type { Model } from '../model.ts';
-import { PRESETS, presetConfig } from '../models/config.ts';
+import { PRESETS, presetConfig } from '../models/presets.ts';
 import { chromeTrace, collectPlans, type DeviceLimits, measureLimits, type PlanProfile, profile } from '../profile.ts';
 import { version } from '../version.ts';
 import { interruptible } from './interrupt.ts';

@@ -30,6 +30,7 @@ async function inspect(model: string, flags: InspectFlags, signal: AbortSignal):
 }
 
 function rendered({ file, dialect, config, tokenizer, parameters, bytes, tensors, metadata }: Inspection): string {
+  const { architecture = 'mamba', ...sizes } = config;
   const checked = tensors.some((t) => t.nonFinite !== undefined);
   const head = ['tensor', 'dtype', 'shape', 'size', ...(checked ? ['NaN/Inf'] : [])];
   const rows = tensors.map(({ name, dtype, shape, bytes, nonFinite }) => [
@@ -45,7 +46,8 @@ function rendered({ file, dialect, config, tokenizer, parameters, bytes, tensors
     ['parameters', grouped(parameters)],
     ['size', sized(bytes)],
     ...(tokenizer ? [['tokenizer', counted(tokenizer.vocab, 'id')]] : []),
-    ...Object.entries(config).map(([key, value]) => [key, String(value)]),
+    ['architecture', architecture],
+    ...Object.entries(sizes).map(([key, value]) => [key, String(value)]),
     ...Object.entries(metadata).map(([key, value]) => [`metadata ${key}`, value]),
   ];
   return `${table([head, ...rows], [3, 4])}\n${table(facts)}`;

@@ -3,7 +3,8 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import type { EncodeProgress } from '../data/token-dataset.ts';
 import { expected } from '../errors.ts';
 import { RECOMPUTE } from '../models/architecture.ts';
-import { PRESETS } from '../models/config.ts';
+import { ARCHITECTURES, type ArchitectureName, type PartialModelConfig } from '../models/architectures.ts';
+import { PRESETS } from '../models/presets.ts';
 import type { Rank } from '../train/data-parallel.ts';
 import { train, trainAsRank } from '../train/loop.ts';
 import type { TrainOptions, TrainProgress } from '../train/options.ts';
@@ -13,11 +14,18 @@ import { startedAsRank } from './rank.ts';
 import { runRanks } from './ranks.ts';
 import { defined, parseCount, parseNumber, parsePositive, separatorOption, UsageError } from './usage.ts';
 
+/** The flags that make the shape of a new model: fields of its configuration. */
+const SHAPE = ['architecture', 'layers', 'dModel', 'dState', 'heads', 'keyHeads', 'dInner'] as const;
+
 interface TrainFlags
   extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress' | 'onEncode'> {
+  architecture?: ArchitectureName;
   layers?: number;
   dModel?: number;
   dState?: number;
+  heads?: number;
+  keyHeads?: number;
+  dInner?: number;
   beta1?: number;
   beta2?: number;
   separator?: string;
@@ -37,7 +45,11 @@ export function trainCommand(): Command {
     .option('--preset <name>', `${Object.keys(PRESETS).join(', ')}`)
     .option('--layers <n>', 'blocks of a new model', parsePositive)
     .option('--d-model <n>', 'its width', parsePositive)
-    .option('--d-state <n>', 'its states per channel (default: 16)', parsePositive)
+    .addOption(new Option('--architecture <name>', '(default: mamba)').choices(Object.keys(ARCHITECTURES)))
+    .option('--d-inner <n>', 'inner channels of a mamba (default: 2 x d-model), or width of an MLP', parsePositive)
+    .option('--d-state <n>', 'states per channel of a mamba (default: 16)', parsePositive)
+    .option('--heads <n>', 'attention heads of a transformer (default: of 64 columns)', parsePositive)
+    .option('--key-heads <n>', 'heads of its keys and values (default: as many)', parsePositive)
     .option('--init <model>', 'start from a shipped model, a folder or a file')
     .option('--tokenizer <file>', 'a tokenizer.json: make a subword model, whose context counts tokens')
     .optionsGroup('Length:')
@@ -133,17 +145,19 @@ async function run(flags: TrainFlags, signal: AbortSignal, rank?: Rank): Promise
 }
 
 function trainOptions(flags: TrainFlags, rank = 0): TrainOptions {
-  const { layers, dModel, dState, beta1, beta2, separator, devices, json, quiet, ...rest } = flags;
-  const config = shape(defined({ layers, dModel, dState }));
+  const { architecture, layers, dModel, dState, heads, keyHeads, dInner, ...others } = flags;
+  const { beta1, beta2, separator, devices, json, quiet, ...rest } = others;
+  const config = shape(flags);
   const betas = beta1 === undefined && beta2 === undefined ? undefined : ([beta1 ?? 0.9, beta2 ?? 0.95] as const);
   const device = devices ? `cuda:${devices[rank]}` : rest.device;
   return { ...rest, ...defined({ config, betas, device, separator: separator === '' ? null : separator }) };
 }
 
-function shape({ layers, dModel, dState }: Pick<TrainFlags, 'layers' | 'dModel' | 'dState'>): TrainOptions['config'] {
-  if (layers !== undefined && dModel !== undefined) return { layers, dModel, ...defined({ dState }) };
-  if (layers === undefined && dModel === undefined && dState === undefined) return undefined;
-  throw new UsageError('--layers and --d-model go together, with or without --d-state');
+function shape(flags: TrainFlags): TrainOptions['config'] {
+  const given = Object.fromEntries(SHAPE.flatMap((key) => (flags[key] === undefined ? [] : [[key, flags[key]]])));
+  if (flags.layers !== undefined && flags.dModel !== undefined) return given as unknown as PartialModelConfig;
+  if (Object.keys(given).length === 0) return undefined;
+  throw new UsageError('--layers and --d-model go together, and all other flags of a shape with them');
 }
 
 interface Progress {

@@ -20,33 +20,6 @@ export interface MambaConfig extends BaseConfig {
 /** A configuration with everything that follows from the width left out. */
 export type PartialMambaConfig = Partial<MambaConfig> & Pick<MambaConfig, 'layers' | 'dModel'>;
 
-const byte = (layers: number, dModel: number): PartialMambaConfig => ({ layers, dModel });
-const subword = (layers: number, dModel: number, vocab = 32072): PartialMambaConfig => ({
-  layers,
-  dModel,
-  vocab,
-  norm: 'rms',
-  tied: true,
-});
-
-/**
- * Sizes by name: the paper's models (Wang et al. 2024; layers and widths from the authors' configurations) and the
- * smaller ones that this package ships or measures with.
- */
-export const PRESETS = {
-  'mambabyte-1.6b': byte(48, 2304),
-  'mambabyte-972m': byte(48, 1792),
-  'mambabyte-353m': byte(53, 1024),
-  'mambabyte-27m': byte(16, 512),
-  'mambabyte-20m': byte(12, 512),
-  'mambabyte-5m': byte(12, 256),
-  'mambabyte-tiny': byte(4, 128),
-  'mamba-1.03b': subword(48, 1792),
-  'mamba-draft-small': subword(48, 1024),
-  'mamba-draft-tiny': subword(20, 768),
-} as const;
-export type PresetName = keyof typeof PRESETS;
-
 /**
  * Fills in what was left out: E = 2 D, N = 16, K = 4, R = ceil(D / 16), 256 classes, LayerNorm with bias, untied head.
  * @throws TypeError or RangeError naming the field
@@ -84,13 +57,4 @@ export function completeConfig(config: PartialMambaConfig): MambaConfig {
     tied: config.tied ?? false,
     normEps: checkNumber(where, 'normEps', config.normEps ?? 1e-5, { min: 0, max: 1 }),
   };
-}
-
-/** The configuration of a preset. @throws TypeError naming the known ones */
-export function presetConfig(name: string): MambaConfig {
-  const preset = (PRESETS as Record<string, PartialMambaConfig>)[name];
-  if (!preset) {
-    throw new TypeError(expected('config', 'preset', `be one of ${Object.keys(PRESETS).join(', ')}`, `"${name}"`));
-  }
-  return completeConfig(preset);
 }

@@ -16,8 +16,8 @@ import {
 } from '../errors.ts';
 import { configFor } from '../model.ts';
 import type { Recompute } from '../models/architecture.ts';
-import type { ModelConfig, PartialModelConfig } from '../models/architectures.ts';
-import { presetConfig } from '../models/config.ts';
+import { architectureOf, type ModelConfig, type PartialModelConfig } from '../models/architectures.ts';
+import { presetConfig } from '../models/presets.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import type { Precision } from '../trainer.ts';
 
@@ -285,9 +285,11 @@ export function resumedSettings(stored: TrainSettings, options: TrainOptions, by
 
 /** First field in which two shapes differ, in words, or undefined. */
 export function shapeContradiction(stored: ModelConfig, given: ModelConfig): string | undefined {
-  for (const key of Object.keys(stored) as (keyof ModelConfig)[]) {
-    if (stored[key] === given[key]) continue;
-    return expected(WHERE, key, `be ${describe(stored[key])} as in the checkpoint`, describe(given[key]));
+  const fields = (c: ModelConfig): Record<string, unknown> => ({ architecture: architectureOf(c).name, ...c });
+  const [then, now] = [fields(stored), fields(given)];
+  for (const key of Object.keys(then)) {
+    if (then[key] === now[key]) continue;
+    return expected(WHERE, key, `be ${describe(then[key])} as in the checkpoint`, describe(now[key]));
   }
   return undefined;
 }

@@ -95,7 +95,7 @@ function widened(expand: Stated<number> | undefined, dModel: Stated<number> | un
   return { key: `${expand.key} x ${dModel.key}`, value: Math.trunc(expand.value * dModel.value) };
 }
 
-function count(where: string, json: Record<string, unknown>, key: string): Stated<number> | undefined {
+export function count(where: string, json: Record<string, unknown>, key: string): Stated<number> | undefined {
   return read(
     where,
     json,
@@ -105,7 +105,7 @@ function count(where: string, json: Record<string, unknown>, key: string): State
   );
 }
 
-function positive(where: string, json: Record<string, unknown>, key: string): Stated<number> | undefined {
+export function positive(where: string, json: Record<string, unknown>, key: string): Stated<number> | undefined {
   return read(
     where,
     json,
@@ -115,7 +115,7 @@ function positive(where: string, json: Record<string, unknown>, key: string): St
   );
 }
 
-function flag(where: string, json: Record<string, unknown>, key: string): Stated<boolean> | undefined {
+export function flag(where: string, json: Record<string, unknown>, key: string): Stated<boolean> | undefined {
   return read(where, json, key, 'be true or false', (v): v is boolean => typeof v === 'boolean');
 }
 

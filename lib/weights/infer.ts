@@ -5,6 +5,8 @@ import { ARCHITECTURES, type ModelConfig } from '../models/architectures.ts';
 import type { StoredTensor } from './stored-tensor.ts';
 import { checkTensors } from './tensor-checks.ts';
 
+const LLAMA_EMBEDDING = 'model.embed_tokens.weight';
+
 /**
  * Infers the configuration of the model that `tensors` (canonical names) hold.
  *
@@ -18,16 +20,21 @@ export async function inferConfig(
   tensors: ReadonlyMap<string, StoredTensor>,
   configJson?: Record<string, unknown>,
 ): Promise<Inferred<ModelConfig>> {
-  const architecture = architectureOfFile(where, configJson);
+  const architecture = architectureOfFile(where, tensors, configJson);
   const inferred = await architecture.infer(where, tensors, configJson);
   const config = withinLimits(where, inferred.config, architecture);
   checkTensors(where, tensors, config, architecture);
   return { config, warnings: inferred.warnings };
 }
 
-function architectureOfFile(where: string, json: Record<string, unknown> | undefined): Architecture<ModelConfig> {
+/** As config.json says; else by how published checkpoints call the embedding. */
+function architectureOfFile(
+  where: string,
+  tensors: ReadonlyMap<string, StoredTensor>,
+  json: Record<string, unknown> | undefined,
+): Architecture<ModelConfig> {
   const stated = json?.architecture;
-  if (stated === undefined) return ARCHITECTURES.mamba;
+  if (stated === undefined) return ARCHITECTURES[tensors.has(LLAMA_EMBEDDING) ? 'transformer' : 'mamba'];
   const found = Object.values(ARCHITECTURES).find(({ name }) => name === stated);
   if (found) return found;
   const known = `be one of ${Object.keys(ARCHITECTURES).join(', ')}`;

@@ -9,7 +9,10 @@ export type NameDialect = 'state-spaces' | 'hf' | 'jxiw';
 /** [canonical prefix, prefix of the dialect], the more special first. */
 const PREFIXES: Record<NameDialect, readonly (readonly [string, string])[]> = {
   'state-spaces': [],
-  hf: [['backbone.embedding.', 'backbone.embeddings.']],
+  hf: [
+    ['backbone.embedding.', 'backbone.embeddings.'],
+    ['model.', 'model.'], // of LlamaForCausalLM, whose names are the canonical ones of a Transformer
+  ],
   jxiw: [
     ['backbone.embedding.', 'mambabyte.token_embedding.'],
     ['backbone.norm_f.', 'mambabyte.final_norm.'],

@@ -2,46 +2,26 @@
 // set, on a GPU where there is one, and with every weight type.
 
 import { join } from 'node:path';
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import { createModel, createTrainer, loadModel, type Model } from '../../lib/index.ts';
-import type { Session } from '../../lib/session.ts';
 import { compare, errors, type Tolerance } from '../support/close.ts';
-import { cpuTargets, cuda } from '../support/devices.ts';
-import { FIXTURES, readFixture, readJson } from '../support/fixtures.ts';
+import { readFixture, readJson } from '../support/fixtures.ts';
+import {
+  corpus,
+  fresh,
+  load,
+  overfit,
+  SAME_BF16,
+  SAME_F32,
+  sameInPieces,
+  targets,
+} from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 /** The bars of the project, relative to the float64 oracle; see docs/numerics.md. */
 const LOGITS: Tolerance = { rms: 2e-5, worst: 2e-5 };
 const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
 const BF16_RMS = 1e-2;
-
-/** Two ways of one model through f32 kernels, and through kernels that round activations to bf16. */
-const SAME_F32: Tolerance = { rms: 2e-6, worst: 2e-5 };
-const SAME_BF16: Tolerance = { rms: 1e-2, worst: 5e-2 };
-
-const folder = (name: string) => join(FIXTURES, name);
-const targets = [
-  ['ref', undefined] as const,
-  ...cpuTargets().supported.map((target) => ['cpu', target] as const),
-  ...(cuda().info ? [['cuda', undefined] as const] : []),
-];
-
-/** Loads a model on one instruction set. Serial tests only: the choice is a variable of the process. */
-async function load(
-  name: string,
-  target: (typeof targets)[number],
-  options: { dtype?: 'bf16' | 'int8'; trainable?: boolean } = {},
-) {
-  const before = process.env.MAMBABYTE_CPU;
-  process.env.MAMBABYTE_CPU = target[1] ?? '';
-  try {
-    const model = await loadModel(folder(name), { device: target[0], threads: 2, ...options });
-    return model;
-  } finally {
-    if (before === undefined) delete process.env.MAMBABYTE_CPU;
-    else process.env.MAMBABYTE_CPU = before;
-  }
-}
 
 async function rowLogits(model: Model, name: string): Promise<{ got: Float64Array; want: Float64Array }> {
   const expected = readFixture(`${name.replace(/-(bin|module)$/, '')}.expected.safetensors`);
@@ -155,40 +135,6 @@ for (const target of targets) {
   }
 }
 
-/** Runs `fn` on a session that starts from zeros. */
-function fresh<T>(model: Model, fn: (session: Session) => Promise<T>): Promise<T> {
-  return model.withSession((session) => {
-    session.writeState(new Float32Array(session.stateFloats));
-    return fn(session);
-  });
-}
-
-/** One text in plans of 512, 64, 8 and 1 steps, and in pieces of 1, 8, 13 and 64. */
-async function sameInPieces(t: ExecutionContext, model: Model, close: Tolerance): Promise<void> {
-  const ids = Int32Array.from(new Random(3).integers(150, 0, 256));
-  const long = Int32Array.from({ length: 600 }, (_, i) => ids[i % 150] ?? 0);
-  for (const [text, sizes] of [
-    [ids, [1, 8, 13, 64]],
-    [long, [64]],
-  ] as const) {
-    const whole = await fresh(model, async (s) => ({ logits: await s.logits(text), state: s.readState() }));
-    for (const size of sizes) {
-      await fresh(model, async (session) => {
-        const logits = new Float32Array(whole.logits.length);
-        for (let at = 0; at < text.length; at += size) {
-          logits.set(await session.logits(text.subarray(at, at + size)), at * 256);
-        }
-        t.is(compare(logits, whole.logits, close), undefined, `logits in pieces of ${size}`);
-        t.is(compare(session.readState(), whole.state, close), undefined, `state in pieces of ${size}`);
-      });
-      await fresh(model, async (session) => {
-        for (let at = 0; at < text.length; at += size) await session.consume(text.subarray(at, at + size));
-        t.is(compare(session.readState(), whole.state, close), undefined, `consumed in pieces of ${size}`);
-      });
-    }
-  }
-}
-
 test.serial('score adds up what logits say', async (t) => {
   using model = await load('byte-tiny', ['ref', undefined]);
   const ids = Int32Array.from(new Random(4).integers(90, 0, 256));
@@ -271,32 +217,3 @@ test.serial('micro-batches give the gradient of the whole batch', async (t) => {
     t.is(compare(got, want.get(name) ?? [], { rms: 1e-5, worst: 1e-4 }), undefined, name);
   }
 });
-
-/** Text with structure: words drawn from a short list. */
-function corpus(length: number): Uint8Array {
-  const words = 'the lamp on harbour wall burned since before town was built and nobody living could say who'.split(
-    ' ',
-  );
-  const random = new Random(11);
-  let text = '';
-  while (text.length < length) text += `${words[random.integers(1, 0, words.length)[0] ?? 0]} `;
-  return new TextEncoder().encode(text.slice(0, length));
-}
-
-/** Trains on windows of a text; returns the losses. */
-async function overfit(model: Model, text: Uint8Array, steps: number): Promise<number[]> {
-  const trainer = await createTrainer(model, { lr: 1e-2, schedule: 'cosine', warmup: 10, steps });
-  const [batch, row] = [8, 65];
-  const windows = Math.floor((text.length - 1) / 64);
-  const losses: number[] = [];
-  for (let s = 0; s < steps; s++) {
-    const bytes = new Uint8Array(batch * row);
-    for (let b = 0; b < batch; b++) {
-      // Every window once before any comes again; 29 has no factor in common with their number.
-      const at = 64 * (((s * batch + b) * 29) % windows);
-      bytes.set(text.subarray(at, at + row), b * row);
-    }
-    losses.push((await trainer.step({ bytes, batch })).loss);
-  }
-  return losses;
-}

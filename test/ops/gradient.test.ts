@@ -4,8 +4,7 @@ import test, { type ExecutionContext } from 'ava';
 import type { Device } from '../../lib/device.ts';
 import { grad } from '../../lib/grad.ts';
 import { Graph } from '../../lib/graph.ts';
-import { completeConfig, type PartialMambaConfig } from '../../lib/models/config.ts';
-import { mambaBackbone, mambaHead, mambaParams } from '../../lib/models/mamba.ts';
+import { architectureOf, type PartialModelConfig } from '../../lib/models/architectures.ts';
 import { attention } from '../../lib/ops/attention.ts';
 import { causalConv1d } from '../../lib/ops/causal-conv.ts';
 import { crossEntropy } from '../../lib/ops/cross-entropy.ts';
@@ -226,11 +225,12 @@ for (const ignore of [-1, 2]) {
 
 const BYTES = 11;
 
-async function modelCheck(t: ExecutionContext, partial: PartialMambaConfig, T: number) {
+async function modelCheck(t: ExecutionContext, partial: PartialModelConfig, T: number) {
   await withDevice('ref', { threads: 1 }, async (device) => {
-    const config = completeConfig(partial);
+    const architecture = architectureOf(partial);
+    const config = architecture.complete(partial);
     const random = new Random(5);
-    const specs = mambaParams(config);
+    const specs = architecture.params(config);
     const values = Object.fromEntries(
       specs.map(({ name, shape }) => {
         const n = shape.reduce((a, b) => a * b, 1);
@@ -241,8 +241,8 @@ async function modelCheck(t: ExecutionContext, partial: PartialMambaConfig, T: n
     const targets = device.tensorFrom(Int32Array.from(random.integers(2 * T, 0, BYTES)), [2, T], 'i32', 'targets');
     const wrong = await check(device, values, (g, inputs) => {
       const weights = new Map(specs.map(({ name }) => [name, inputs(name)]));
-      const x = mambaBackbone(g, config, weights, ids, { differentiable: true });
-      return crossEntropy(g, mambaHead(g, config, weights, x), targets).loss;
+      const x = architecture.backbone(g, config, weights, ids, { differentiable: true });
+      return crossEntropy(g, architecture.head(g, config, weights, x), targets).loss;
     });
     t.deepEqual(wrong, []);
   });
@@ -252,3 +252,8 @@ const tiny = { layers: 2, dModel: 4, dInner: 6, dState: 3, dConv: 3, dtRank: 2, 
 test('gradient of a whole model equals central differences · LayerNorm, untied', (t) => modelCheck(t, tiny, 5));
 test('gradient of a whole model equals central differences · RMSNorm, tied', (t) =>
   modelCheck(t, { ...tiny, norm: 'rms', tied: true }, 5));
+const transformer = { architecture: 'transformer', layers: 2, dModel: 8, heads: 4, keyHeads: 2, dInner: 6 } as const;
+test('gradient of a whole model equals central differences · Transformer, untied', (t) =>
+  modelCheck(t, { ...transformer, vocab: BYTES }, 5));
+test('gradient of a whole model equals central differences · Transformer, tied', (t) =>
+  modelCheck(t, { ...transformer, keyHeads: 4, vocab: BYTES, tied: true }, 5));

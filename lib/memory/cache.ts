@@ -1,0 +1,228 @@
+// Keys and values of everything read so far: a state that grows with the text. Going back is a smaller number of steps.
+import type { Device } from '../device.ts';
+import { expected, OutOfMemoryError } from '../errors.ts';
+import { Graph } from '../graph.ts';
+import { compile } from '../plan.ts';
+import { dtypeBytes, type Tensor } from '../tensor.ts';
+import { fromFloat32, toFloat32 } from '../weights/dtypes.ts';
+import type { Memory, Trail } from './memory.ts';
+import { region } from './region.ts';
+
+/** Sizes of a cache: `layers` pairs of keys and values with `columns` numbers a step. */
+export interface CacheShape {
+  readonly layers: number;
+  readonly columns: number;
+}
+
+/** What attention goes on from and leaves. */
+export interface CacheState {
+  /** By layer (B, capacity, columns) each. */
+  readonly layers: readonly { keys: Tensor; values: Tensor }[];
+  /** (B) i32: steps that each sequence holds. */
+  readonly length: Tensor;
+  /** (T) i32: the position of each step of one sequence, where every step is to have the bits that it has alone. */
+  readonly positions?: Tensor;
+}
+
+/** Floats that `read` returns after so many steps. */
+export function cacheFloats({ layers, columns }: CacheShape, steps: number): number {
+  return 2 * layers * columns * steps;
+}
+
+/** Steps of the smallest cache; every larger one has twice as many as one before. */
+const LEAST = 64;
+
+/** Caches of B sequences that hold different numbers of steps. On the host their states are f32, whatever they are here. */
+export class CacheMemory implements Memory {
+  readonly emptyFloats = 0;
+  readonly #device: Device;
+  readonly #shape: CacheShape;
+  readonly #dtype: 'f32' | 'bf16';
+  readonly #length: Tensor;
+  readonly #positions: Tensor;
+  /** Steps of each sequence: what `#length` says on the device. */
+  readonly #lengths: number[];
+  /** The longest before the last verify pass. */
+  #verifiedFrom = 0;
+  #capacity = 0;
+  #memory: Tensor | undefined;
+  #state: CacheState | undefined;
+
+  constructor(device: Device, shape: CacheShape, batch: number, dtype: 'f32' | 'bf16', mostVerified: number) {
+    this.#device = device;
+    this.#shape = shape;
+    this.#dtype = dtype;
+    this.#length = device.tensor([batch], 'i32', 'length');
+    this.#positions = device.tensor([mostVerified], 'i32', 'positions');
+    this.#lengths = new Array<number>(batch).fill(0);
+  }
+
+  get state(): CacheState {
+    if (!this.#state) throw new Error('cache: expected room to be reserved first.');
+    return this.#state;
+  }
+  get room(): number {
+    return this.#capacity - Math.max(...this.#lengths);
+  }
+  /** Steps that the first sequence holds. */
+  get length(): number {
+    return this.#lengths[0] ?? 0;
+  }
+
+  async reserve(steps: number): Promise<boolean> {
+    const needed = Math.max(...this.#lengths) + steps;
+    if (needed <= this.#capacity) return false;
+    let capacity = Math.max(LEAST, this.#capacity);
+    while (capacity < needed) capacity *= 2;
+    const { memory, layers } = this.#allocate(capacity);
+    if (this.#memory && this.#lengths.some((length) => length > 0)) await this.#copyTo(layers);
+    if (this.#memory) this.#device.release(this.#memory);
+    this.#memory = memory;
+    this.#capacity = capacity;
+    this.#state = { layers, length: this.#length };
+    return true;
+  }
+
+  advanced(steps: number): void {
+    for (let b = 0; b < this.#lengths.length; b++) this.#lengths[b] = (this.#lengths[b] ?? 0) + steps;
+  }
+  async clear(): Promise<void> {
+    this.#lengths.fill(0);
+    this.#writeLengths();
+  }
+  leave(b: number): void {
+    this.moveTo(b, 0);
+  }
+  /** Sequence `b` holds so many steps from now on. */
+  moveTo(b: number, steps: number): void {
+    if (this.#lengths[b] === steps) return;
+    this.#lengths[b] = steps;
+    this.#writeLengths();
+  }
+
+  read(b: number): Float32Array {
+    const steps = this.#lengths[b] ?? 0;
+    const out = new Float32Array(cacheFloats(this.#shape, steps));
+    this.#eachPart(b, steps, (part, at) => {
+      const data = this.#device.read(part);
+      out.set(this.#dtype === 'bf16' ? toFloat32(new Uint8Array(data.buffer), 'BF16') : data, at);
+    });
+    return out;
+  }
+  readAll(): Float32Array[] {
+    return this.#lengths.map((_, b) => this.read(b));
+  }
+  write(b: number, data: Float32Array): void {
+    const steps = this.stepsIn(data);
+    this.#eachPart(b, steps, (part, at) => {
+      const own = data.subarray(at, at + part.elems);
+      this.#device.write(part, this.#dtype === 'bf16' ? fromFloat32(own, 'BF16') : own);
+    });
+    this.#lengths[b] = steps;
+    this.#writeLengths();
+  }
+  stepsIn(data: Float32Array): number {
+    return data.length / cacheFloats(this.#shape, 1);
+  }
+
+  verifying(steps: number): CacheState {
+    return { ...this.state, positions: this.#positions.slice(0, steps) };
+  }
+  beginVerify(): void {
+    this.#verifiedFrom = this.length;
+    const from = this.length;
+    this.#device.write(
+      this.#positions,
+      Int32Array.from({ length: this.#positions.elems }, (_, i) => from + i),
+    );
+  }
+  async accept(steps: number): Promise<void> {
+    this.moveTo(0, this.#verifiedFrom + steps);
+  }
+
+  dispose(): void {
+    for (const t of [this.#length, this.#positions, this.#memory]) if (t) this.#device.release(t);
+  }
+
+  #allocate(capacity: number): { memory: Tensor; layers: CacheState['layers'] } {
+    const { layers, columns } = this.#shape;
+    const batch = this.#lengths.length;
+    const each = batch * capacity * columns;
+    let memory: Tensor;
+    try {
+      memory = this.#device.tensor([2 * layers * each], this.#dtype, 'cache');
+    } catch (cause) {
+      if (!(cause instanceof OutOfMemoryError)) throw cause;
+      const bytes = 2 * layers * each * dtypeBytes(this.#dtype);
+      const what = `a cache of ${capacity} steps for ${batch} sequence${batch > 1 ? 's' : ''}`;
+      throw new OutOfMemoryError(expected('cache', what, `fit in memory`, `${bytes} bytes`), { cause });
+    }
+    const part = (name: string, l: number, i: number) =>
+      region(memory, `${name}.${l}`, [batch, capacity, columns], (2 * l + i) * each);
+    return {
+      memory,
+      layers: Array.from({ length: layers }, (_, l) => ({ keys: part('keys', l, 0), values: part('values', l, 1) })),
+    };
+  }
+
+  /** What all sequences hold now, to caches of a larger capacity. */
+  async #copyTo(layers: CacheState['layers']): Promise<void> {
+    const g = new Graph();
+    const held = this.#capacity;
+    const copy = (from: Tensor, to: Tensor) => {
+      for (let b = 0; b < this.#lengths.length; b++) {
+        if ((this.#lengths[b] ?? 0) > 0) g.op('copy', { y: steps(to, b, held) }, { x: steps(from, b, held) });
+      }
+    };
+    for (const [l, old] of this.state.layers.entries()) {
+      const made = layers[l];
+      if (!made) continue;
+      copy(old.keys, made.keys);
+      copy(old.values, made.values);
+    }
+    using plan = await compile(this.#device, g);
+    await plan.run();
+  }
+
+  /** Calls `fn` with the first `count` steps of keys and of values of each layer, and where they lie in a state. */
+  #eachPart(b: number, count: number, fn: (part: Tensor, at: number) => void): void {
+    if (count === 0) return;
+    let at = 0;
+    for (const { keys, values } of this.state.layers) {
+      for (const cache of [keys, values]) {
+        fn(steps(cache, b, count), at);
+        at += count * this.#shape.columns;
+      }
+    }
+  }
+
+  #writeLengths(): void {
+    this.#device.write(this.#length, Int32Array.from(this.#lengths));
+  }
+}
+
+/** The first `count` steps of sequence `b` of a cache (B, capacity, columns): (count, columns). */
+function steps(cache: Tensor, b: number, count: number): Tensor {
+  const [B = 0, capacity = 0, columns = 0] = cache.shape;
+  return cache.reshape(B * capacity, columns).slice(b * capacity, count);
+}
+
+/** Steps of one sequence in its cache: going back is a smaller length. */
+export class CacheTrail implements Trail {
+  readonly #memory: CacheMemory;
+  #start = 0;
+
+  /** @param memory of one sequence */
+  constructor(memory: CacheMemory) {
+    this.#memory = memory;
+  }
+
+  begin(): void {
+    this.#start = this.#memory.length;
+  }
+  at(position: number): { key: string; state: CacheState } {
+    this.#memory.moveTo(0, this.#start + position);
+    return { key: '', state: this.#memory.state };
+  }
+  dispose(): void {}
+}

@@ -1,0 +1,155 @@
+// The pre-norm block that all Transformers here share (docs/baselines.md): attention with rotary positions, then SwiGLU.
+// D width, H heads of queries, J of keys and values, P = D / H their width, F inner width of the MLP.
+import type { Graph } from '../graph.ts';
+import type { CacheState } from '../memory/cache.ts';
+import { attention, cacheWrite } from '../ops/attention.ts';
+import { mul, silu } from '../ops/elementwise.ts';
+import { linear } from '../ops/linear.ts';
+import { rmsNorm } from '../ops/norm.ts';
+import { rope } from '../ops/rope.ts';
+import type { Tensor } from '../tensor.ts';
+import type { ForwardOptions, Weights } from './architecture.ts';
+import type { Init, ParamSpec } from './params.ts';
+
+/** Sizes of a stack of blocks. */
+export interface BlockConfig {
+  readonly layers: number;
+  /** D */
+  readonly dModel: number;
+  /** H */
+  readonly heads: number;
+  /** J, dividing H */
+  readonly keyHeads: number;
+  /** F */
+  readonly dInner: number;
+  readonly normEps: number;
+  readonly ropeTheta: number;
+}
+
+/** What a block reads and leaves of its cache. */
+export interface BlockCache extends Omit<CacheState, 'layers'> {
+  readonly keys: Tensor;
+  readonly values: Tensor;
+}
+
+type BlockOptions = Pick<ForwardOptions, 'activations' | 'recompute'>;
+
+/** Numbers that a step leaves in a cache of keys, and in one of values. */
+export function keyColumns({ dModel, heads, keyHeads }: BlockConfig): number {
+  return (dModel / heads) * keyHeads;
+}
+
+export const ONES: Init = { kind: 'constant', value: 1 };
+export const NORMAL: Init = { kind: 'normal', std: 0.02 };
+
+/** Parameters of the blocks named `<prefix>layers.<l>`, initialised like GPT-2 (Radford et al. 2019). */
+export function blockParams(c: BlockConfig, prefix: string): ParamSpec[] {
+  const { dModel: D, dInner: F } = c;
+  const C = keyColumns(c);
+  const out: Init = { kind: 'normal', std: 0.02 / Math.sqrt(2 * c.layers) };
+  const layer = (l: number): ParamSpec[] => {
+    const p = `${prefix}layers.${l}`;
+    return [
+      { name: `${p}.input_layernorm.weight`, shape: [D], init: ONES },
+      { name: `${p}.self_attn.q_proj.weight`, shape: [D, D], init: NORMAL },
+      { name: `${p}.self_attn.k_proj.weight`, shape: [C, D], init: NORMAL },
+      { name: `${p}.self_attn.v_proj.weight`, shape: [C, D], init: NORMAL },
+      { name: `${p}.self_attn.o_proj.weight`, shape: [D, D], init: out },
+      { name: `${p}.post_attention_layernorm.weight`, shape: [D], init: ONES },
+      { name: `${p}.mlp.gate_proj.weight`, shape: [F, D], init: NORMAL },
+      { name: `${p}.mlp.up_proj.weight`, shape: [F, D], init: NORMAL },
+      { name: `${p}.mlp.down_proj.weight`, shape: [D, F], init: out },
+    ];
+  };
+  return Array.from({ length: c.layers }, (_, l) => layer(l)).flat();
+}
+
+/** Names of the weights that products read. */
+export function blockMatrices(c: BlockConfig, prefix: string): string[] {
+  return blockParams(c, prefix)
+    .map(({ name }) => name)
+    .filter((name) => name.endsWith('_proj.weight'));
+}
+
+/** FLOPs of a step of one block that sees `keys` keys, not counting norms, softmax, rotation and SiLU. */
+export function blockFlops(c: BlockConfig, keys: number): number {
+  const { dModel: D, dInner: F } = c;
+  return 4 * D * D + 4 * D * keyColumns(c) + 6 * D * F + 4 * D * keys;
+}
+
+/**
+ * Block `l` of those named `<prefix>layers.<l>`.
+ * @param x (B, T, D)
+ * @param cache of keys and values, which T more are written to; left out: step t sees steps 0 ... t of x
+ * @returns (B, T, D)
+ */
+export function block(
+  g: Graph,
+  c: BlockConfig,
+  w: Weights,
+  prefix: string,
+  l: number,
+  x: Tensor,
+  cache: BlockCache | undefined,
+  { activations, recompute = 'none' }: BlockOptions,
+): Tensor {
+  const p = `${prefix}layers.${l}`;
+  const costly = <T>(fn: () => T): T => (recompute === 'layer' ? g.recomputed(fn) : fn());
+  const cheap = <T>(fn: () => T): T => (recompute === 'none' ? fn() : g.recomputed(fn));
+  const norm = (name: string, h: Tensor) =>
+    cheap(() => rmsNorm(g, h, get(w, `${p}.${name}.weight`), c.normEps, activations));
+  const project = (h: Tensor, name: string, add?: Tensor) => {
+    const weight = `${p}.${name}.weight`;
+    return g.scope(name, () => linear(g, h, get(w, weight), { scale: w.get(`${weight}.scale`), add }));
+  };
+
+  const a = norm('input_layernorm', x);
+  const [q, k, v] = ['q', 'k', 'v'].map((name) => costly(() => project(a, `self_attn.${name}_proj`))) as Triple;
+  const turned = cheap(() => ({ q: rotated(g, c, q, c.heads, cache), k: rotated(g, c, k, c.keyHeads, cache), v }));
+  const y = costly(() => (cache ? cached(g, c, turned, cache) : attention(g, turned, { heads: c.heads })));
+  const h = costly(() => project(y, 'self_attn.o_proj', x));
+
+  const m = norm('post_attention_layernorm', h);
+  const [gate, up] = ['gate', 'up'].map((name) => costly(() => project(m, `mlp.${name}_proj`))) as [Tensor, Tensor];
+  const inner = cheap(() => mul(g, silu(g, gate), up));
+  return project(inner, 'mlp.down_proj', h); // the next layer's input: always kept
+}
+
+type Triple = [Tensor, Tensor, Tensor];
+
+/** Queries or keys turned by their positions: from 0, or from where a cache ends. */
+function rotated(g: Graph, c: BlockConfig, x: Tensor, heads: number, cache: BlockCache | undefined): Tensor {
+  const { ropeTheta: base } = c;
+  if (!cache?.positions) return rope(g, x, { heads, base, position: cache?.length });
+  // One step is turned by its own angle, several by repeated turns, whose last bits may differ: here each by its own.
+  const [, T = 0, D = 0] = x.shape;
+  return rope(g, x.reshape(T, 1, D), { heads, base, position: cache.positions }).reshape(1, T, D);
+}
+
+/** Most steps whose attention has the bits of one step alone: keys are cut into the same pieces for all of them. */
+const ALIKE_STEPS = 8;
+
+/** Attention over a cache, and the new steps written to it. */
+function cached(g: Graph, c: BlockConfig, { q, k, v }: { q: Tensor; k: Tensor; v: Tensor }, cache: BlockCache): Tensor {
+  const { keys, values, length, positions } = cache;
+  const { heads } = c;
+  cacheWrite(g, keys, k, length);
+  cacheWrite(g, values, v, length);
+  if (!positions) return attention(g, { q, k: keys, v: values }, { heads, length });
+  const [, T = 0, D = 0] = q.shape;
+  const y = g.like(q);
+  for (let t = 0; t < T; t += ALIKE_STEPS) {
+    const steps = Math.min(ALIKE_STEPS, T - t);
+    const part = (x: Tensor) => x.reshape(T, D).slice(t, steps).reshape(1, steps, D);
+    const ins = { q: part(q), k: keys, v: values, length: positions.slice(t) };
+    g.op('attention', { y: part(y) }, ins, { heads });
+  }
+  return y;
+}
+
+/** The weight of a name. */
+export function get(w: Weights, name: string): Tensor {
+  const t = w.get(name);
+  if (!t) throw new Error(`transformer: no weight named ${name}`);
+  return t;
+}

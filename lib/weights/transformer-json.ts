@@ -1,0 +1,121 @@
+// config.json and tensors of a Transformer, as transformers' LlamaForCausalLM has them (configuration_llama.py).
+import { describe, expected, ModelFormatError } from '../errors.ts';
+import type { Inferred } from '../models/architecture.ts';
+import type { TransformerConfig } from '../models/transformer.ts';
+import { count, DEFAULT_NORM_EPS, flag, positive, type Stated } from './config-json.ts';
+import type { StoredTensor } from './stored-tensor.ts';
+import { isObject } from './strict-json.ts';
+import { dims, inferTied, layersIn } from './tensor-checks.ts';
+
+const EMBEDDING = 'model.embed_tokens.weight';
+const DEFAULT_ROPE_THETA = 10000;
+
+/**
+ * Infers the configuration of the Transformer that `tensors` hold. Only the number of heads is not to be seen in them.
+ *
+ * @param where names the checkpoint in messages.
+ * @throws ModelFormatError if config.json does not state num_attention_heads, contradicts the tensors, or asks for a
+ * variant that is not supported.
+ */
+export async function inferTransformer(
+  where: string,
+  tensors: ReadonlyMap<string, StoredTensor>,
+  configJson: Record<string, unknown> = {},
+): Promise<Inferred<TransformerConfig>> {
+  const file = `${where}: config.json`;
+  refuseVariants(file, configJson);
+  const warnings: string[] = [];
+  const layers = layersIn(where, tensors, 'model.layers.', 'model.layers.0.self_attn.q_proj.weight');
+  const first = (name: string) => dims(where, tensors, [`model.layers.0.${name}.weight`], 2);
+  const [vocab = 0, dModel = 0] = dims(where, tensors, [EMBEDDING], 2);
+  const [keyRows = 0] = first('self_attn.k_proj');
+  const [dInner = 0] = first('mlp.gate_proj');
+  const heads = count(file, configJson, 'num_attention_heads')?.value;
+  if (heads === undefined) {
+    const hint = 'The tensors do not tell.';
+    throw new ModelFormatError(expected(file, 'num_attention_heads', 'be there', 'none', hint));
+  }
+  const keyHeads = (keyRows * heads) / dModel;
+  checkStated(where, file, configJson, { layers, dModel, dInner, vocab, keyHeads, headWidth: dModel / heads });
+  const tied = await inferTied(where, tensors, EMBEDDING, flag(file, configJson, 'tie_word_embeddings'), warnings);
+  const normEps = positive(file, configJson, 'rms_norm_eps')?.value ?? DEFAULT_NORM_EPS;
+  const ropeTheta = statedTheta(file, configJson)?.value ?? DEFAULT_ROPE_THETA;
+  const sizes = { layers, dModel, heads, keyHeads, dInner, vocab };
+  return { config: { architecture: 'transformer', ...sizes, tied, normEps, ropeTheta }, warnings };
+}
+
+/** Everything in which a model may differ from the block of docs/baselines.md. */
+function refuseVariants(file: string, json: Record<string, unknown>): void {
+  const plain = (key: string, got: unknown, only: string, allowed: readonly unknown[]) => {
+    if (got === undefined || got === null || allowed.includes(got)) return;
+    throw new ModelFormatError(expected(file, key, `be ${only}`, describe(got), 'Other variants are not supported.'));
+  };
+  plain('model_type', json.model_type, 'llama', ['llama']);
+  plain('hidden_act', json.hidden_act, 'silu', ['silu', 'swish']);
+  plain('attention_bias', json.attention_bias, 'false', [false]);
+  plain('mlp_bias', json.mlp_bias, 'false', [false]);
+  for (const key of ['rope_scaling', 'rope_parameters']) {
+    const rope = json[key];
+    if (isObject(rope)) plain(`${key}.rope_type`, rope.rope_type ?? rope.type, 'default', ['default']);
+    else plain(key, rope, 'an object', []);
+  }
+}
+
+function statedTheta(file: string, json: Record<string, unknown>): Stated<number> | undefined {
+  const { rope_parameters: rope } = json;
+  return (isObject(rope) ? positive(file, rope, 'rope_theta') : undefined) ?? positive(file, json, 'rope_theta');
+}
+
+interface Seen {
+  layers: number;
+  dModel: number;
+  dInner: number;
+  vocab: number;
+  keyHeads: number;
+  headWidth: number;
+}
+
+function checkStated(where: string, file: string, json: Record<string, unknown>, seen: Seen): void {
+  const keys: [string, number][] = [
+    ['num_hidden_layers', seen.layers],
+    ['hidden_size', seen.dModel],
+    ['intermediate_size', seen.dInner],
+    ['vocab_size', seen.vocab],
+    ['num_key_value_heads', seen.keyHeads],
+    ['head_dim', seen.headWidth],
+  ];
+  const faults = keys.flatMap(([key, value]) => {
+    const claim = count(file, json, key);
+    return claim && claim.value !== value ? [`${key} ${claim.value} but ${value}`] : [];
+  });
+  if (faults.length === 0) return;
+  throw new ModelFormatError(
+    expected(where, 'config.json', 'agree with the tensors', `${faults.join(', ')} in the tensors`),
+  );
+}
+
+/** The config.json of a Transformer: LlamaForCausalLM's in either dialect, which disregards `architecture`. */
+export function transformerToJson(config: TransformerConfig): Record<string, unknown> {
+  return {
+    architecture: 'transformer',
+    architectures: ['LlamaForCausalLM'],
+    model_type: 'llama',
+    vocab_size: config.vocab,
+    hidden_size: config.dModel,
+    intermediate_size: config.dInner,
+    num_hidden_layers: config.layers,
+    num_attention_heads: config.heads,
+    num_key_value_heads: config.keyHeads,
+    head_dim: config.dModel / config.heads,
+    hidden_act: 'silu',
+    attention_bias: false,
+    mlp_bias: false,
+    rms_norm_eps: config.normEps,
+    rope_theta: config.ropeTheta,
+    rope_parameters: { rope_type: 'default', rope_theta: config.ropeTheta },
+    tie_word_embeddings: config.tied,
+    // Ids are bytes, or those of a tokenizer.json: none of them begins or ends a text.
+    bos_token_id: null,
+    eos_token_id: null,
+  };
+}

@@ -1,0 +1,372 @@
+// The Transformer against transformers' LlamaForCausalLM, and against itself: through its cache in any pieces it is what it
+// is in one, on every instruction set and with every weight type.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import test from 'ava';
+import { convertModel } from '../../lib/convert.ts';
+import {
+  createModel,
+  createTrainer,
+  evaluate,
+  inspectModel,
+  loadModel,
+  type Model,
+  ModelFormatError,
+  OutOfMemoryError,
+} from '../../lib/index.ts';
+import { architectureOf } from '../../lib/models/architectures.ts';
+import { completeTransformer } from '../../lib/models/transformer.ts';
+import { Tokenizer } from '../../lib/tokenizer/tokenizer.ts';
+import { compare, errors, type Tolerance } from '../support/close.ts';
+import { FIXTURES, readFixture } from '../support/fixtures.ts';
+import { fileOf, folder } from '../support/folder.ts';
+import {
+  corpus,
+  fresh,
+  load,
+  overfit,
+  SAME_BF16,
+  SAME_F32,
+  sameInPieces,
+  targets,
+} from '../support/language-models.ts';
+import { Random } from '../support/random.ts';
+import { tokenizerJson } from '../support/tokenizer.ts';
+
+/** The bars of the project, relative to the float64 oracle; see docs/numerics.md. */
+const LOGITS: Tolerance = { rms: 2e-5, worst: 2e-5 };
+const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
+const NAMES = ['transformer-tiny', 'transformer-tiny-48'] as const;
+
+/** A byte model whose heads are whole vectors, with fewer heads of keys. */
+const SMALL = { architecture: 'transformer', layers: 2, dModel: 64, heads: 4, keyHeads: 2 } as const;
+
+const fixtureOf = (name: string) => {
+  const tensors = readFixture(join(name, 'fixture.safetensors'));
+  const get = (key: string) => {
+    const found = tensors.get(key);
+    if (!found) throw new Error(`${name}: no ${key}`);
+    return found;
+  };
+  return { tensors, get, ids: (key: string) => Int32Array.from(get(key).values) };
+};
+
+for (const target of targets) {
+  const where = target[1] ? `cpu ${target[1]}` : target[0];
+  const rounds = target[1] === 'avx512' || target[1] === 'amx' || target[0] === 'cuda';
+
+  for (const name of NAMES) {
+    test.serial(`logits equal transformers in float64 · ${name} · ${where}`, async (t) => {
+      using model = await load(name, target);
+      const { tensors, get } = fixtureOf(name);
+      for (const [key, { shape, values }] of tensors) {
+        if (!key.startsWith('ids.')) continue;
+        const [rows = 0, T = 0] = shape;
+        const got: number[] = [];
+        for (let r = 0; r < rows; r++)
+          got.push(...(await model.logits(Int32Array.from(values.subarray(r * T, (r + 1) * T)))));
+        t.is(compare(got, get(`logits.${T}`).values, LOGITS), undefined, `${T} ids`);
+      }
+    });
+
+    test.serial(`loss and gradients equal transformers in float64 · ${name} · ${where}`, async (t) => {
+      using model = await load(name, target, { trainable: true });
+      const { get, ids } = fixtureOf(name);
+      // With beta1 = 0 AdamW's first moment is the gradient itself.
+      const trainer = await createTrainer(model, { lr: 0, betas: [0, 0.95], clip: 0, precision: 'f32' });
+      const { loss } = await trainer.step({ bytes: ids('train.rows'), batch: 2 });
+      t.is(compare([loss], get('train.loss').values, { rms: 1e-6, worst: 1e-6 }), undefined);
+      const { m } = trainer.optimizerState();
+      t.is(m.size, model.weights.size);
+      for (const [parameter, gradient] of m) {
+        t.is(compare(gradient, get(`train.grad.${parameter}`).values, GRADIENTS), undefined, parameter);
+      }
+    });
+
+    test.serial(`decoding through the cache equals transformers · ${name} · ${where}`, async (t) => {
+      using model = await load(name, target);
+      const { get, ids } = fixtureOf(name);
+      const [prompt, continuation] = [ids('generate.prompt'), ids('generate.continuation')];
+      await fresh(model, async (session) => {
+        const V = model.config.vocab;
+        const logits = [(await session.logits(prompt)).subarray(-V)];
+        const want = [0, 1].flatMap((l) =>
+          ['k', 'v'].flatMap((kind) => [...get(`generate.state.model.layers.${l}.self_attn.${kind}`).values]),
+        );
+        t.is(compare(session.readState(), want, LOGITS), undefined, 'keys and values of the prompt');
+        for (const id of continuation.subarray(0, -1)) logits.push(await session.logits([id]));
+        const all = Float32Array.from(logits.flatMap((row) => [...row]));
+        t.is(compare(all, get('generate.logits').values, LOGITS), undefined);
+        await session.clear();
+        await session.consume(prompt.subarray(0, -1));
+        const settings = { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0 };
+        const loop = await session.startDecoding([{ settings, pending: prompt.at(-1) ?? 0 }]);
+        const { watched } = await loop.run({ steps: continuation.length });
+        t.deepEqual([...watched], [...continuation]);
+      });
+    });
+  }
+
+  for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+    test.serial(`step by step = prefill = chunked prefill · ${dtype} · ${where}`, async (t) => {
+      using model = await load(NAMES[0], target, dtype === 'f32' ? {} : { dtype });
+      await sameInPieces(t, model, rounds && dtype !== 'f32' ? SAME_BF16 : SAME_F32);
+    });
+  }
+
+  if (target[0] === 'cpu') {
+    test.serial(`verifying gives the bits of decoding · ${where}`, async (t) => {
+      const path = folder();
+      {
+        using made = await createModel(SMALL, { seed: 3, device: 'ref' });
+        await made.save(path);
+      }
+      const drafted = [...new Random(8).integers(32, 0, 256)];
+      const before = [...new Random(9).integers(250, 0, 256)];
+      for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+        using model = await load(path, target, { dtype });
+        await fresh(model, async (session) => {
+          await session.consume(before);
+          const start = session.readState();
+          const logits: Float32Array[] = [];
+          for (const id of drafted) logits.push((await session.verify([id])).logits());
+          const state = session.readState();
+          for (const K of [2, 3, 8, 9, 17, 32]) {
+            await session.writeState(start);
+            for (let at = 0; at < 32; at += K) {
+              const got = (await session.verify(drafted.slice(at, at + K))).logits();
+              const want = Float32Array.from(logits.slice(at, at + K).flatMap((row) => [...row]));
+              t.deepEqual(got, want, `${dtype}, by ${K} at ${at}`);
+            }
+            t.deepEqual(session.readState(), state, `${dtype}, state by ${K}`);
+          }
+        });
+      }
+    });
+  }
+}
+
+const greedy = (model: Model, prompt: string, options: object = {}) =>
+  model.generate(prompt, { temperature: 0, maxBytes: 40, ...options }).then(({ bytes }) => [...bytes]);
+
+test.serial('any prefix of a verify pass can be accepted, more than once', async (t) => {
+  using model = await createModel(SMALL, { seed: 3, device: 'cpu', threads: 2 });
+  const ids = [...new Random(5).integers(90, 0, 256)];
+  await fresh(model, async (session) => {
+    const want = await session.logits(ids);
+    await session.clear();
+    await session.consume(ids.slice(0, 60));
+    await session.verify([...ids.slice(60, 65), 1, 2, 3]);
+    await session.accept(7);
+    await session.accept(2);
+    await session.accept(5);
+    t.is(compare(await session.logits(ids.slice(65)), want.subarray(65 * 256), SAME_F32), undefined);
+  });
+});
+
+test.serial('states are saved, restored and forked, and grow with the text', async (t) => {
+  using model = await createModel(SMALL, { seed: 4, device: 'cpu', threads: 2 });
+  const whole = await greedy(model, 'Once upon a time', { maxBytes: 90 });
+  const state = model.createState();
+  t.is(state.data.length, 0);
+  const first = await greedy(model, 'Once upon a time', { state, maxBytes: 37 });
+  const bytes = state.toBytes();
+  t.is(state.position, 53);
+  t.is(bytes.length, 32 + model.stateBytesAt(52));
+  t.is(model.stateBytesAt(52), 4 * 2 * 2 * 32 * 52);
+  const fork = state.clone();
+  t.deepEqual([...first, ...(await greedy(model, '', { state: fork, maxBytes: 53 }))], whole);
+  t.deepEqual(state.toBytes(), bytes);
+  const restored = model.stateFromBytes(bytes);
+  t.deepEqual([...first, ...(await greedy(model, '', { state: restored, maxBytes: 53 }))], whole);
+  t.deepEqual(restored.toBytes(), fork.toBytes());
+  using mamba = await createModel({ layers: 2, dModel: 64 }, { threads: 1 });
+  t.throws(() => mamba.stateFromBytes(bytes), { instanceOf: ModelFormatError, message: /start with MBS1/ });
+  t.throws(() => model.stateFromBytes(bytes.subarray(0, -4)), { instanceOf: ModelFormatError, message: /key heads/ });
+  t.throws(() => mamba.generate('x', { state }), { instanceOf: TypeError, message: /shape/ });
+  const scored = model.createState();
+  const text = 'The lamp on the harbour wall had burned';
+  const [a, b] = [
+    await model.score(text.slice(0, 15), { state: scored }),
+    await model.score(text.slice(15), { state: scored }),
+  ];
+  t.true(Math.abs(a.nats + b.nats - (await model.score(text)).nats) < 1e-3);
+});
+
+test.serial('a batch of prompts of many lengths is what each of them is alone', async (t) => {
+  using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
+  const prompts = ['a', 'It was a dark and stormy night; ', 'x'.repeat(130), 'Call me', 'The'];
+  const maxBytes = 70;
+  const together = await model.generateBatch(prompts, { temperature: 0, maxBytes });
+  for (const [i, prompt] of prompts.entries()) {
+    t.deepEqual([...(together[i]?.bytes ?? [])], await greedy(model, prompt, { maxBytes }), `prompt ${i}`);
+  }
+});
+
+test.serial('a Transformer verifies and drafts without changing a byte', async (t) => {
+  using large = await createModel(SMALL, { seed: 6, device: 'cpu', threads: 2 });
+  using small = await createModel(
+    { ...SMALL, layers: 1, dModel: 32, heads: 2 },
+    { seed: 7, device: 'cpu', threads: 1 },
+  );
+  using mamba = await createModel({ layers: 2, dModel: 32 }, { seed: 8, device: 'cpu', threads: 1 });
+  for (const [verifier, drafter] of [
+    [large, small],
+    [large, large],
+    [large, mamba],
+    [mamba, small],
+  ] as const) {
+    for (const options of [{ temperature: 0 }, { temperature: 0.9, seed: 3 }]) {
+      const state = [verifier.createState(), verifier.createState()] as const;
+      const plain = await greedy(verifier, 'It was a dark', { ...options, maxBytes: 100, state: state[0] });
+      const drafted = { ...options, maxBytes: 100, state: state[1], draft: drafter, draftLength: 9 };
+      t.deepEqual(await greedy(verifier, 'It was a dark', drafted), plain);
+      t.is(state[1].position, state[0].position);
+      t.is(compare(state[1].data, state[0].data, SAME_F32), undefined);
+    }
+  }
+});
+
+test.serial('a small Transformer learns 4 KiB by heart, and keeps it in int8', async (t) => {
+  using model = await createModel(
+    { architecture: 'transformer', layers: 1, dModel: 64, heads: 4 },
+    { seed: 2, device: 'cpu', threads: 2 },
+  );
+  const text = corpus(4096);
+  const losses = await overfit(model, text, 420);
+  const last = losses.slice(-8).reduce((a, b) => a + b, 0) / 8;
+  t.log(`loss ${losses[0]?.toFixed(3)} → ${last.toFixed(3)} nats per byte`);
+  // The order of the words is random: 0.46 nats per byte that cannot be learned but by heart.
+  t.true(last < 0.3, `${last}`);
+  const [path, converted] = [folder(), folder()];
+  await model.save(path);
+  await convertModel(path, converted, { dtype: 'int8' });
+  using exact = await loadModel(path, { device: 'cpu', threads: 2 });
+  using narrow = await loadModel(converted, { device: 'cpu', threads: 2 });
+  t.is([...narrow.weights.values()].filter((w) => w.dtype === 'i8').length, 7);
+  t.true(narrow.bytes < 0.4 * exact.bytes);
+  const data = fileOf('text', text);
+  const windows = { context: 64, stride: 64 };
+  const [a, b] = [await evaluate(exact, data, windows), await evaluate(narrow, data, windows)];
+  t.log(`f32 ${a.bitsPerByte}, int8 ${b.bitsPerByte} bits per byte`);
+  t.true(Math.abs(b.bitsPerByte - a.bitsPerByte) < 0.05);
+});
+
+test.serial('what is saved loads again and is a Llama for transformers', async (t) => {
+  using model = await createModel({ ...SMALL, ropeTheta: 5000 }, { seed: 9, device: 'cpu', threads: 2 });
+  const [own, hf] = [folder(), folder()];
+  await model.save(own);
+  await convertModel(own, hf, { to: 'hf', dtype: 'bf16' });
+  const logits = await model.logits('The same');
+  for (const path of [own, hf]) {
+    using loaded = await loadModel(path, { device: 'cpu', threads: 2 });
+    t.deepEqual(loaded.config, model.config);
+    t.deepEqual(loaded.warnings, []);
+    const e = errors(await loaded.logits('The same'), logits);
+    t.true(path === own ? e.rms === 0 : e.rms < 1e-2, `${e.rms}`);
+    t.like(JSON.parse(readFileSync(join(path, 'config.json'), 'utf8')), {
+      architecture: 'transformer',
+      architectures: ['LlamaForCausalLM'],
+      model_type: 'llama',
+      hidden_size: 64,
+      num_key_value_heads: 2,
+      rope_parameters: { rope_theta: 5000, rope_type: 'default' },
+    });
+  }
+  t.like(await inspectModel(hf), { dialect: 'hf', config: model.config, parameters: model.parameters });
+});
+
+test.serial('a subword Transformer takes its tokenizer, scores per byte and generates', async (t) => {
+  const tokenizer = Tokenizer.fromJson(tokenizerJson());
+  using model = await createModel({ ...SMALL, layers: 1 }, { seed: 1, device: 'cpu', threads: 1, tokenizer });
+  t.like(model.config, { architecture: 'transformer', vocab: tokenizer.vocab, tied: true });
+  const text = 'the tokenizer of the model';
+  const { bytes, nll } = await model.score(text);
+  t.is(nll.length, tokenizer.encode(text).length - 1);
+  t.is(bytes, text.length - tokenizer.bytesOf(tokenizer.encode(text)[0] ?? 0).length);
+  const plain = await greedy(model, 'the ');
+  const path = folder();
+  await model.save(path);
+  using loaded = await loadModel(path, { device: 'cpu', threads: 1 });
+  t.deepEqual(await greedy(loaded, 'the '), plain);
+  using verifier = await createModel({ layers: 1, dModel: 32 }, { seed: 1, device: 'cpu', threads: 1 });
+  t.deepEqual(await greedy(verifier, 'the ', { draft: loaded }), await greedy(verifier, 'the '));
+});
+
+test('parameters, FLOPs and state follow the formulas of docs/baselines.md', async (t) => {
+  const config = completeTransformer({ layers: 3, dModel: 96, heads: 6, keyHeads: 2, dInner: 160 });
+  const { params, flops, state } = architectureOf(config);
+  const [D, C, F, V, n, T] = [96, 32, 160, 256, 3, 64];
+  const block = 2 * D * D + 2 * D * C + 3 * D * F + 2 * D;
+  const count = params(config).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
+  t.is(count, 2 * V * D + n * block + D);
+  const step = 4 * D * D + 4 * D * C + 6 * D * F + 4 * D * ((T + 1) / 2);
+  t.is(flops(config, T), n * step + 2 * D * V);
+  t.is(state.floats(config, 10), 2 * n * C * 10);
+});
+
+test('a shape is completed, and a wrong one refused by field', (t) => {
+  t.deepEqual(completeTransformer({ layers: 2, dModel: 320 }), {
+    architecture: 'transformer',
+    layers: 2,
+    dModel: 320,
+    heads: 5,
+    keyHeads: 5,
+    dInner: 896,
+    vocab: 256,
+    tied: false,
+    normEps: 1e-5,
+    ropeTheta: 10000,
+  });
+  t.is(completeTransformer({ layers: 1, dModel: 24 }).heads, 1);
+  for (const [config, message] of [
+    [{ heads: 3 }, /heads to split a width of 64 into heads of even width, got 3/],
+    [{ heads: 64 }, /heads to split/],
+    [{ heads: 4, keyHeads: 3 }, /keyHeads to divide 4 heads, got 3/],
+    [{ dState: 16 }, /dState/],
+    [{ ropeTheta: 0 }, /ropeTheta/],
+    [{ tied: 1 }, /tied/],
+  ] as const) {
+    t.throws(() => completeTransformer({ layers: 1, dModel: 64, ...(config as object) }), { message });
+  }
+  t.throws(() => architectureOf({ architecture: 'rnn' } as never), {
+    instanceOf: TypeError,
+    message: /architecture to be one of mamba, transformer, got "rnn"/,
+  });
+});
+
+const LLAMA = JSON.parse(readFileSync(join(FIXTURES, NAMES[0], 'config.json'), 'utf8'));
+for (const [title, change, message] of [
+  ['another model type', { model_type: 'qwen2', architecture: undefined }, /model_type to be llama, got "qwen2"/],
+  ['an unknown architecture', { architecture: 'rnn' }, /architecture to be one of mamba, transformer, got "rnn"/],
+  ['biases', { attention_bias: true }, /attention_bias to be false, got true/],
+  ['another activation', { hidden_act: 'gelu' }, /hidden_act to be silu, got "gelu"/],
+  ['scaled positions', { rope_scaling: { rope_type: 'llama3', factor: 8 } }, /rope_type to be default, got "llama3"/],
+  ['heads of another width', { head_dim: 16 }, /head_dim 16 but 8 in the tensors/],
+  ['other sizes', { hidden_size: 48, num_hidden_layers: 3 }, /num_hidden_layers 3 but 2, hidden_size 48 but 32/],
+  ['no number of heads', { num_attention_heads: undefined }, /num_attention_heads to be there, got none/],
+  ['heads that do not split the width', { num_attention_heads: 5 }, /num_key_value_heads 2 but 2\.5/],
+] as const) {
+  test(`a checkpoint is refused: ${title}`, async (t) => {
+    const path = folder();
+    const { copyFileSync, writeFileSync } = await import('node:fs');
+    copyFileSync(join(FIXTURES, NAMES[0], 'model.safetensors'), join(path, 'model.safetensors'));
+    writeFileSync(join(path, 'config.json'), JSON.stringify({ ...LLAMA, ...change }));
+    await t.throwsAsync(loadModel(path, { device: 'cpu', threads: 1 }), { instanceOf: ModelFormatError, message });
+  });
+}
+
+test('a cache that does not fit in memory is an error that says how large it is, and the model goes on', async (t) => {
+  using model = await createModel(SMALL, { seed: 1, device: 'cpu', threads: 1 });
+  await fresh(model, async (session) => {
+    await session.consume([1, 2, 3]);
+    const before = session.readState();
+    const huge = { length: 2 ** 40, 0: 1 } as ArrayLike<number>;
+    await t.throwsAsync(session.consume(huge), {
+      instanceOf: OutOfMemoryError,
+      message: /a cache of 2199023255552 steps for 1 sequence to fit in memory, got \d+ bytes/,
+    });
+    t.deepEqual(session.readState(), before);
+    t.is((await session.logits([4])).length, 256);
+  });
+});
