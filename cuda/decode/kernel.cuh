@@ -494,7 +494,9 @@ class Worker {
     const W* weight = reinterpret_cast<const W*>(params_ + p_.small.dt_proj) + channel * p_.R;
     float sum = 0.0f;
     for (int k = tid_ % kStates; k < p_.R; k += kStates) sum = fmaf(to_float(weight[k]), selected[k], sum);
-    sum = half_warp_sum(sum);
+    return delta_of(half_warp_sum(sum), channel);
+  }
+  __device__ __forceinline__ float delta_of(float sum, int channel) const {
     const float bias = param(p_.small.dt_bias)[channel];
     return softplus(sizeof(W) == 1 ? fmaf(sum, param(p_.small.dt_scale)[channel], bias) : sum + bias);
   }
@@ -504,12 +506,12 @@ class Worker {
     const int ce = own_.channels, items = batch() * ce;
     float* deltas = floats(p_.shared.delta);
     if (steps() > 1) {
+      const int tiles = (all_rows() + kTogether - 1) / kTogether;
 #pragma unroll 1
-      for (int i = tid_ / kStates; i < all_rows() * ce; i += kLanes) {
+      for (int i = tid_ / kStates; i < tiles * ce; i += kLanes) {
         int channel;
-        const int r = row_of(own_.by_channels, i, channel);
-        const float dt = delta(r, channel);
-        if (tid_ % kStates == 0) deltas[i] = dt;
+        const int tile = row_of(own_.by_channels, i, channel);
+        store_deltas(tile * kTogether, channel, deltas);
       }
       worker_barrier();
     }
@@ -524,34 +526,99 @@ class Worker {
 #pragma unroll
       for (int i = 0; i + 1 < kAhead; i++) state[i] = state[i + 1];
       state[kAhead - 1] = load_state(w, item + kAhead * kLanes);
-      scan_channel(w, b, channel, h);
+      if (steps() == 1) {
+        scan_channel(w, b, channel, h);
+      } else {
+        scan_steps(w, b, channel, h);
+      }
     }
   }
 
-  __device__ __forceinline__ void scan_channel(const Layer& w, int b, int channel, float h) {
+  // deltas(row, channel) of kTogether rows from `first` on, as delta() finds them.
+  static constexpr int kTogether = 4;
+  __device__ __forceinline__ void store_deltas(int first, int channel, float* deltas) const {
+    const W* weight = reinterpret_cast<const W*>(params_ + p_.small.dt_proj) + channel * p_.R;
+    const float* selected[kTogether];
+    float sum[kTogether] = {};
+#pragma unroll
+    for (int i = 0; i < kTogether; i++) {
+      selected[i] = floats(p_.shared.selected) + min(first + i, all_rows() - 1) * p_.S;
+    }
+#pragma unroll 1
+    for (int k = tid_ % kStates; k < p_.R; k += kStates) {
+      const float v = to_float(weight[k]);
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) sum[i] = fmaf(v, selected[i][k], sum[i]);
+    }
+    const float own = own_sum(sum);
+    const int i = tid_ % kStates;
+    if (i < kTogether && first + i < all_rows()) {
+      deltas[(first + i) * own_.channels + channel] = delta_of(own, channel);
+    }
+  }
+  // Sums over 16 threads, thread i of which gets that of v[i].
+  __device__ __forceinline__ float own_sum(float (&v)[kTogether]) const {
+#pragma unroll
+    for (int i = 0; i < kTogether; i++) v[i] = half_warp_sum(v[i]);
+    float own = v[0];
+#pragma unroll
+    for (int i = 1; i < kTogether; i++) own = tid_ % kStates == i ? v[i] : own;
+    return own;
+  }
+
+  // scan_channel() for more steps than one, kTogether at a time, so that loads, exponentials and sums run side by side.
+  __device__ __forceinline__ void scan_steps(const Layer& w, int b, int channel, float h) {
     const int ce = own_.channels, n = tid_ % kStates;
     const float *u = floats(p_.shared.u), *gate = floats(p_.shared.gate), *deltas = floats(p_.shared.delta);
     const float A = param(p_.small.A)[channel * kStates + n], D = param(p_.small.D)[channel];
-    const long long at = ssm_at(b, channel);
     const uint32_t use = tag(uses_);
+    const int first = b * steps();
 #pragma unroll 1
-    for (int t = 0; t < steps(); t++) {
-      const int r = b * steps() + t;
-      const float* selected = floats(p_.shared.selected) + r * p_.S + p_.R;
-      const float dt = steps() == 1 ? delta(r, channel) : deltas[r * ce + channel];
-      const float v = u[r * ce + channel];
-      h = fmaf(__expf(__fmul_rn(dt, A)), h, __fmul_rn(__fmul_rn(dt, selected[n]), v));
-      if (w.kept_ssm) {
-        const long long row = static_cast<long long>(t) * batch() + b;
-        w.kept_ssm[(row * p_.E + own_.e0 + channel) * kStates + n] = h;
+    for (int t = 0; t < steps(); t += kTogether) {
+      float decay[kTogether], input[kTogether], sum[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        const int r = first + min(t + i, steps() - 1);
+        const float* selected = floats(p_.shared.selected) + r * p_.S + p_.R;
+        const float dt = deltas[r * ce + channel];
+        decay[i] = __expf(__fmul_rn(dt, A));
+        input[i] = __fmul_rn(__fmul_rn(dt, selected[n]), u[r * ce + channel]);
+        sum[i] = selected[kStates + n];
       }
-      const float y = half_warp_sum(__fmul_rn(selected[kStates + n], h));
-      if (n == 0) {
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        if (t + i >= steps()) break;
+        h = fmaf(decay[i], h, input[i]);
+        sum[i] = __fmul_rn(sum[i], h);
+        if (w.kept_ssm) {
+          const long long row = static_cast<long long>(t + i) * batch() + b;
+          w.kept_ssm[(row * p_.E + own_.e0 + channel) * kStates + n] = h;
+        }
+      }
+      const float y = own_sum(sum);
+      const int r = first + t + n;
+      if (n < kTogether && t + n < steps()) {
         put(p_.y + static_cast<long long>(r) * p_.E + own_.e0 + channel,
-            __fmul_rn(fmaf(D, v, y), gate[r * ce + channel]), use);
+            __fmul_rn(fmaf(D, u[r * ce + channel], y), gate[r * ce + channel]), use);
       }
     }
-    __stcg(w.ssm_state_out + at, h);
+    __stcg(w.ssm_state_out + ssm_at(b, channel), h);
+  }
+
+  // One step of a channel of sequence b.
+  __device__ __forceinline__ void scan_channel(const Layer& w, int b, int channel, float h) {
+    const int at = b * own_.channels + channel, n = tid_ % kStates;
+    const float A = param(p_.small.A)[channel * kStates + n], D = param(p_.small.D)[channel];
+    const float* selected = floats(p_.shared.selected) + b * p_.S + p_.R;
+    const float dt = delta(b, channel), v = floats(p_.shared.u)[at];
+    h = fmaf(__expf(__fmul_rn(dt, A)), h, __fmul_rn(__fmul_rn(dt, selected[n]), v));
+    if (w.kept_ssm) w.kept_ssm[ssm_at(b, channel)] = h;
+    const float y = half_warp_sum(__fmul_rn(selected[kStates + n], h));
+    if (n == 0) {
+      put(p_.y + static_cast<long long>(b) * p_.E + own_.e0 + channel,
+          __fmul_rn(fmaf(D, v, y), floats(p_.shared.gate)[at]), tag(uses_));
+    }
+    __stcg(w.ssm_state_out + ssm_at(b, channel), h);
   }
 
   // Own columns of the residual += own rows of out_proj times y.
