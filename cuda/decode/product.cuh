@@ -135,7 +135,7 @@ __device__ __forceinline__ float sum_groups(const float* from, int groups, int s
   return sum;
 }
 
-// Chunks of 32 columns in a group, and the groups of a warp.
+// Chunks of 32 columns in a group.
 struct Range {
   int begin, end;
   __device__ __forceinline__ Range(const Stream& s, int group) {
