@@ -114,8 +114,9 @@ for (const target of targets) {
     });
   }
 
-  if (target[0] === 'cpu') {
-    test.serial(`verifying gives the bits of decoding · ${where}`, async (t) => {
+  if (target[0] !== 'ref') {
+    const bits = target[0] === 'cpu';
+    test.serial(`verifying gives the ${bits ? 'bits' : 'results'} of decoding · ${where}`, async (t) => {
       const path = folder();
       {
         using made = await createModel(SMALL, { seed: 3, device: 'ref' });
@@ -136,9 +137,10 @@ for (const target of targets) {
             for (let at = 0; at < 32; at += K) {
               const got = (await session.verify(drafted.slice(at, at + K))).logits();
               const want = Float32Array.from(logits.slice(at, at + K).flatMap((row) => [...row]));
-              t.deepEqual(got, want, `${dtype}, by ${K} at ${at}`);
+              if (bits) t.deepEqual(got, want, `${dtype}, by ${K} at ${at}`);
+              else t.is(compare(got, want, SAME_BF16), undefined, `${dtype}, by ${K} at ${at}`);
             }
-            t.deepEqual(session.readState(), state, `${dtype}, state by ${K}`);
+            if (bits) t.deepEqual(session.readState(), state, `${dtype}, state by ${K}`);
           }
         });
       }
