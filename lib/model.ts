@@ -332,11 +332,19 @@ export class Model {
     const idle = this.#idle.get(batch) ?? [];
     this.#idle.set(batch, idle);
     const session = idle.pop() ?? new Session(this.runtime, this.config, this.weights, batch);
+    session.onShort = () => this.dropIdle();
     try {
       return await fn(session);
     } finally {
       if (!this.#disposed) idle.push(session);
     }
+  }
+
+  /** Gives back the memory of sessions and rings that nobody uses; false where there are none. */
+  private dropIdle(): boolean {
+    const idle = [...[...this.#idle.values()].flatMap((sessions) => sessions.splice(0)), ...this.#idleRings.splice(0)];
+    for (const one of idle) one.dispose();
+    return idle.length > 0;
   }
 
   /** @internal A ring that nobody else uses, until it is returned. */

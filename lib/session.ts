@@ -1,5 +1,5 @@
 import type { Device } from './device.ts';
-import { checkInteger, expected } from './errors.ts';
+import { checkInteger, expected, OutOfMemoryError } from './errors.ts';
 import type { Memory, Trail } from './memory/memory.ts';
 import type { Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
@@ -53,6 +53,8 @@ const GREEDY: DrawStart = {
 /** Native memory and plans for B sequences that advance together: their state, and the plans that read and update it. */
 export class Session {
   readonly batch: number;
+  /** Called where memory is short: true if some was given back, so that it pays to try again. */
+  onShort: (() => boolean) | undefined;
   readonly #device: Device;
   readonly #config: ModelConfig;
   readonly #memory: Memory;
@@ -234,7 +236,13 @@ export class Session {
 
   /** Makes room for `steps` more ids of every sequence. */
   private async reserve(steps: number): Promise<void> {
-    if (await this.#memory.reserve(steps)) await this.#plans.forget();
+    const make = async () => (await this.#memory.reserve(steps)) && (await this.#plans.forget());
+    try {
+      await make();
+    } catch (error) {
+      if (!(error instanceof OutOfMemoryError) || !this.onShort?.()) throw error;
+      await make();
+    }
   }
 
   /** Sets what the sequences from `b` on draw with and go on from. */

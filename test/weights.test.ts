@@ -6,7 +6,16 @@ import { basename, dirname, join } from 'node:path';
 import test from 'ava';
 import fc from 'fast-check';
 import { CheckpointError, MambaByteError, ModelFormatError } from '../lib/errors.ts';
-import { bf16ToF32, f16ToF32, f32ToBf16, f32ToF16, fromFloat32, toFloat32 } from '../lib/weights/dtypes.ts';
+import {
+  bf16ToF32,
+  f16ToF32,
+  f32ToBf16,
+  f32ToF16,
+  fromFloat32,
+  narrowed,
+  toFloat32,
+  widened,
+} from '../lib/weights/dtypes.ts';
 import { readTorchFile } from '../lib/weights/pickle.ts';
 import { readSafetensors, type TensorSource, writeSafetensors } from '../lib/weights/safetensors.ts';
 import {
@@ -17,6 +26,7 @@ import {
   sameContents,
 } from '../lib/weights/stored-tensor.ts';
 import { fileOf, folder } from './support/folder.ts';
+import { Random } from './support/random.ts';
 import { Raw, stateDict, Tensor, type TorchOptions, torchFile, type Value } from './support/torch-writer.ts';
 
 const runs = { seed: 20240124, numRuns: 60 };
@@ -623,6 +633,13 @@ test('every half and bfloat16 survives the way to float32 and back; NaN stays Na
     if (Number.isNaN(brain)) t.true(Number.isNaN(bf16ToF32(f32ToBf16(brain))));
     else if (f32ToBf16(brain) !== bits) t.is(f32ToBf16(brain), bits);
   }
+});
+
+test('many bfloat16 numbers at once are those one by one', (t) => {
+  const all = Uint16Array.from({ length: 65536 }, (_, bits) => bits).filter((bits) => !Number.isNaN(bf16ToF32(bits)));
+  t.deepEqual(widened(all), Float32Array.from(all, bf16ToF32));
+  const values = new Float32Array(new Random(1).normal(1000));
+  t.deepEqual(narrowed(values), Uint16Array.from(values, f32ToBf16));
 });
 
 test('halves have the values of IEEE 754', (t) => {

@@ -4,7 +4,7 @@ import { expected, OutOfMemoryError } from '../errors.ts';
 import { Graph } from '../graph.ts';
 import { compile } from '../plan.ts';
 import { dtypeBytes, type Tensor } from '../tensor.ts';
-import { fromFloat32, toFloat32 } from '../weights/dtypes.ts';
+import { narrowed, widened } from '../weights/dtypes.ts';
 import type { Memory, Trail } from './memory.ts';
 import { region } from './region.ts';
 
@@ -31,6 +31,12 @@ export function cacheFloats({ layers, columns }: CacheShape, steps: number): num
 
 /** Steps of the smallest cache; every larger one has twice as many as one before. */
 const LEAST = 64;
+
+interface Caches {
+  capacity: number;
+  memory: Tensor;
+  layers: CacheState['layers'];
+}
 
 /** Caches of B sequences that hold different numbers of steps. On the host their states are f32, whatever they are here. */
 export class CacheMemory implements Memory {
@@ -72,14 +78,19 @@ export class CacheMemory implements Memory {
   async reserve(steps: number): Promise<boolean> {
     const needed = Math.max(...this.#lengths) + steps;
     if (needed <= this.#capacity) return false;
-    let capacity = Math.max(LEAST, this.#capacity);
-    while (capacity < needed) capacity *= 2;
-    const { memory, layers } = this.#allocate(capacity);
-    if (this.#memory && this.#lengths.some((length) => length > 0)) await this.#copyTo(layers);
-    if (this.#memory) this.#device.release(this.#memory);
-    this.#memory = memory;
-    this.#capacity = capacity;
-    this.#state = { layers, length: this.#length };
+    const filled = this.#lengths.some((length) => length > 0);
+    if (!filled) this.#drop();
+    const made = this.#allocate(needed);
+    try {
+      if (filled) await this.#copyTo(made.layers);
+    } catch (error) {
+      this.#device.release(made.memory);
+      throw error;
+    }
+    this.#drop();
+    this.#memory = made.memory;
+    this.#capacity = made.capacity;
+    this.#state = { layers: made.layers, length: this.#length };
     return true;
   }
 
@@ -105,7 +116,7 @@ export class CacheMemory implements Memory {
     const out = new Float32Array(cacheFloats(this.#shape, steps));
     this.#eachPart(b, steps, (part, at) => {
       const data = this.#device.read(part);
-      out.set(this.#dtype === 'bf16' ? toFloat32(new Uint8Array(data.buffer), 'BF16') : data, at);
+      out.set(data instanceof Uint16Array ? widened(data) : data, at);
     });
     return out;
   }
@@ -116,7 +127,7 @@ export class CacheMemory implements Memory {
     const steps = this.stepsIn(data);
     this.#eachPart(b, steps, (part, at) => {
       const own = data.subarray(at, at + part.elems);
-      this.#device.write(part, this.#dtype === 'bf16' ? fromFloat32(own, 'BF16') : own);
+      this.#device.write(part, this.#dtype === 'bf16' ? narrowed(own) : own);
     });
     this.#lengths[b] = steps;
     this.#writeLengths();
@@ -144,25 +155,49 @@ export class CacheMemory implements Memory {
     for (const t of [this.#length, this.#positions, this.#memory]) if (t) this.#device.release(t);
   }
 
-  #allocate(capacity: number): { memory: Tensor; layers: CacheState['layers'] } {
-    const { layers, columns } = this.#shape;
-    const batch = this.#lengths.length;
-    const each = batch * capacity * columns;
-    let memory: Tensor;
-    try {
-      memory = this.#device.tensor([2 * layers * each], this.#dtype, 'cache');
-    } catch (cause) {
-      if (!(cause instanceof OutOfMemoryError)) throw cause;
-      const bytes = 2 * layers * each * dtypeBytes(this.#dtype);
-      const what = `a cache of ${capacity} steps for ${batch} sequence${batch > 1 ? 's' : ''}`;
-      throw new OutOfMemoryError(expected('cache', what, `fit in memory`, `${bytes} bytes`), { cause });
-    }
-    const part = (name: string, l: number, i: number) =>
-      region(memory, `${name}.${l}`, [batch, capacity, columns], (2 * l + i) * each);
-    return {
-      memory,
-      layers: Array.from({ length: layers }, (_, l) => ({ keys: part('keys', l, 0), values: part('values', l, 1) })),
+  #drop(): void {
+    if (this.#memory) this.#device.release(this.#memory);
+    this.#memory = undefined;
+    this.#state = undefined;
+    this.#capacity = 0;
+  }
+
+  /** Caches of at least `needed` steps: a power of two or, where memory is short, no more than needed. */
+  #allocate(needed: number): Caches {
+    let doubled = LEAST;
+    while (doubled < needed) doubled *= 2;
+    const exact = LEAST * Math.ceil(needed / LEAST);
+    const orShort = (capacity: number, short: (cause: OutOfMemoryError) => Caches) => {
+      try {
+        return this.#caches(capacity);
+      } catch (cause) {
+        if (cause instanceof OutOfMemoryError) return short(cause);
+        throw cause;
+      }
     };
+    return orShort(doubled, () =>
+      orShort(exact, (cause) => {
+        const batch = this.#lengths.length;
+        const what = `a cache of ${exact} steps for ${batch} sequence${batch > 1 ? 's' : ''}`;
+        const bytes = 2 * this.#shape.layers * this.#elements(exact) * dtypeBytes(this.#dtype);
+        throw new OutOfMemoryError(expected('cache', what, 'fit in memory', `${bytes} bytes`), { cause });
+      }),
+    );
+  }
+
+  #caches(capacity: number): Caches {
+    const { layers, columns } = this.#shape;
+    const each = this.#elements(capacity);
+    const memory = this.#device.tensor([2 * layers * each], this.#dtype, 'cache');
+    const part = (name: string, l: number, i: number) =>
+      region(memory, `${name}.${l}`, [this.#lengths.length, capacity, columns], (2 * l + i) * each);
+    const pair = (l: number) => ({ keys: part('keys', l, 0), values: part('values', l, 1) });
+    return { capacity, memory, layers: Array.from({ length: layers }, (_, l) => pair(l)) };
+  }
+
+  /** Of the keys, or the values, of one layer of all sequences. */
+  #elements(capacity: number): number {
+    return this.#lengths.length * capacity * this.#shape.columns;
   }
 
   /** What all sequences hold now, to caches of a larger capacity. */

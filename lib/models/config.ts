@@ -1,4 +1,4 @@
-import { checkInteger, checkNumber, checkOptions, expected } from '../errors.ts';
+import { checkChoice, checkInteger, checkNumber, checkOptions, expected } from '../errors.ts';
 import type { BaseConfig } from './architecture.ts';
 
 /** Shape of a Mamba language model. */
@@ -39,6 +39,7 @@ export function completeConfig(config: PartialMambaConfig): MambaConfig {
     'tied',
     'normEps',
   ]);
+  if (config.architecture !== undefined) checkChoice(where, 'architecture', config.architecture, ['mamba'] as const);
   const size = (name: string, value: unknown, max: number) => checkInteger(where, name, value, { min: 1, max });
   const dModel = size('dModel', config.dModel, 65536);
   const norm = config.norm ?? 'layer';

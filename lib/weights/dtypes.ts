@@ -54,6 +54,20 @@ export function f32ToBf16(value: number): number {
   return ((all + 0x7fff + ((all >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
+/** The float32 values of many bfloat16 numbers at once. */
+export function widened(bf16: Uint16Array): Float32Array {
+  const all = new Uint32Array(bf16.length);
+  for (let i = 0; i < all.length; i++) all[i] = (bf16[i] as number) << 16;
+  return new Float32Array(all.buffer);
+}
+
+/** The nearest bfloat16 bits of many float32 values at once. */
+export function narrowed(values: Float32Array): Uint16Array {
+  const out = new Uint16Array(values.length);
+  for (let i = 0; i < out.length; i++) out[i] = f32ToBf16(values[i] as number);
+  return out;
+}
+
 /** Little-endian stored elements as float32. Integers beyond 2^24 and F64 are rounded to nearest. */
 export function toFloat32(data: Uint8Array, dtype: StoredDType): Float32Array {
   const size = elementBytes(dtype);

@@ -23,6 +23,9 @@ const PREFIXES: Record<NameDialect, readonly (readonly [string, string])[]> = {
 /** What wrappers put in front of every name: distributed data parallel, torch.compile. */
 const WRAPPERS = ['module.', '_orig_mod.'];
 
+/** Buffers that older versions of transformers stored, though they follow from the configuration. */
+const BUFFERS = /\.rotary_emb\.inv_freq$/;
+
 /** The official name of a stored tensor, and the dialect that its own name shows, if it differs. */
 export function canonicalName(stored: string): { name: string; dialect: NameDialect | undefined } {
   let name = stored;
@@ -57,6 +60,7 @@ export function canonicalTensors(where: string, stored: ReadonlyMap<string, Stor
   const storedNames = new Map<string, string>();
   let dialect: NameDialect = 'state-spaces';
   for (const [storedName, tensor] of stored) {
+    if (BUFFERS.test(storedName)) continue;
     const { name, dialect: shown } = canonicalName(storedName);
     const other = storedNames.get(name);
     if (other !== undefined) {
