@@ -56,7 +56,8 @@ export function nodeCost(node: GraphNode): NodeCost {
   return { bytes, flops: flopsOf(node) };
 }
 
-function flopsOf({ op, ins, outs }: GraphNode): number {
+function flopsOf(node: GraphNode): number {
+  const { op, ins, outs } = node;
   const elems = (i: number) => ins[i]?.elems ?? 0;
   switch (op.name) {
     case 'linear':
@@ -69,9 +70,20 @@ function flopsOf({ op, ins, outs }: GraphNode): number {
       const matrices = op.ins.flatMap((name, i) => (name.endsWith('_proj') ? [elems(i)] : []));
       return 2 * (ins[0]?.rows ?? 0) * matrices.reduce((a, b) => a + b, 0);
     }
+    case 'attention':
+      return node.ins[3] ? 0 : 2 * attentionProduct(ins[0], ins[1]); // of a cache, only the device knows how much it holds
+    case 'attention_grad':
+      return 5 * attentionProduct(ins[1], ins[2]);
     default:
       return 0;
   }
+}
+
+/** FLOPs of one product of queries (B, T, D) and the keys that each of them sees: of (B, S, ...), the last query all S. */
+function attentionProduct(q: Tensor | undefined, k: Tensor | undefined): number {
+  const [B = 0, T = 0, D = 0] = q?.shape ?? [];
+  const S = k?.shape[1] ?? 0;
+  return 2 * B * D * T * (S - (T - 1) / 2);
 }
 
 /** Measures the copy bandwidth and the speed of a large bf16 matrix product; takes well under a second on a GPU. */

@@ -155,7 +155,7 @@ export class SessionPlans {
       const draw = this.drawTensors('verify', steps, penalty, biased);
       const g = new Graph();
       const x = await this.backbone(g, ids, { ...this.forward(steps), state: this.#memory.verifying(steps) });
-      const logits = await this.head(g, x.reshape(steps, this.#config.dModel));
+      const logits = await this.head(g, x.reshape(steps, x.cols));
       sample(g, { ...draw, logits });
       return { plan: await this.compile(g, logits), ids, logits, draw };
     });
@@ -167,7 +167,7 @@ export class SessionPlans {
       const ids = this.tensor('ids 1', [1, 1], 'i32');
       const g = new Graph();
       const x = await this.backbone(g, ids, { ...this.forward(1), state });
-      const logits = await this.head(g, x.reshape(1, this.#config.dModel));
+      const logits = await this.head(g, x.reshape(1, x.cols));
       return { plan: await this.compile(g, logits), ids, logits };
     });
   }
@@ -179,7 +179,7 @@ export class SessionPlans {
       const draw = this.drawTensors('decode', B, penalty, biased);
       const g = new Graph();
       const x = await this.backbone(g, draw.ids.reshape(B, 1), this.forward(B));
-      const logits = await this.head(g, x.reshape(B, this.#config.dModel));
+      const logits = await this.head(g, x.reshape(B, x.cols));
       // The drawn ids are the next step's input: a run of steps never leaves native code.
       sample(g, { ...draw, logits });
       return { ...draw, plan: await this.compile(g) };

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
 import { convertModel } from '../../lib/convert.ts';
+import { Graph } from '../../lib/graph.ts';
 import {
   createModel,
   createTrainer,
@@ -16,6 +17,7 @@ import {
 } from '../../lib/index.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { completeTransformer } from '../../lib/models/transformer.ts';
+import { nodeCost } from '../../lib/profile.ts';
 import { Tokenizer } from '../../lib/tokenizer/tokenizer.ts';
 import { openCheckpoint } from '../../lib/weights/checkpoint-files.ts';
 import { writeSafetensors } from '../../lib/weights/safetensors.ts';
@@ -316,9 +318,9 @@ test.serial('a subword Transformer takes its tokenizer, scores per byte and gene
   t.deepEqual(await greedy(verifier, 'the ', { draft: loaded }), await greedy(verifier, 'the '));
 });
 
-test('parameters, FLOPs and state follow the formulas of docs/baselines.md', async (t) => {
+test('parameters, FLOPs and state follow the formulas of docs/baselines.md, and FLOPs what is recorded', (t) => {
   const config = completeTransformer({ layers: 3, dModel: 96, heads: 6, keyHeads: 2, dInner: 160 });
-  const { params, flops, state } = architectureOf(config);
+  const { params, flops, state, backbone, head } = architectureOf(config);
   const [D, C, F, V, n, T] = [96, 32, 160, 256, 3, 64];
   const block = 2 * D * D + 2 * D * C + 3 * D * F + 2 * D;
   const count = params(config).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
@@ -326,6 +328,13 @@ test('parameters, FLOPs and state follow the formulas of docs/baselines.md', asy
   const step = 4 * D * D + 4 * D * C + 6 * D * F + 4 * D * ((T + 1) / 2);
   t.is(flops(config, T), n * step + 2 * D * V);
   t.is(state.floats(config, 10), 2 * n * C * 10);
+  const g = new Graph();
+  const weights = new Map(params(config).map(({ name, shape }) => [name, g.value(shape)]));
+  head(g, config, weights, backbone(g, config, weights, g.value([3, T], 'i32')));
+  t.is(
+    g.nodes.reduce((sum, node) => sum + nodeCost(node).flops, 0),
+    3 * T * flops(config, T),
+  );
 });
 
 test('a shape is completed, and a wrong one refused by field', (t) => {
