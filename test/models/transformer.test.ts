@@ -15,14 +15,23 @@ import {
   ModelFormatError,
   OutOfMemoryError,
 } from '../../lib/index.ts';
+import { CacheMemory } from '../../lib/memory/cache.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
-import { completeTransformer } from '../../lib/models/transformer.ts';
+import { initialValues } from '../../lib/models/params.ts';
+import {
+  completeTransformer,
+  transformerBackbone,
+  transformerHead,
+  transformerParams,
+} from '../../lib/models/transformer.ts';
+import { evaluate as run } from '../../lib/plan.ts';
 import { nodeCost } from '../../lib/profile.ts';
 import { Tokenizer } from '../../lib/tokenizer/tokenizer.ts';
 import { openCheckpoint } from '../../lib/weights/checkpoint-files.ts';
 import { writeSafetensors } from '../../lib/weights/safetensors.ts';
 import { readTensorBytes } from '../../lib/weights/stored-tensor.ts';
 import { compare, errors, type Tolerance } from '../support/close.ts';
+import { withDevice } from '../support/devices.ts';
 import { FIXTURES, readFixture } from '../support/fixtures.ts';
 import { fileOf, folder } from '../support/folder.ts';
 import {
@@ -198,6 +207,55 @@ test.serial('states are saved, restored and forked, and grow with the text', asy
     await model.score(text.slice(15), { state: scored }),
   ];
   t.true(Math.abs(a.nats + b.nats - (await model.score(text)).nats) < 1e-3);
+});
+
+test('a cache of bf16 is near one of f32, grows without the loss of a bit, and its states move', (t) =>
+  withDevice('ref', { threads: 1 }, async (device) => {
+    const config = completeTransformer(SMALL);
+    const weights = new Map(
+      transformerParams(config).map((spec, i) => [
+        spec.name,
+        device.tensorFrom(initialValues(spec, 1, i), spec.shape, 'f32', spec.name),
+      ]),
+    );
+    const ids = new Random(2).integers(40, 0, 256);
+    const read = async (memory: CacheMemory, from: number, to: number) => {
+      await memory.reserve(to - from);
+      const g = new Graph();
+      const part = device.tensorFrom(Int32Array.from(ids.slice(from, to)), [1, to - from], 'i32', 'ids');
+      const x = transformerBackbone(g, config, weights, part, { state: memory.state });
+      const [logits] = await run(device, g, [transformerHead(g, config, weights, x)]);
+      memory.advanced(to - from);
+      return logits as Float32Array;
+    };
+    const shape = { layers: 2, columns: 32 };
+    const [exact, rounded] = (['f32', 'bf16'] as const).map((d) => new CacheMemory(device, shape, 1, d, 32)) as Pair;
+    const want = [await read(exact, 0, 30), await read(exact, 30, 40)];
+    const first = await read(rounded, 0, 30);
+    const state = rounded.read(0);
+    await rounded.reserve(500);
+    t.deepEqual(rounded.read(0), state);
+    for (const dtype of ['f32', 'bf16'] as const) {
+      const other = new CacheMemory(device, shape, 1, dtype, 32);
+      await other.reserve(30);
+      other.write(0, state);
+      t.deepEqual(other.read(0), state);
+    }
+    for (const [i, logits] of [first, await read(rounded, 30, 40)].entries()) {
+      const e = errors(logits, want[i] ?? []);
+      t.true(e.rms > 1e-5 && e.rms < 1e-2, `relative RMS ${e.rms}`);
+    }
+  }));
+type Pair = [CacheMemory, CacheMemory];
+
+test.serial('a state goes on on another device', async (t) => {
+  using one = await createModel(SMALL, { seed: 4, device: 'ref', threads: 1 });
+  using other = await createModel(SMALL, { seed: 4, device: 'cpu', threads: 1 });
+  const whole = await greedy(one, 'Once upon a time');
+  const state = one.createState();
+  const first = await greedy(one, 'Once upon a time', { state, maxBytes: 13 });
+  const moved = other.stateFromBytes(state.toBytes());
+  t.deepEqual([...first, ...(await greedy(other, '', { state: moved, maxBytes: 27 }))], whole);
 });
 
 test.serial('a batch of prompts of many lengths is what each of them is alone', async (t) => {
