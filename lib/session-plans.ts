@@ -162,11 +162,11 @@ export class SessionPlans {
   }
 
   /** Reads one id of one sequence; `state` says what it goes on from and leaves; `key` tells plans apart. */
-  step({ key, state }: { key: string; state: unknown }): Promise<StepPlan> {
+  step({ key, state }: { key: string; state: () => unknown }): Promise<StepPlan> {
     return this.once(`step ${key}`, async () => {
       const ids = this.tensor('ids 1', [1, 1], 'i32');
       const g = new Graph();
-      const x = await this.backbone(g, ids, { ...this.forward(1), state });
+      const x = await this.backbone(g, ids, { ...this.forward(1), state: state() });
       const logits = await this.head(g, x.reshape(1, x.cols));
       return { plan: await this.compile(g, logits), ids, logits };
     });

@@ -255,9 +255,9 @@ export class CacheTrail implements Trail {
   begin(): void {
     this.#start = this.#memory.length;
   }
-  at(position: number): { key: string; state: CacheState } {
+  at(position: number): { key: string; state: () => CacheState } {
     this.#memory.moveTo(0, this.#start + position);
-    return { key: '', state: this.#memory.state };
+    return { key: '', state: () => this.#memory.state };
   }
   dispose(): void {}
 }

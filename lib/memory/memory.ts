@@ -47,6 +47,6 @@ export interface Trail {
   /** Position 0 is the state that the session's memory has now. */
   begin(): void;
   /** What the step from `position` reads and leaves; plans of one `key` are the same. */
-  at(position: number): { key: string; state: unknown };
+  at(position: number): { key: string; state: () => unknown };
   dispose(): void;
 }

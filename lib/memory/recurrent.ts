@@ -191,11 +191,11 @@ export class RecurrentTrail<S> implements Trail {
     this.#device.write(this.#states.slice(0), this.#start.read(0));
   }
 
-  at(position: number): { key: string; state: readonly S[] } {
+  at(position: number): { key: string; state: () => readonly S[] } {
     const from = position % this.#slots.length;
     const next = this.#slots[(from + 1) % this.#slots.length] ?? [];
-    const state = (this.#slots[from] ?? []).map((own, l) => this.#kind.layer(own, { next: next[l] ?? [] }));
-    return { key: `${from}`, state };
+    const layer = (own: Tensor[], l: number) => this.#kind.layer(own, { next: next[l] ?? [] });
+    return { key: `${from}`, state: () => (this.#slots[from] ?? []).map(layer) };
   }
 
   dispose(): void {
