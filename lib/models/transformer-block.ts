@@ -7,7 +7,8 @@ import { mul, silu } from '../ops/elementwise.ts';
 import { linear } from '../ops/linear.ts';
 import { rmsNorm } from '../ops/norm.ts';
 import { rope } from '../ops/rope.ts';
-import type { Tensor } from '../tensor.ts';
+import { split } from '../ops/shape.ts';
+import { Tensor } from '../tensor.ts';
 import type { ForwardOptions, Weights } from './architecture.ts';
 import type { Init, ParamSpec } from './params.ts';
 
@@ -94,30 +95,81 @@ export function block(
   { activations, recompute = 'none' }: BlockOptions,
 ): Tensor {
   const p = `${prefix}layers.${l}`;
+  const { dModel: D, dInner: F } = c;
+  const C = keyColumns(c);
   const costly = <T>(fn: () => T): T => (recompute === 'layer' ? g.recomputed(fn) : fn());
   const cheap = <T>(fn: () => T): T => (recompute === 'none' ? fn() : g.recomputed(fn));
   const norm = (name: string, h: Tensor) =>
     cheap(() => rmsNorm(g, h, get(w, `${p}.${name}.weight`), c.normEps, activations));
   const project = (h: Tensor, name: string, add?: Tensor) => {
     const weight = `${p}.${name}.weight`;
-    return g.scope(name, () => linear(g, h, get(w, weight), { scale: w.get(`${weight}.scale`), add }));
+    return costly(() => g.scope(name, () => linear(g, h, get(w, weight), { scale: w.get(`${weight}.scale`), add })));
+  };
+  /** One product for several matrices of the same input, where they lie together. */
+  const together = (h: Tensor, ...names: string[]) => {
+    const weights = names.map((name) => `${p}.${name}.weight`);
+    const weight = stacked(weights.map((name) => w.get(name)));
+    const scale = stacked(weights.map((name) => w.get(`${name}.scale`)));
+    if (!weight || (weight.dtype === 'i8' && !scale)) return undefined;
+    return costly(() => g.scope(names.join(' '), () => linear(g, h, weight, { scale })));
   };
 
   const a = norm('input_layernorm', x);
-  const [q, k, v] = ['q', 'k', 'v'].map((name) => costly(() => project(a, `self_attn.${name}_proj`))) as Triple;
-  const turned = cheap(() => ({ q: rotated(g, c, q, c.heads, cache), k: rotated(g, c, k, c.keyHeads, cache), v }));
+  const qkv = together(a, 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
+  const apart = (name: string) => project(a, `self_attn.${name}_proj`);
+  const [q, k, v] = (qkv ? split(qkv, D, C, C) : ['q', 'k', 'v'].map(apart)) as [Tensor, Tensor, Tensor];
+  const turned = cheap(() => rotatedHeads(g, c, { q, k, v }, qkv, cache));
   const y = costly(() => (cache ? cached(g, c, turned, cache) : attention(g, turned, { heads: c.heads })));
-  const h = costly(() => project(y, 'self_attn.o_proj', x));
+  const h = project(y, 'self_attn.o_proj', x);
 
   const m = norm('post_attention_layernorm', h);
-  const [gate, up] = ['gate', 'up'].map((name) => costly(() => project(m, `mlp.${name}_proj`))) as [Tensor, Tensor];
-  const inner = cheap(() => mul(g, silu(g, gate), up));
-  return project(inner, 'mlp.down_proj', h); // the next layer's input: always kept
+  const both = together(m, 'mlp.gate_proj', 'mlp.up_proj');
+  const [gate, up] = both ? split(both, F, F) : ['mlp.gate_proj', 'mlp.up_proj'].map((name) => project(m, name));
+  const inner = cheap(() => mul(g, silu(g, gate as Tensor), up as Tensor));
+  // Not by `project`: the next layer's input is always kept.
+  const down = `${p}.mlp.down_proj.weight`;
+  return g.scope('mlp.down_proj', () => linear(g, inner, get(w, down), { scale: w.get(`${down}.scale`), add: h }));
 }
 
-type Triple = [Tensor, Tensor, Tensor];
+/** (B, T, D) each, or as many columns as there are heads. */
+interface Heads {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+}
 
-/** Queries or keys turned by their positions: from 0, or from where a cache ends. */
+/** One tensor of the rows of all `parts`, where these lie one behind the other and never change. Nothing is copied. */
+function stacked(parts: readonly (Tensor | undefined)[]): Tensor | undefined {
+  const [first] = parts;
+  let rows = 0;
+  let end = first?.storage?.offset ?? 0;
+  for (const t of parts) {
+    const { buffer, offset } = t?.storage ?? {};
+    const follows = offset === end && buffer === first?.storage?.buffer && t?.dtype === first?.dtype;
+    if (!t?.frozen || !follows || !t.contiguous || t.shape.slice(1).join() !== first?.shape.slice(1).join())
+      return undefined;
+    rows += t.shape[0] ?? 0;
+    end += t.bytes;
+  }
+  if (!first?.storage) return undefined;
+  return new Tensor([rows, ...first.shape.slice(1)], first.dtype, first.name, { storage: first.storage, frozen: true });
+}
+
+/** Queries and keys turned by their positions: at once, where `together` holds both side by side. */
+function rotatedHeads(
+  g: Graph,
+  c: BlockConfig,
+  { q, k, v }: Heads,
+  together: Tensor | undefined,
+  cache: BlockCache | undefined,
+): Heads {
+  if (!together) return { q: rotated(g, c, q, c.heads, cache), k: rotated(g, c, k, c.keyHeads, cache), v };
+  const both = rotated(g, c, together.columns(0, q.cols + k.cols), c.heads + c.keyHeads, cache);
+  const [turnedQ, turnedK] = split(both, q.cols, k.cols) as [Tensor, Tensor];
+  return { q: turnedQ, k: turnedK, v };
+}
+
+/** Heads turned by their positions: from 0, or from where a cache ends. */
 function rotated(g: Graph, c: BlockConfig, x: Tensor, heads: number, cache: BlockCache | undefined): Tensor {
   const { ropeTheta: base } = c;
   if (!cache?.positions) return rope(g, x, { heads, base, position: cache?.length });
@@ -130,7 +182,7 @@ function rotated(g: Graph, c: BlockConfig, x: Tensor, heads: number, cache: Bloc
 const ALIKE_STEPS = 8;
 
 /** Attention over a cache, and the new steps written to it. */
-function cached(g: Graph, c: BlockConfig, { q, k, v }: { q: Tensor; k: Tensor; v: Tensor }, cache: BlockCache): Tensor {
+function cached(g: Graph, c: BlockConfig, { q, k, v }: Heads, cache: BlockCache): Tensor {
   const { keys, values, length, positions } = cache;
   const { heads } = c;
   cacheWrite(g, keys, k, length);

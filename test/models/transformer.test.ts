@@ -25,7 +25,7 @@ import {
   transformerParams,
 } from '../../lib/models/transformer.ts';
 import { evaluate as run } from '../../lib/plan.ts';
-import { nodeCost } from '../../lib/profile.ts';
+import { collectPlans, nodeCost } from '../../lib/profile.ts';
 import { Tokenizer } from '../../lib/tokenizer/tokenizer.ts';
 import { openCheckpoint } from '../../lib/weights/checkpoint-files.ts';
 import { writeSafetensors } from '../../lib/weights/safetensors.ts';
@@ -164,6 +164,27 @@ for (const target of targets) {
 
 const greedy = (model: Model, prompt: string, options: object = {}) =>
   model.generate(prompt, { temperature: 0, maxBytes: 40, ...options }).then(({ bytes }) => [...bytes]);
+
+for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+  test.serial(`matrices that lie together in a file are read by one product · ${dtype}`, async (t) => {
+    using made = await createModel(SMALL, { seed: 3, device: 'cpu', threads: 2 });
+    const [exact, path] = [folder(), folder()];
+    await made.save(exact);
+    await convertModel(exact, path, { dtype });
+    const ids = new Int32Array(new Random(2).integers(90, 0, 256));
+    const logitsOf = async (from: string) => {
+      using model = await loadModel(from, { device: 'cpu', threads: 2, dtype });
+      const plans = collectPlans(model.runtime);
+      const logits = await fresh(model, (session) => session.logits(ids));
+      const linear = [...plans].map((plan) => plan.nodes.filter((node) => node.op.name === 'linear').length);
+      return { logits, linear: Math.max(...linear) };
+    };
+    const [together, apart] = [await logitsOf(path), await logitsOf(exact)];
+    t.deepEqual([together.linear, apart.linear], [2 * 4 + 1, dtype === 'f32' ? 2 * 4 + 1 : 2 * 7 + 1]);
+    t.is(compare(together.logits, apart.logits, SAME_F32), undefined);
+    if (dtype === 'f32') t.is(compare(together.logits, await made.logits(ids), SAME_F32), undefined);
+  });
+}
 
 test.serial('any prefix of a verify pass can be accepted, more than once', async (t) => {
   using model = await createModel(SMALL, { seed: 3, device: 'cpu', threads: 2 });
