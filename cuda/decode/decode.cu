@@ -472,7 +472,9 @@ Status decode_create(const Node* nodes, size_t n, const Props& props, Decode** o
   point(f, d->plan);
   MB_TRY(allocate(f, *d));
   d->kernel = kernel_for(f, d->plan);
-  MB_CUDA(cudaFuncSetAttribute(d->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, d->plan.shared.bytes));
+  // The most that any plan may take: the limit belongs to the kernel, which plans of several sizes share.
+  MB_CUDA(cudaFuncSetAttribute(d->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(props.max_shared_per_block) - kStaticShared));
   *out = d.release();
   return {};
 }
