@@ -145,20 +145,28 @@ struct Range {
   }
 };
 
-// The slices of a product in the ring, as one warp passes through them. Every warp lets go of every slice.
+// The slices of a product in the ring, as one warp passes through them. Every warp lets go of every slice, once.
+//
+// A warp may let go of a slice that it has no use for before it has come, unless the product has more slices than the
+// ring has stages: then it would get to a stage's second slice while the first is still on its way, and there a wait
+// sees only the parity of the phase, which is that of the slice two before. So it waits for every slice.
 struct Slices {
   const Plan& p;
   Barriers& bars;
   Cursor& cursor;
   int per_slice;     // chunks of 32 columns
+  bool waits;        // for slices that it has no use for
   int released = 0;  // slices let go; the cursor stands behind them
   int bound;         // first chunk behind the slice at the cursor
   __device__ __forceinline__ Slices(const Plan& plan, const Stream& s, Barriers& barriers, Cursor& at)
-      : p(plan), bars(barriers), cursor(at), per_slice(s.slice / 32), bound(per_slice) {}
-  // A stage counts one arrival of each warp for each slice in it: a warp that has no use for a slice still waits for it
-  // to come where it has let go of an earlier one in that stage.
+      : p(plan),
+        bars(barriers),
+        cursor(at),
+        per_slice(s.slice / 32),
+        waits(s.slices > plan.stages),
+        bound(per_slice) {}
   __device__ __forceinline__ void release(int lane) {
-    if (released >= p.stages) barrier_wait(&bars.full[cursor.stage], cursor.phase);
+    if (waits) barrier_wait(&bars.full[cursor.stage], cursor.phase);
     __syncwarp();
     if (lane == 0) barrier_arrive(&bars.empty[cursor.stage]);
     cursor.next(p.stages);
@@ -168,6 +176,14 @@ struct Slices {
   __device__ __forceinline__ void release_before(int chunk, int lane) {
 #pragma unroll 1
     while (chunk >= bound) release(lane);
+  }
+  // As many of them as take no waiting, for while the activations are not there.
+  __device__ __forceinline__ void release_early(int chunk, int lane) {
+#pragma unroll 1
+    while (chunk >= bound) {
+      if (waits && !__all_sync(kFullWarp, barrier_passed(&bars.full[cursor.stage], cursor.phase))) return;
+      release(lane);
+    }
   }
   __device__ __forceinline__ void release_all(int slices, int lane) {
 #pragma unroll 1
@@ -306,7 +322,7 @@ __device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, 
   const Range own(s, at.split);
   Slices slices(p, s, bars, cursor);
   char* prepared = room + at.split * 2 * kRoomPitch;
-  slices.release_before(min(own.begin, s.columns / 32 - 1), at.lane);
+  slices.release_early(min(own.begin, s.columns / 32 - 1), at.lane);
 #pragma unroll 1
   for (int first = own.begin; first < own.end; first += kPass) {
     const int count = min(own.end - first, kPass), column = first * 32 + at.lane * 8;
@@ -480,8 +496,10 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
   for (int part = 0; part < kSpan; part++) {
     const int group = at.split * kSpan + part;
     const Range own(s, group);
-    slices.release_before(min(own.begin, s.columns / 32 - 1), at.lane);
+    const int begin = min(own.begin, s.columns / 32 - 1);
+    slices.release_early(begin, at.lane);
     await_last_row<C>(p, at, from, s.columns, own);
+    slices.release_before(begin, at.lane);
     each_tile<C>(p, at, [&](int tile) {
       Eights<C> x(p, at, tile);
       RowSums sums[C::kTiles];
