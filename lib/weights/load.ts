@@ -109,13 +109,12 @@ async function convert(
   scale: StoredTensor | undefined,
   trainable: boolean,
 ): Promise<Tensor> {
+  const from = x.dtype === 'i8' ? device.tensor(x.shape, 'f32', name, !trainable) : x;
+  if (x.dtype === 'i8') device.write(from, await dequantized(source, scale));
+  if (from.dtype === dtype) return from;
   const y = device.tensor(x.shape, dtype, name, !trainable);
-  if (x.dtype === 'i8') {
-    device.write(y, await dequantized(source, scale));
-    return y;
-  }
   const g = new Graph();
-  g.op('copy', { y }, { x });
+  g.op('copy', { y }, { x: from });
   using plan = await compile(device, g);
   await plan.run();
   return y;
