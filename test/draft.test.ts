@@ -18,7 +18,7 @@ const tokenizer: Promise<Tokenizer> = (async () => {
   return trainTokenizer(file, { vocab: 400 });
 })();
 
-const books = loadModel('books', { device: 'cpu', threads: 1 });
+const tiny = loadModel('books-tiny', { device: 'cpu', threads: 1 });
 const bytes = createModel({ layers: 2, dModel: 32 }, { seed: 3, device: 'cpu', threads: 1 });
 const subword = tokenizer.then((t) =>
   createModel({ layers: 2, dModel: 32 }, { seed: 4, device: 'cpu', threads: 1, tokenizer: t }),
@@ -74,7 +74,7 @@ const SETTINGS: [name: string, options: GenerateOptions][] = [
 const DRAFTERS: [name: string, open: (plain: Uint8Array) => Promise<Model | 'lookup' | Drafter>][] = [
   ['subword model', () => subword],
   ['byte model', () => bytes],
-  ['the model itself', () => books],
+  ['the model itself', () => tiny],
   ['lookup', async () => 'lookup'],
   ['oracle that errs', async (plain) => new Oracle(plain, 7)],
   ['oracle', async (plain) => new Oracle(plain, 1e9)],
@@ -83,7 +83,7 @@ const DRAFTERS: [name: string, open: (plain: Uint8Array) => Promise<Model | 'loo
 for (const [drafterName, open] of DRAFTERS) {
   for (const [i, [settingsName, options]] of SETTINGS.entries()) {
     test(`lossless · ${drafterName} · ${settingsName}`, async (t) => {
-      const model = await books;
+      const model = await tiny;
       // Every other prompt, all of them over two settings.
       for (const [name, prompt] of PROMPTS.filter((_, p) => p % 2 === i % 2)) {
         const { draftLength: _, ...plainOptions } = options;
@@ -100,7 +100,7 @@ for (const [drafterName, open] of DRAFTERS) {
 }
 
 test('a perfect drafter makes long passes, a hopeless one is left alone', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const plain = await model.generate('It was', { maxBytes: 400, temperature: 0 });
   const run = (drafter: Drafter) => model.generate('It was', { maxBytes: 400, temperature: 0, draft: drafter });
   const perfect = (await run(new Oracle(plain.bytes, 1e9))).stats.draft;
@@ -111,7 +111,7 @@ test('a perfect drafter makes long passes, a hopeless one is left alone', async 
 });
 
 test('drafting streams, stops, aborts and leaves the state like plain decoding', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const draft = await subword;
   const options = { maxBytes: 120, temperature: 0.9, seed: 3 };
   const whole = await model.generate('The old house', options);
@@ -138,7 +138,7 @@ test('drafting streams, stops, aborts and leaves the state like plain decoding',
 });
 
 test('log-probabilities of drafted bytes are those of plain decoding', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const options = { maxBytes: 60, temperature: 0.8, seed: 9, logprobs: true };
   const plain = await model.generate('He said', options);
   const drafted = await model.generate('He said', { ...options, draft: new Oracle(plain.bytes, 6) });
@@ -152,14 +152,14 @@ test('log-probabilities of drafted bytes are those of plain decoding', async (t)
 });
 
 test('top-beta: every byte is among the beta most probable, beta 1 is greedy decoding', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const options = { maxBytes: 80, temperature: 0 };
   const prompt = 'The captain of the';
   const plain = await model.generate(prompt, options);
   const one = await model.generate(prompt, { ...options, draft: await bytes, acceptance: 'top-beta', beta: 1 });
   t.deepEqual(one.bytes, plain.bytes);
   for (const beta of [3, 10]) {
-    const loose = await model.generate(prompt, { ...options, draft: await books, acceptance: 'top-beta', beta });
+    const loose = await model.generate(prompt, { ...options, draft: await tiny, acceptance: 'top-beta', beta });
     const text = new Uint8Array([...Buffer.from(prompt), ...loose.bytes]);
     const logits = await model.logits(text);
     loose.bytes.forEach((byte, i) => {
@@ -212,7 +212,7 @@ test('a state of a subword model is that after the token with the last byte, wit
 });
 
 test('log-probabilities end with the stop sequence', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const options = { maxBytes: 60, temperature: 0, logprobs: true };
   const { bytes: whole } = await model.generate('He said', options);
   const stop = whole.slice(20, 24);
@@ -223,7 +223,7 @@ test('log-probabilities end with the stop sequence', async (t) => {
 });
 
 test('what no draft may be is refused, and leaves the state where the output ends', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const { bytes: whole } = await model.generate('He said', { maxBytes: 40, temperature: 0 });
   const options = { maxBytes: 40, temperature: 0 };
   const BAD: [name: string, draft: unknown, message: RegExp][] = [
@@ -252,7 +252,7 @@ test('what no draft may be is refused, and leaves the state where the output end
 });
 
 test('a drafter of one’s own that fails leaves the state where the output ends, and can be used again', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const { bytes: whole } = await model.generate('He said', { maxBytes: 40, temperature: 0 });
   for (const method of ['push', 'propose'] as const) {
     const drafter = new Oracle(whole, 1e9);
@@ -273,7 +273,7 @@ test('a drafter of one’s own that fails leaves the state where the output ends
 });
 
 test('a drafter follows one text at a time, and a batch takes none', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const draft = new Oracle(new Uint8Array(50), 7);
   const first = model.generate('One', { maxBytes: 20, draft });
   await t.throwsAsync(model.generate('Two', { maxBytes: 20, draft }).then(), { instanceOf: BusyError });
@@ -291,7 +291,7 @@ test('a ring comes back when a generation cannot begin', async (t) => {
     rings.splice(rings.indexOf(ring), 1);
     returnRing.call(drafter, ring);
   };
-  const model = await books;
+  const model = await tiny;
   const state = model.createState();
   state.acquire('test');
   await t.throwsAsync(model.generate('a', { state, draft: drafter }).then(), { instanceOf: BusyError });
@@ -301,7 +301,7 @@ test('a ring comes back when a generation cannot begin', async (t) => {
 });
 
 test('top-beta draws no byte that a bias forbids', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const result = await model.generate('The', {
     maxBytes: 40,
     temperature: 0,
@@ -335,7 +335,7 @@ test('a prompt that is one long word is not read token by token', async (t) => {
 });
 
 test('sampled bytes follow the model whatever drafts them: chi-square', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const prompt = 'The ';
   const logits = (await model.logits(prompt)).subarray(-256);
   const temperature = 1;
@@ -372,7 +372,7 @@ test('sampled bytes follow the model whatever drafts them: chi-square', async (t
 });
 
 test('what is no drafter is refused by name', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const bad = (options: object) => () => model.generate('a', options as GenerateOptions);
   t.throws(bad({ draft: 7 }), { instanceOf: TypeError, message: /draft.*'lookup'.*got 7/ });
   t.throws(bad({ draft: 'books-draft' }), { instanceOf: TypeError, message: /loadModel/ });
@@ -469,7 +469,7 @@ test('byte marginals of a token distribution are sums over the tokens that agree
 });
 
 test('a drafter draws like the sampler', async (t) => {
-  const model = await books;
+  const model = await tiny;
   const prompt = 'The ';
   const logits = (await model.logits(prompt)).subarray(-256);
   const max = Math.max(...logits);

@@ -41,7 +41,7 @@ for (const target of supported) {
   for (const dtype of ['f32', 'bf16', 'int8'] as const) {
     test(`verifying gives the bits of decoding · ${target} · ${dtype}`, async (t) => {
       for (const reason of reasons) t.log(reason);
-      for (const path of [resolveModel('books'), join(FIXTURES, 'byte-tiny')]) {
+      for (const path of [resolveModel('books-tiny'), join(FIXTURES, 'byte-tiny')]) {
         await withDevice('cpu', { target, threads: 2 }, async (device) => {
           const { tensors, config } = await openCheckpoint(path);
           const session = new Session(device, config, await loadWeights(device, tensors, { dtype }), 1);
