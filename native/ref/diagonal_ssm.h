@@ -1,12 +1,14 @@
-// Diagonal state space model with complex states (S4D, Gu et al. 2022). u, y(B,T,E), log_dt, D(E), log_A_real, A_imag(E,M),
-// Ab, Bb, C(E,M,2), state(B,E,M,2), k(E,T); pairs are real and imaginary parts. Per channel, sums over its M states:
+// Diagonal state space model with complex states (S4D, Gu et al. 2022). u, y(B,T,E), log_dt, D(E), log_A_real,
+// A_imag(E,M), Ab, Bb, C(E,M,2), state(B,E,M,2), k(E,T); pairs are real and imaginary parts. Per channel, sums over its
+// M states:
 //   (1) A = -exp(log_A_real) + i A_imag,  dt = exp(log_dt),  Ab = exp(dt A),  Bb = (Ab - 1) / A
 //   (2) h[t] = Ab h[t-1] + Bb u[t],  h[-1] = state (absent: 0);  y[t] = 2 Re(sum C h[t]) + D u[t]  (D absent: 0)
 //   (3) k[l] = 2 Re(sum C Bb Ab^l)
 // Gradients are pairs g of derivatives by real and imaginary part, so that dL = Re(conj(g) dz); a derivative X with
 // dL = 2 Re(X dz) is the pair 2 conj(X). With p = conj(dAb), q = conj(dBb):
 //   (4) dA = conj(p dt Ab + q dBb/dA),  ddt = Re sum (p A + q) Ab;  dlog_A_real = Re(dA) Re(A),  dlog_dt = ddt dt
-//   (5) S = sum_l dk[l] Ab^l,  S' = sum_l l dk[l] Ab^(l-1):  dC = 2 conj(S Bb),  dBb = 2 conj(S C),  dAb = 2 conj(C Bb S')
+//   (5) S = sum_l dk[l] Ab^l,  S' = sum_l l dk[l] Ab^(l-1):  dC = 2 conj(S Bb),  dBb = 2 conj(S C),  dAb = 2 conj(C Bb
+//   S')
 #pragma once
 #include <complex>
 

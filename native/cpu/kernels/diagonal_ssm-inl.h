@@ -1,9 +1,9 @@
-// Diagonal state space model with complex states, step by step (S4D, Gu et al. 2022), and the zero-order hold that makes its
-// Ab and Bb. u, y (B,T,E); Ab, Bb, C (E,M,2); D (E); state (B,E,M,2):
+// Diagonal state space model with complex states, step by step (S4D, Gu et al. 2022), and the zero-order hold that
+// makes its Ab and Bb. u, y (B,T,E); Ab, Bb, C (E,M,2); D (E); state (B,E,M,2):
 //   h[t] = Ab h[t-1] + Bb u[t];  y[t] = 2 Re(sum_m C h[t]) + D u[t]
 //
-// A vector holds one number of W channels. The states of a few steps are computed state by state, so that a state and its
-// parameters stay in registers; every y is summed over the states in their order whatever the number of steps, so a
+// A vector holds one number of W channels. The states of a few steps are computed state by state, so that a state and
+// its parameters stay in registers; every y is summed over the states in their order whatever the number of steps, so a
 // sequence may be cut anywhere and gives the same bits.
 #pragma once
 
@@ -152,8 +152,7 @@ static void k_diagonal_ssm(const Node& node, const Team& team) {
   float *state_out = node.out(out::state_out).ptr<float>(), *kept = node.out(out::kept).ptr<float>();
   const int64_t batch = u.dim(0), T = u.dim(1), E = u.dim(2), M = node.in(in::Ab).dim(1), N = 2 * M;
   const int64_t blocks = (E + W - 1) / W, stride = kept ? 1 : kSsmSteps;
-  const SsmBlock s =
-      SsmBlock::at(reinterpret_cast<float*>(team.scratch) + team.index * SsmBlock::floats(M), M);
+  const SsmBlock s = SsmBlock::at(reinterpret_cast<float*>(team.scratch) + team.index * SsmBlock::floats(M), M);
   const Team::Range tasks = team.share(blocks * batch);
   int64_t held = -1;  // the channels whose parameters are in s
   for (int64_t task = tasks.begin; task < tasks.end; task++) {

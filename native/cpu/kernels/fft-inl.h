@@ -45,7 +45,8 @@ static void fft_split(const Signal& x, int64_t n, const float* turns, int64_t st
   for (int64_t j = 0; j < q; j++) {
     const VC a = x.get(j), b = x.get(j + q), c = x.get(j + 2 * q), d = x.get(j + 3 * q);
     const VC even = a + c, odd = b + d, left = a - c, right = turned(b - d);
-    const VC one = fft_turn(turns, j * step), two = fft_turn(turns, 2 * j * step), three = fft_turn(turns, 3 * j * step);
+    const VC one = fft_turn(turns, j * step), two = fft_turn(turns, 2 * j * step),
+             three = fft_turn(turns, 3 * j * step);
     x.set(j, even + odd);
     x.set(j + q, (even - odd) * two);
     x.set(j + 2 * q, (left - right) * one);
@@ -57,7 +58,8 @@ static void fft_split(const Signal& x, int64_t n, const float* turns, int64_t st
 static void fft_join(const Signal& x, int64_t n, const float* turns, int64_t step) {
   const int64_t q = n / 4;
   for (int64_t j = 0; j < q; j++) {
-    const VC one = fft_turn(turns, j * step), two = fft_turn(turns, 2 * j * step), three = fft_turn(turns, 3 * j * step);
+    const VC one = fft_turn(turns, j * step), two = fft_turn(turns, 2 * j * step),
+             three = fft_turn(turns, 3 * j * step);
     const VC p = x.get(j), r = times_conj(x.get(j + q), two);
     const VC s = times_conj(x.get(j + 2 * q), one), t = times_conj(x.get(j + 3 * q), three);
     const VC even = p + r, odd = p - r, left = s + t, right = turned(s - t);

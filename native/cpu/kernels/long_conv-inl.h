@@ -1,8 +1,10 @@
-// Causal convolution as long as the sequence, by FFT: y[t] = sum_(l<=t) k[l] u[t-l] + D u[t]. u, y (B,T,E), k (E,T), D (E).
+// Causal convolution as long as the sequence, by FFT: y[t] = sum_(l<=t) k[l] u[t-l] + D u[t]. u, y (B,T,E), k (E,T), D
+// (E).
 //
 // A task is W channels of all sequences, so the kernel is transformed once. Two sequences are the real and the
 // imaginary part of one signal: convolution with a real kernel keeps them apart. Signals are padded with zeros to at
-// least 2 T - 1, so that the circular convolution of the FFT wraps nothing around. With ^ for the transform, * its conjugate:
+// least 2 T - 1, so that the circular convolution of the FFT wraps nothing around. With ^ for the transform, * its
+// conjugate:
 //   y^ = k^ u^;  du^ = k^* dy^;  dk = Re of the inverse of the sum over pairs of u^* dy^;  dD = dk[0]
 #pragma once
 
@@ -99,7 +101,8 @@ static int64_t s_long_conv_grad(const Node& node, int threads) {
 
 static const char* w_long_conv_grad(const Node& node) {
   if (const char* why = w_all_f32(node)) return why;
-  const bool tight = node.in(at::long_conv_grad::in::k).contiguous() && node.out(at::long_conv_grad::out::dk).contiguous();
+  const bool tight =
+      node.in(at::long_conv_grad::in::k).contiguous() && node.out(at::long_conv_grad::out::dk).contiguous();
   return tight ? nullptr : "long_conv_grad: expected the kernel and its gradient to lie without gaps";
 }
 

@@ -1,12 +1,12 @@
 // The kernel of a diagonal SSM as a convolution, k[e,l] = 2 Re(sum_m C Bb Ab^l), and its gradient. With l = j R + i the
 // powers split into Ab^(jR) Ab^i: a table of R powers a state serves every block j, and what is left is a small real
-// matrix product, 2 multiplications a state and step in place of 5. Tables and the powers Ab^(jR) come from double, so errors do
-// not grow with l.
+// matrix product, 2 multiplications a state and step in place of 5. Tables and the powers Ab^(jR) come from double, so
+// errors do not grow with l.
 #pragma once
 
 namespace mb::cpu::MB_TARGET {
 
-constexpr int64_t kPowers = 32;        // R
+constexpr int64_t kPowers = 32;         // R
 constexpr int64_t kKernelTogether = 8;  // blocks that share the loads of a table
 
 // dst(R) <- z^0 ... z^(R-1), step apart; returns z^R.
@@ -21,9 +21,9 @@ static Complex ssm_powers(Complex z, int64_t step, float* re, float* im) {
 
 // Scratch of a thread that computes one channel's kernel.
 struct KernelScratch {
-  Complex *term, *leap;   // [M]: 2 C Bb Ab^(jR); Ab^R
-  float *re, *im;         // [M][R]: powers
-  float *by_re, *by_im;   // [M][together]: the terms of the blocks in hand, by_im negated
+  Complex *term, *leap;  // [M]: 2 C Bb Ab^(jR); Ab^R
+  float *re, *im;        // [M][R]: powers
+  float *by_re, *by_im;  // [M][together]: the terms of the blocks in hand, by_im negated
   static int64_t bytes(int64_t M) {
     return round_up(M * 2 * static_cast<int64_t>(sizeof(Complex)) + M * 2 * (kPowers + kKernelTogether) * 4, 64);
   }
