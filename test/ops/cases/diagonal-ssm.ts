@@ -105,7 +105,7 @@ export const diagonalSsm: OpCase[] = [
     ({ T, E, M }, random) => ({
       outs: { k: blank([E, T]) },
       ins: { Ab: decays(random, E, M), Bb: pairsOf(random, E, M), C: pairsOf(random, E, M) },
-      close: 'f32',
+      close: 'long',
     }),
   ),
   ...cases(
@@ -129,7 +129,7 @@ export const diagonalSsm: OpCase[] = [
         C: pairsOf(random, E, M),
       },
       attrs: { accumulate: Number(accumulate) },
-      close: 'f32',
+      close: 'long',
     }),
   ),
   ...cases(
