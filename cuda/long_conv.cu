@@ -65,30 +65,29 @@ __device__ void read_block(const Conv& p, const Place& at, const ScanRows& u, Fl
   }
 }
 
-// y = x + D u of a block.
-__device__ void write_block(const Conv& p, const Place& at, const Float* x, const ScanRows& u, const float* D,
-                            const ScanRows& y) {
-  const float skip = D ? D[at.e] : 0.0f;
+__device__ void write_block(const Conv& p, const Place& at, const Float* x, const ScanRows& y) {
   const bool both = at.b + 1 < p.B;
   for (int i = threadIdx.x; i < p.P; i += blockDim.x) {
     const int64_t t = at.block * p.P + i, row = at.b * p.T + t;
     if (t >= p.T) return;
     const Float v = x[fft_at(i)];
-    y.store(row, at.e, fmaf(skip, u.load(row, at.e), v.re));
-    if (both) y.store(row + p.T, at.e, fmaf(skip, u.load(row + p.T, at.e), v.im));
+    y.store(row, at.e, v.re);
+    if (both) y.store(row + p.T, at.e, v.im);
   }
 }
 
 extern __shared__ Float shared_signal[];
 
-// Over n, so that inverse transforms need no factor.
-__global__ void __launch_bounds__(kMostThreads) transform_kernel(const Conv p, const float* k, Float* to) {
+// D is part of k[0]. Over n, so that inverse transforms need no factor.
+__global__ void __launch_bounds__(kMostThreads)
+    transform_kernel(const Conv p, const float* k, const float* D, Float* to) {
   Float* x = shared_signal;
   const Place at(p);
   const float factor = 1.0f / static_cast<float>(p.n);
   for (int i = threadIdx.x; i < p.n; i += blockDim.x) {
     const int64_t l = at.block * p.P + i;
-    x[fft_at(i)] = {i < p.P && l < p.T ? factor * k[at.e * p.T + l] : 0.0f, 0.0f};
+    const float skip = l == 0 && D ? D[at.e] : 0.0f;
+    x[fft_at(i)] = {i < p.P && l < p.T ? factor * (k[at.e * p.T + l] + skip) : 0.0f, 0.0f};
   }
   fft(x, p.n);
   to += (at.c * p.J + at.block) * p.n;
@@ -123,7 +122,7 @@ __device__ __forceinline__ Float with_neighbour(const Conv& p, Float a, Float b,
 
 // k: transforms. signal: transforms, or null where one block holds the sequence: it is then transformed here.
 __global__ void __launch_bounds__(kMostThreads)
-    convolve(const Conv p, const Float* k, const Float* signal, const ScanRows u, const float* D, const ScanRows y) {
+    convolve(const Conv p, const Float* k, const Float* signal, const ScanRows u, const ScanRows y) {
   Float* x = shared_signal;
   const Place at(p);
   k += at.c * p.J * p.n;
@@ -139,13 +138,12 @@ __global__ void __launch_bounds__(kMostThreads)
     }
   }
   fft_inverse(x, p.n);
-  write_block(p, at, x, u, D, y);
+  write_block(p, at, x, y);
 }
 
 // du from transforms of k and dy.
 __global__ void __launch_bounds__(kMostThreads)
-    differentiate_signal(const Conv p, const Float* k, const Float* d, const ScanRows dy, const float* D,
-                         const ScanRows du) {
+    differentiate_signal(const Conv p, const Float* k, const Float* d, const ScanRows du) {
   Float* x = shared_signal;
   const Place at(p);
   k += at.c * p.J * p.n;
@@ -154,7 +152,7 @@ __global__ void __launch_bounds__(kMostThreads)
     x[fft_at(i)] = with_neighbour(p, correlated(p, k, d, at.block, i), correlated(p, k, d, at.block + 1, i), i);
   }
   fft_inverse(x, p.n);
-  write_block(p, at, x, dy, D, du);
+  write_block(p, at, x, du);
 }
 
 // dk and dD from transforms of u and dy.
@@ -227,9 +225,9 @@ Status run(const Node& node, const Launch& launch) {
   return each_channels(whole, forward_bytes(whole), [&](const Conv& p) -> Status {
     Float* kernels = reinterpret_cast<Float*>(launch.scratch);
     Float* signals = p.J > 1 ? kernels + p.channels * p.J * p.n : nullptr;
-    MB_TRY(start("long_conv", transform_kernel, launch, p, 1, k, kernels));
+    MB_TRY(start("long_conv", transform_kernel, launch, p, 1, k, D, kernels));
     if (signals) MB_TRY(start("long_conv", transform_signal, launch, p, p.pairs, from, signals));
-    return start("long_conv", convolve, launch, p, p.pairs, kernels, signals, from, D, y);
+    return start("long_conv", convolve, launch, p, p.pairs, kernels, signals, from, y);
   });
 }
 
@@ -247,10 +245,10 @@ Status run_gradient(const Node& node, const Launch& launch) {
     const int64_t size = p.channels * p.J * p.n;
     Float* kernels = reinterpret_cast<Float*>(launch.scratch);
     Float *inputs = kernels + size, *outputs = inputs + size * p.pairs;
-    MB_TRY(start("long_conv_grad", transform_kernel, launch, p, 1, k, kernels));
+    MB_TRY(start("long_conv_grad", transform_kernel, launch, p, 1, k, D, kernels));
     MB_TRY(start("long_conv_grad", transform_signal, launch, p, p.pairs, from, inputs));
     MB_TRY(start("long_conv_grad", transform_signal, launch, p, p.pairs, dy, outputs));
-    MB_TRY(start("long_conv_grad", differentiate_signal, launch, p, p.pairs, kernels, outputs, dy, D, du));
+    MB_TRY(start("long_conv_grad", differentiate_signal, launch, p, p.pairs, kernels, outputs, du));
     return start("long_conv_grad", differentiate_kernel, launch, p, 1, inputs, outputs, dk, dD, accumulate);
   });
 }

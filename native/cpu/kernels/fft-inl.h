@@ -27,41 +27,50 @@ struct Signal {
   Signal from(int64_t i) const { return {re + i * W, im + i * W}; }
 };
 
-// turns[2 j], [2 j + 1]: cosine and sine of -2 pi j / n, for j < 3 n / 4, [begin, end) of them.
-static void fft_turns(float* turns, int64_t n, int64_t begin, int64_t end) {
-  for (int64_t j = begin; j < end; j++) {
-    const double angle = -6.283185307179586 * static_cast<double>(j) / static_cast<double>(n);
-    turns[2 * j] = static_cast<float>(__builtin_cos(angle));
-    turns[2 * j + 1] = static_cast<float>(__builtin_sin(angle));
+// What fft_split multiplies by: for j < n / 4 the cosines and sines of -2 pi i j / n for i = 1, 2, 3; then the same for
+// n / 4, ...
+MB_INLINE int64_t fft_turn_floats(int64_t n) {
+  int64_t floats = 0;
+  for (; n > 4; n /= 4) floats += 6 * (n / 4);
+  return floats;
+}
+
+// Writes this thread's share of them.
+static void fft_turns(float* to, int64_t n, const Team& team) {
+  for (; n > 4; to += 6 * (n / 4), n /= 4) {
+    const Team::Range mine = team.share(n / 4);
+    for (int64_t j = mine.begin; j < mine.end; j++) {
+      for (int64_t i = 1; i < 4; i++) {
+        const double angle = -6.283185307179586 * static_cast<double>(i * j) / static_cast<double>(n);
+        to[6 * j + 2 * i - 2] = static_cast<float>(__builtin_cos(angle));
+        to[6 * j + 2 * i - 1] = static_cast<float>(__builtin_sin(angle));
+      }
+    }
   }
 }
-MB_INLINE int64_t fft_turn_count(int64_t n) { return n < 4 ? 0 : 3 * n / 4; }
 
-MB_INLINE VC fft_turn(const float* turns, int64_t i) { return {set1(turns[2 * i]), set1(turns[2 * i + 1])}; }
+MB_INLINE VC fft_turn(const float* turn) { return {set1(turn[0]), set1(turn[1])}; }
 
-// Splits n elements into four interleaved transforms of n / 4; `step` entries of `turns` are one n-th turn.
-static void fft_split(const Signal& x, int64_t n, const float* turns, int64_t step) {
+// Splits n elements into four interleaved transforms of n / 4.
+static void fft_split(const Signal& x, int64_t n, const float* turn) {
   const int64_t q = n / 4;
-  for (int64_t j = 0; j < q; j++) {
+  for (int64_t j = 0; j < q; j++, turn += 6) {
     const VC a = x.get(j), b = x.get(j + q), c = x.get(j + 2 * q), d = x.get(j + 3 * q);
     const VC even = a + c, odd = b + d, left = a - c, right = turned(b - d);
-    const VC one = fft_turn(turns, j * step), two = fft_turn(turns, 2 * j * step),
-             three = fft_turn(turns, 3 * j * step);
     x.set(j, even + odd);
-    x.set(j + q, (even - odd) * two);
-    x.set(j + 2 * q, (left - right) * one);
-    x.set(j + 3 * q, (left + right) * three);
+    x.set(j + q, (even - odd) * fft_turn(turn + 2));
+    x.set(j + 2 * q, (left - right) * fft_turn(turn));
+    x.set(j + 3 * q, (left + right) * fft_turn(turn + 4));
   }
 }
 
 // Undoes fft_split, times 4.
-static void fft_join(const Signal& x, int64_t n, const float* turns, int64_t step) {
+static void fft_join(const Signal& x, int64_t n, const float* turn) {
   const int64_t q = n / 4;
-  for (int64_t j = 0; j < q; j++) {
-    const VC one = fft_turn(turns, j * step), two = fft_turn(turns, 2 * j * step),
-             three = fft_turn(turns, 3 * j * step);
-    const VC p = x.get(j), r = times_conj(x.get(j + q), two);
-    const VC s = times_conj(x.get(j + 2 * q), one), t = times_conj(x.get(j + 3 * q), three);
+  for (int64_t j = 0; j < q; j++, turn += 6) {
+    const VC p = x.get(j), r = times_conj(x.get(j + q), fft_turn(turn + 2));
+    const VC s = times_conj(x.get(j + 2 * q), fft_turn(turn));
+    const VC t = times_conj(x.get(j + 3 * q), fft_turn(turn + 4));
     const VC even = p + r, odd = p - r, left = s + t, right = turned(s - t);
     x.set(j, even + left);
     x.set(j + q, odd + right);
@@ -70,25 +79,46 @@ static void fft_join(const Signal& x, int64_t n, const float* turns, int64_t ste
   }
 }
 
-static void fft_pair(const Signal& x) {
+// The smallest transforms, which no turn belongs to.
+MB_INLINE void fft_four(const Signal& x) {
+  const VC a = x.get(0), b = x.get(1), c = x.get(2), d = x.get(3);
+  const VC even = a + c, odd = b + d, left = a - c, right = turned(b - d);
+  x.set(0, even + odd);
+  x.set(1, even - odd);
+  x.set(2, left - right);
+  x.set(3, left + right);
+}
+MB_INLINE void fft_four_inverse(const Signal& x) {
+  const VC p = x.get(0), r = x.get(1), s = x.get(2), t = x.get(3);
+  const VC even = p + r, odd = p - r, left = s + t, right = turned(s - t);
+  x.set(0, even + left);
+  x.set(1, odd + right);
+  x.set(2, even - left);
+  x.set(3, odd - right);
+}
+MB_INLINE void fft_two(const Signal& x) {
   const VC a = x.get(0), b = x.get(1);
   x.set(0, a + b);
   x.set(1, a - b);
 }
 
-static void fft(const Signal& x, int64_t n, const float* turns, int64_t step = 1) {
-  if (n == 2) fft_pair(x);
-  if (n < 4) return;
-  fft_split(x, n, turns, step);
-  for (int64_t i = 0; i < 4 && n > 4; i++) fft(x.from(i * n / 4), n / 4, turns, 4 * step);
+static void fft(const Signal& x, int64_t n, const float* turns) {
+  if (n == 2) fft_two(x);
+  if (n == 4) fft_four(x);
+  if (n <= 4) return;
+  const int64_t q = n / 4;
+  fft_split(x, n, turns);
+  for (int64_t i = 0; i < n; i += q) fft(x.from(i), q, turns + 6 * q);
 }
 
 // n times the inverse.
-static void fft_inverse(const Signal& x, int64_t n, const float* turns, int64_t step = 1) {
-  if (n == 2) fft_pair(x);
-  if (n < 4) return;
-  for (int64_t i = 0; i < 4 && n > 4; i++) fft_inverse(x.from(i * n / 4), n / 4, turns, 4 * step);
-  fft_join(x, n, turns, step);
+static void fft_inverse(const Signal& x, int64_t n, const float* turns) {
+  if (n == 2) fft_two(x);
+  if (n == 4) fft_four_inverse(x);
+  if (n <= 4) return;
+  const int64_t q = n / 4;
+  for (int64_t i = 0; i < n; i += q) fft_inverse(x.from(i), q, turns + 6 * q);
+  fft_join(x, n, turns);
 }
 
 }  // namespace mb::cpu::MB_TARGET

@@ -1,10 +1,10 @@
 // Causal convolution as long as the sequence, by FFT: y[t] = sum_(l<=t) k[l] u[t-l] + D u[t]. u, y (B,T,E), k (E,T), D
 // (E).
 //
-// A task is W channels of all sequences, so the kernel is transformed once. Two sequences are the real and the
-// imaginary part of one signal: convolution with a real kernel keeps them apart. Signals are padded with zeros to at
-// least 2 T - 1, so that the circular convolution of the FFT wraps nothing around. With ^ for the transform, * its
-// conjugate:
+// D is part of k[0]. A task is W channels of all sequences, so the kernel is transformed once. Two sequences are the
+// real and the imaginary part of one signal: convolution with a real kernel keeps them apart. Signals are padded with
+// zeros to at least 2 T - 1, so that the circular convolution of the FFT wraps nothing around. With ^ for the
+// transform, * its conjugate:
 //   y^ = k^ u^;  du^ = k^* dy^;  dk = Re of the inverse of the sum over pairs of u^* dy^;  dD = dk[0]
 #pragma once
 
@@ -15,7 +15,7 @@ struct LongConv {
   explicit LongConv(const Tensor& u) : B(u.dim(0)), T(u.dim(1)), E(u.dim(2)), n(fft_size(2 * u.dim(1) - 1)) {}
   int64_t tasks() const { return (E + W - 1) / W; }
   int lanes(int64_t e) const { return E - e < W ? static_cast<int>(E - e) : W; }
-  int64_t turn_floats() const { return round_up(2 * fft_turn_count(n), 16); }
+  int64_t turn_floats() const { return round_up(fft_turn_floats(n), 16); }
   int64_t bytes(int signals, int threads) const {
     return (turn_floats() + threads * signals * Signal::floats(n)) * static_cast<int64_t>(sizeof(float));
   }
@@ -27,15 +27,16 @@ struct LongConv {
   // The table of turns, written by all threads together.
   const float* turns(const Team& team) const {
     float* to = reinterpret_cast<float*>(team.scratch);
-    const Team::Range mine = team.share(fft_turn_count(n));
-    fft_turns(to, n, mine.begin, mine.end);
+    fft_turns(to, n, team);
     team.barrier();
     return to;
   }
 
-  // The kernel's transform over n, so that an inverse transform needs no factor.
-  void read_kernel(const Tensor& k, int64_t e, const float* turns, const Signal& to) const {
+  // The kernel's transform, D being part of k[0]; over n, so that an inverse transform needs no factor.
+  void read_kernel(const Tensor& k, const Tensor& D, int64_t e, const float* turns, const Signal& to) const {
+    const V over_n = set1(1.0f / static_cast<float>(n));
     to_lanes(to.re, k.ptr<float>() + e * T, T, lanes(e), 1.0f / static_cast<float>(n));
+    if (D) store(to.re, fma(load_part(D.ptr<float>() + e, lanes(e)), over_n, load(to.re)));
     memset(to.re + T * W, 0, sizeof(float) * static_cast<size_t>((n - T) * W));
     memset(to.im, 0, sizeof(float) * static_cast<size_t>(n * W));
     fft(to, n, turns);
@@ -43,27 +44,25 @@ struct LongConv {
   // The transform of sequences b and b + 1, of which the second may not exist.
   void read_pair(const Tensor& u, int64_t b, int64_t e, const float* turns, const Signal& to) const {
     const int part = lanes(e);
+    const bool both = b + 1 < B;
+    const float *first = u.row<float>(b * T) + e, *second = both ? u.row<float>((b + 1) * T) + e : nullptr;
     for (int64_t t = 0; t < T; t++) {
-      to.set(t, {load_part(u.row<float>(b * T + t) + e, part),
-                 b + 1 < B ? load_part(u.row<float>((b + 1) * T + t) + e, part) : zero()});
+      const int64_t at = t * u.row_stride, ahead = (t + kAhead < T ? kAhead : 0) * u.row_stride;
+      prefetch(first + at + ahead);
+      if (both) prefetch(second + at + ahead);
+      to.set(t, {load_part(first + at, part), both ? load_part(second + at, part) : zero()});
     }
     memset(to.re + T * W, 0, sizeof(float) * static_cast<size_t>((n - T) * W));
     memset(to.im + T * W, 0, sizeof(float) * static_cast<size_t>((n - T) * W));
     fft(to, n, turns);
   }
-  // y of sequences b and b + 1 from the transform without D u, which is added here.
-  void write_pair(const Signal& from, const Tensor& u, const Tensor& D, int64_t b, int64_t e, const float* turns,
-                  const Tensor& y) const {
+  // y of sequences b and b + 1 from their transform.
+  void write_pair(const Signal& from, int64_t b, int64_t e, const float* turns, const Tensor& y) const {
     const int part = lanes(e);
-    const V skip = D ? load_part(D.ptr<float>() + e, part) : zero();
     fft_inverse(from, n, turns);
     for (int64_t i = 0; i < 2 && b + i < B; i++) {
       const float* values = i ? from.im : from.re;
-      for (int64_t t = 0; t < T; t++) {
-        const int64_t row = (b + i) * T + t;
-        store_part(y.row<float>(row) + e, fma(skip, load_part(u.row<float>(row) + e, part), load(values + t * W)),
-                   part);
-      }
+      for (int64_t t = 0; t < T; t++) store_part(y.row<float>((b + i) * T + t) + e, load(values + t * W), part);
     }
   }
 };
@@ -86,11 +85,11 @@ static void k_long_conv(const Node& node, const Team& team) {
   const Team::Range mine = team.share(c.tasks());
   for (int64_t task = mine.begin; task < mine.end; task++) {
     const int64_t e = task * W;
-    c.read_kernel(node.in(in::k), e, turns, kernel);
+    c.read_kernel(node.in(in::k), node.in(in::D), e, turns, kernel);
     for (int64_t b = 0; b < c.B; b += 2) {
       c.read_pair(u, b, e, turns, x);
       for (int64_t i = 0; i < c.n; i++) x.set(i, x.get(i) * kernel.get(i));
-      c.write_pair(x, u, node.in(in::D), b, e, turns, y);
+      c.write_pair(x, b, e, turns, y);
     }
   }
 }
@@ -131,12 +130,12 @@ static void k_long_conv_grad(const Node& node, const Team& team) {
   for (int64_t task = mine.begin; task < mine.end; task++) {
     const int64_t e = task * W;
     const int lanes = c.lanes(e);
-    c.read_kernel(node.in(in::k), e, turns, kernel);
+    c.read_kernel(node.in(in::k), node.in(in::D), e, turns, kernel);
     for (int64_t b = 0; b < c.B; b += 2) {
       c.read_pair(u, b, e, turns, x);
       c.read_pair(dy, b, e, turns, d);
       long_conv_correlate(sum, x, d, kernel, c.n, b == 0);
-      c.write_pair(d, dy, node.in(in::D), b, e, turns, node.out(out::du));
+      c.write_pair(d, b, e, turns, node.out(out::du));
     }
     fft_inverse(sum, c.n, turns);
     for (int64_t t = 0; t < c.T; t++) store(sum.re + t * W, load(sum.re + t * W) * over_n);
