@@ -16,9 +16,11 @@ MB_INLINE int64_t fft_size(int64_t n) {
 
 struct Signal {
   float *re, *im;
-  // Between the parts there is a line more than their size, since equal places of both are always read together.
-  static int64_t floats(int64_t n) { return 2 * n * W + 32; }
-  static Signal at(float* p, int64_t n) { return {p, p + n * W + 16}; }
+  // Equal places of both parts are read together, and a line of one must not look like the next line of the other,
+  // which was just written: so half a page lies between them.
+  static constexpr int64_t kHalfPage = 512;
+  static int64_t floats(int64_t n) { return 2 * n * W + kHalfPage; }
+  static Signal at(float* p, int64_t n) { return {p, p + n * W + kHalfPage}; }
   VC get(int64_t i) const { return {load(re + i * W), load(im + i * W)}; }
   void set(int64_t i, VC z) const {
     store(re + i * W, z.re);
