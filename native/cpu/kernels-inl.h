@@ -25,6 +25,11 @@
 #include "kernels/rope-inl.h"
 #include "kernels/attention-inl.h"
 #include "kernels/attention_grad-inl.h"
+#include "kernels/complex-inl.h"
+#include "kernels/diagonal_ssm-inl.h"
+#include "kernels/ssm_kernel-inl.h"
+#include "kernels/fft-inl.h"
+#include "kernels/long_conv-inl.h"
 #include "kernels/mamba_block-inl.h"
 // clang-format on
 
@@ -62,6 +67,13 @@ const KernelEntry* kernels() {
     t.at[op::causal_conv1d_grad] = {k_causal_conv1d_grad, nullptr, w_causal_conv1d_grad};
     t.at[op::selective_scan] = {k_selective_scan, nullptr, w_selective_scan};
     t.at[op::selective_scan_grad] = {k_selective_scan_grad, s_selective_scan_grad, w_selective_scan_grad};
+    t.at[op::zero_order_hold] = {k_zero_order_hold, nullptr, w_ssm};
+    t.at[op::zero_order_hold_grad] = {k_zero_order_hold_grad, nullptr, w_ssm};
+    t.at[op::diagonal_ssm] = {k_diagonal_ssm, s_diagonal_ssm, w_diagonal_ssm};
+    t.at[op::ssm_kernel] = {k_ssm_kernel, s_ssm_kernel, w_ssm};
+    t.at[op::ssm_kernel_grad] = {k_ssm_kernel_grad, s_ssm_kernel_grad, w_ssm};
+    t.at[op::long_conv] = {k_long_conv, s_long_conv, w_long_conv};
+    t.at[op::long_conv_grad] = {k_long_conv_grad, s_long_conv_grad, w_long_conv_grad};
     t.at[op::mamba_block] = {k_mamba_block, s_mamba_block, w_mamba_block};
     t.at[op::rope] = {k_rope, s_rope, w_rope};
     t.at[op::attention] = {k_attention, s_attention, w_attention};

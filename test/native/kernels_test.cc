@@ -223,6 +223,56 @@ void norms(int64_t R, int64_t D) {
   check(g, 1e-5);
 }
 
+void diagonal_ssm(int64_t B, int64_t T, int64_t E, int64_t M) {
+  Case hold(mb::op::zero_order_hold, {});
+  for (int i = 0; i < 2; i++) hold.out({E, M, 2});
+  hold.in({E}, 1, -4);
+  for (int i = 0; i < 2; i++) hold.in({E, M}, 3);
+  check(hold, 1e-6);
+  Case hold_grad(mb::op::zero_order_hold_grad, {0});
+  hold_grad.out({E});
+  for (int i = 0; i < 2; i++) hold_grad.out({E, M});
+  for (int i = 0; i < 2; i++) hold_grad.in({E, M, 2});
+  hold_grad.in({E}, 1, -4);
+  for (int i = 0; i < 2; i++) hold_grad.in({E, M}, 3);
+  check(hold_grad, 1e-6);
+  Case steps(mb::op::diagonal_ssm, {});
+  steps.out({B, T, E});
+  steps.out({B, E, M, 2});
+  steps.out({T, B, E * M * 2});
+  steps.in({B, T, E});
+  steps.in({E, M, 2}, 0.7f);
+  for (int i = 0; i < 2; i++) steps.in({E, M, 2});
+  steps.in({E});
+  steps.in({B, E, M, 2});
+  check(steps, 1e-5);
+  Case kernel(mb::op::ssm_kernel, {});
+  kernel.out({E, T});
+  kernel.in({E, M, 2}, 0.7f);
+  for (int i = 0; i < 2; i++) kernel.in({E, M, 2});
+  check(kernel, 1e-5);
+  Case kernel_grad(mb::op::ssm_kernel_grad, {0});
+  for (int i = 0; i < 3; i++) kernel_grad.out({E, M, 2});
+  kernel_grad.in({E, T});
+  kernel_grad.in({E, M, 2}, 0.7f);
+  for (int i = 0; i < 2; i++) kernel_grad.in({E, M, 2});
+  check(kernel_grad, 1e-5);
+  Case convolution(mb::op::long_conv, {});
+  convolution.out({B, T, E});
+  convolution.in({B, T, E});
+  convolution.in({E, T});
+  convolution.in({E});
+  check(convolution, 1e-5);
+  Case convolution_grad(mb::op::long_conv_grad, {0});
+  convolution_grad.out({B, T, E});
+  convolution_grad.out({E, T});
+  convolution_grad.out({E});
+  for (int i = 0; i < 2; i++) convolution_grad.in({B, T, E});
+  convolution_grad.in({E, T});
+  convolution_grad.in({E});
+  check(convolution_grad, 1e-5);
+}
+
 void attention(int64_t T, int64_t earlier, int64_t P) {
   const int64_t B = 2, S = T + earlier, H = 4, J = 2;
   for (const bool cached : {false, true}) {
@@ -260,6 +310,7 @@ void test_kernels() {
     convolution(2, n, n + 1, 4);
     scan(2, 2 * n + 1, n, n == 33 ? 16 : 3);
     attention(n, 2 * n - 1, n);
+    diagonal_ssm(n % 3 + 1, 2 * n + 1, n, n / 2 + 1);
   }
   scan(1, 130, 17, 16);
   attention(130, 40, 16);

@@ -8,6 +8,7 @@ import { architectureOf, type PartialModelConfig } from '../../lib/models/archit
 import { attention } from '../../lib/ops/attention.ts';
 import { causalConv1d } from '../../lib/ops/causal-conv.ts';
 import { crossEntropy } from '../../lib/ops/cross-entropy.ts';
+import { diagonalSsmConvolution, longConv, zeroOrderHold } from '../../lib/ops/diagonal-ssm.ts';
 import { add, mul, negExp, scale, silu, softplus } from '../../lib/ops/elementwise.ts';
 import { embedding } from '../../lib/ops/embedding.ts';
 import { linear } from '../../lib/ops/linear.ts';
@@ -195,6 +196,21 @@ gradientTest(
     return weighted(g, d, selectiveScan(g, inputs, { differentiable: true }));
   },
   { A: negative, delta: steps },
+);
+for (const T of [1, 5, 33]) {
+  const shapes = { u: [3, T, 2], logDt: [2], logAReal: [2, 3], AImag: [2, 3], C: [2, 3, 2], D: [2] };
+  gradientTest(
+    `diagonalSsmConvolution · T${T} of continuous parameters`,
+    shapes,
+    (g, i, d) => {
+      const { Ab, Bb } = zeroOrderHold(g, i('logDt'), i('logAReal'), i('AImag'));
+      return weighted(g, d, diagonalSsmConvolution(g, { u: i('u'), Ab, Bb, C: i('C'), D: i('D') }));
+    },
+    { logDt: (random, n) => random.uniform(n, Math.log(0.01), Math.log(0.5)) },
+  );
+}
+gradientTest('longConv of a kernel used twice', { u: [2, 5, 3], k: [3, 5] }, (g, i, d) =>
+  weighted(g, d, longConv(g, longConv(g, i('u'), i('k')), i('k'))),
 );
 gradientTest('rope', { x: [2, 5, 12] }, (g, i, d) => {
   const position = d.tensorFrom(Int32Array.of(0, 1000), [2], 'i32', 'position');

@@ -3,6 +3,7 @@ import { adamw } from './adamw.ts';
 import { attention } from './attention.ts';
 import { causalConv } from './causal-conv.ts';
 import { crossEntropy } from './cross-entropy.ts';
+import { diagonalSsm } from './diagonal-ssm.ts';
 import { elementwise } from './elementwise.ts';
 import { embedding } from './embedding.ts';
 import { linear } from './linear.ts';
@@ -21,6 +22,7 @@ const all: readonly OpCase[] = [
   ...shape,
   ...causalConv,
   ...selectiveScan,
+  ...diagonalSsm,
   ...mambaBlock,
   ...rope,
   ...attention,
