@@ -214,7 +214,7 @@ bool lay_out_shared(decode::Plan& p, int element, int head_element, int v_rows, 
   s.squares = take(kGroups * rows * 4);
   s.room = take(is_one(rows, p.K) ? kRoomBytes : 0);
   s.moments = take(rows * 2 * 4);
-  s.conv_in = take(p.steps > 1 ? rows * p.channels * 4 : 0);
+  s.conv_in = take(is_one(rows, p.K) ? 0 : (rows + p.batch * (p.K - 1)) * p.channels * 4);
   s.u = take(rows * p.channels * 4);
   s.gate = take(rows * p.channels * 4);
   s.delta = take(p.steps > 1 ? rows * p.channels * 4 : 0);
@@ -422,9 +422,11 @@ Status send_stops(Decode& d, cudaStream_t stream, const Run& run, int64_t steps,
   return {};
 }
 
-// Waits for the launch, asking the run's owner every millisecond or sooner whether to go on.
-Status wait(Decode& d, cudaStream_t stream, const Run& run) {
+// Waits for the launch, asking the run's owner every millisecond or sooner whether to go on. A single step, such as a
+// verify pass, is waited for without sleeping, which would end too late.
+Status wait(Decode& d, cudaStream_t stream, const Run& run, int64_t steps) {
   using Clock = std::chrono::steady_clock;
+  const auto awake = std::chrono::milliseconds(steps == 1 ? 20 : 1);
   const auto start = Clock::now();
   auto asked = start;
   cudaError_t state;
@@ -434,7 +436,7 @@ Status wait(Decode& d, cudaStream_t stream, const Run& run) {
       asked = now;
       if (!run.go_on(run.context)) static_cast<volatile Control*>(d.control)->cancel = 1;
     }
-    if (now - start > std::chrono::milliseconds(1)) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    if (now - start > awake) std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
   return to_status(state, "decode");
 }
@@ -450,7 +452,7 @@ Status launch_steps(Decode& d, cudaStream_t stream, Run& run, int64_t steps) {
   void* args[] = {&d.plan, &launch};
   MB_CUDA(cudaLaunchCooperativeKernel(d.kernel, dim3(d.plan.blocks + d.plan.samplers), dim3(kThreads), args,
                                       static_cast<size_t>(d.plan.shared.bytes), stream));
-  MB_TRY(wait(d, stream, run));
+  MB_TRY(wait(d, stream, run, steps));
   d.before += static_cast<uint32_t>(d.control->done);
   return {};
 }

@@ -217,7 +217,7 @@ class Worker {
 #pragma unroll
       for (int m = 0; m < C::kMTiles; m++) {
         if (m * 16 >= rows) break;
-        each_result<C>(at_, acc.v[m][0], m * 16, 0, rows, 1,
+        each_result<C>(at_, acc.v[m], m * 16, 0, rows, 1,
                        [&](int row, int, float v) { red[at_.split * rows + row] = v; });
       }
     } else {
@@ -272,6 +272,7 @@ class Worker {
         finish_in(w, rows);
         worker_barrier();
         share_of_sums();
+        if (!C::kOne) store_conv_states(w);
         select();
         scan(w);
       }
@@ -284,13 +285,11 @@ class Worker {
   // States are read while the block waits for x: the first ones that this thread will need.
   static constexpr int kAhead = C::kOne ? 1 : 4;
   __device__ void prefetch_states(const Layer& w) {
-    if (steps() == 1 && tid_ < kWorkers / 2 && tid_ < own_.channels * batch()) {
-      int m;
-      const int b = row_of(own_.by_channels, tid_, m);
+    if (!C::kOne) {
+      load_conv_states(w);
+    } else if (tid_ < own_.channels) {
 #pragma unroll
-      for (int k = 0; k < kMaxTaps - 1; k++) {
-        if (k < taps() - 1) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, b, k, m));
-      }
+      for (int k = 0; k < kMaxTaps - 1; k++) conv_ahead_[k] = __ldcg(conv_at(w.conv_state, 0, k, tid_));
     }
     ssm_ahead_ = load_state(w, tid_ / kStates);
   }
@@ -323,60 +322,93 @@ class Worker {
       if (sizeof(W) == 1) v = __fmul_rn(v, param(p_.small.in_scale)[m]);
       if (gates) {
         gate[i] = silu(v);
-      } else if (steps() == 1) {
-        convolve(w, r, m, i == tid_, [&](int) { return v; });
+      } else if (C::kOne) {
+        convolve_one(w, m, i == tid_, v);
       } else {
-        conv_in[i] = v;
+        conv_in[conv_row(r) * ce + m] = v;
       }
     }
-    if (steps() == 1) return;
+    if (C::kOne) return;
     worker_barrier();
-#pragma unroll 1
-    for (int i = tid_; i < ce * batch(); i += kWorkers) {
-      int m;
-      const int b = row_of(own_.by_channels, i, m);
-      convolve(w, b, m, false, [&](int t) { return conv_in[(b * steps() + t) * ce + m]; });
-    }
+    convolve_rows(w);
   }
 
-  // One channel of one sequence over all its steps. input(t): in_proj's result.
-  template <class Input>
-  __device__ void convolve(const Layer& w, int b, int channel, bool loaded, Input input) {
-    const int before = taps() - 1;
-    float window[kMaxTaps] = {};
-#pragma unroll
-    for (int k = 0; k < kMaxTaps - 1; k++) {
-      if (k < before) window[k] = loaded ? conv_ahead_[k] : __ldcg(conv_at(w.conv_state, b, k, channel));
-    }
+  // u of a channel; the window's last input is that of the step.
+  __device__ __forceinline__ float convolved(const Layer& w, int channel, const float (&window)[kMaxTaps]) const {
     const float* weight = param(p_.small.conv_weight) + channel * taps();
-    const float bias = w.conv_bias ? param(p_.small.conv_bias)[channel] : 0.0f;
-    float* u = floats(p_.shared.u);
-#pragma unroll 1
-    for (int t = 0; t < steps(); t++) {
-      const float v = input(t);
+    float sum = w.conv_bias ? param(p_.small.conv_bias)[channel] : 0.0f;
 #pragma unroll
-      for (int k = 0; k < kMaxTaps; k++) {
-        if (k == before) window[k] = v;
-      }
-      float sum = bias;
-#pragma unroll
-      for (int k = 0; k < kMaxTaps; k++) {
-        if (k <= before) sum = fmaf(weight[k], window[k], sum);
-      }
-      u[(b * steps() + t) * own_.channels + channel] = silu(sum);
-#pragma unroll
-      for (int k = 0; k < kMaxTaps - 1; k++) window[k] = window[k + 1];
-      if (w.kept_conv) {
-        float* kept = w.kept_conv + (static_cast<long long>(t) * batch() + b) * before * p_.E + own_.e0 + channel;
-#pragma unroll
-        for (int k = 0; k < kMaxTaps - 1; k++) {
-          if (k < before) kept[static_cast<long long>(k) * p_.E] = window[k];
-        }
-      }
+    for (int k = 0; k < kMaxTaps; k++) {
+      if (k < taps()) sum = fmaf(weight[k], window[k], sum);
     }
+    return silu(sum);
+  }
+  // Leaves the inputs that step t hands to the next one in kept_conv (steps, batch, taps - 1, E).
+  __device__ __forceinline__ void keep_conv(const Layer& w, int b, int t, int channel,
+                                            const float (&window)[kMaxTaps]) const {
+    if (!w.kept_conv) return;
+    const int before = taps() - 1;
+    float* kept = w.kept_conv + (static_cast<long long>(t) * batch() + b) * before * p_.E + own_.e0 + channel;
 #pragma unroll
     for (int k = 0; k < kMaxTaps - 1; k++) {
-      if (k < before) __stcg(const_cast<float*>(conv_at(w.conv_state_out, b, k, channel)), window[k]);
+      if (k < before) kept[static_cast<long long>(k) * p_.E] = window[k + 1];
+    }
+  }
+  // A single row's channel.
+  __device__ void convolve_one(const Layer& w, int channel, bool loaded, float input) {
+    float window[kMaxTaps];
+#pragma unroll
+    for (int k = 0; k < kMaxTaps - 1; k++) {
+      window[k] = loaded ? conv_ahead_[k] : __ldcg(conv_at(w.conv_state, 0, k, channel));
+    }
+    window[kMaxTaps - 1] = input;
+    floats(p_.shared.u)[channel] = convolved(w, channel, window);
+    keep_conv(w, 0, 0, channel, window);
+#pragma unroll
+    for (int k = 0; k < kMaxTaps - 1; k++) {
+      __stcg(const_cast<float*>(conv_at(w.conv_state_out, 0, k, channel)), window[k + 1]);
+    }
+  }
+  // With more rows than one the state's taps - 1 inputs of a sequence and then those of its steps lie in
+  // conv_in (batch, taps - 1 + steps, channels). Where row r lies there:
+  __device__ __forceinline__ int conv_row(int r) const { return r + (r / steps() + 1) * (taps() - 1); }
+  __device__ void load_conv_states(const Layer& w) {
+    const int before = taps() - 1;
+#pragma unroll 1
+    for (int i = tid_; i < own_.channels * before * batch(); i += kWorkers) {
+      int channel;
+      const int row = row_of(own_.by_channels, i, channel), b = row / before, k = row - b * before;
+      const int to = b * (before + steps()) + k;
+      floats(p_.shared.conv_in)[to * own_.channels + channel] = __ldcg(conv_at(w.conv_state, b, k, channel));
+    }
+  }
+  // All steps of all channels side by side.
+  __device__ void convolve_rows(const Layer& w) {
+    const int before = taps() - 1, ce = own_.channels;
+#pragma unroll 1
+    for (int i = tid_; i < ce * all_rows(); i += kWorkers) {
+      int channel;
+      const int r = row_of(own_.by_channels, i, channel), b = r / steps();
+      const float* input = floats(p_.shared.conv_in) + (conv_row(r) - before) * ce + channel;
+      float window[kMaxTaps] = {};
+#pragma unroll
+      for (int k = 0; k < kMaxTaps; k++) {
+        if (k <= before) window[k] = input[k * ce];
+      }
+      floats(p_.shared.u)[i] = convolved(w, channel, window);
+      keep_conv(w, b, r - b * steps(), channel, window);
+    }
+  }
+  // The last inputs become the state.
+  __device__ void store_conv_states(const Layer& w) {
+    const int before = taps() - 1;
+#pragma unroll 1
+    for (int i = tid_; i < own_.channels * before * batch(); i += kWorkers) {
+      int channel;
+      const int row = row_of(own_.by_channels, i, channel), b = row / before, k = row - b * before;
+      const int from = b * (before + steps()) + steps() + k;
+      __stcg(const_cast<float*>(conv_at(w.conv_state_out, b, k, channel)),
+             floats(p_.shared.conv_in)[from * own_.channels + channel]);
     }
   }
 

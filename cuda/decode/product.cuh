@@ -101,9 +101,8 @@ struct Config {
   using W = W_;
   static constexpr bool kOne = kOne_;
   static constexpr int kSplit = kSplit_;
+  static constexpr int kRowGroups = kWarps / kSplit;
   static constexpr int kMTiles = kMTiles_;
-  // Tiles of four rows that a warp multiplies at once, as many as there are registers for.
-  static constexpr int kTiles = kOne || kMTiles == kMaxTiles ? 1 : 2;
 };
 
 template <class C>
@@ -154,23 +153,18 @@ struct Slices {
   const Plan& p;
   Barriers& bars;
   Cursor& cursor;
-  int per_slice;     // chunks of 32 columns
-  bool waits;        // for slices that it has no use for
-  int released = 0;  // slices let go; the cursor stands behind them
-  int bound;         // first chunk behind the slice at the cursor
+  const Stream& stream;
+  int per_slice;  // chunks of 32 columns
+  int bound;      // first chunk behind the slice at the cursor
   __device__ __forceinline__ Slices(const Plan& plan, const Stream& s, Barriers& barriers, Cursor& at)
-      : p(plan),
-        bars(barriers),
-        cursor(at),
-        per_slice(s.slice / 32),
-        waits(s.slices > plan.stages),
-        bound(per_slice) {}
+      : p(plan), bars(barriers), cursor(at), stream(s), per_slice(s.slice / 32), bound(per_slice) {}
+  // Whether also for slices that it has no use for.
+  __device__ __forceinline__ bool waits() const { return stream.slices > p.stages; }
   __device__ __forceinline__ void release(int lane) {
-    if (waits) barrier_wait(&bars.full[cursor.stage], cursor.phase);
+    if (waits()) barrier_wait(&bars.full[cursor.stage], cursor.phase);
     __syncwarp();
     if (lane == 0) barrier_arrive(&bars.empty[cursor.stage]);
     cursor.next(p.stages);
-    released++;
     bound += per_slice;
   }
   __device__ __forceinline__ void release_before(int chunk, int lane) {
@@ -181,14 +175,11 @@ struct Slices {
   __device__ __forceinline__ void release_early(int chunk, int lane) {
 #pragma unroll 1
     while (chunk >= bound) {
-      if (waits && !__all_sync(kFullWarp, barrier_passed(&bars.full[cursor.stage], cursor.phase))) return;
+      if (waits() && !__all_sync(kFullWarp, barrier_passed(&bars.full[cursor.stage], cursor.phase))) return;
       release(lane);
     }
   }
-  __device__ __forceinline__ void release_all(int slices, int lane) {
-#pragma unroll 1
-    while (released < slices) release(lane);
-  }
+  __device__ __forceinline__ void release_all(int lane) { release_before(stream.slices * per_slice, lane); }
 };
 
 // The norm before a product. RMSNorm's factor is the same for a whole row, so it is applied to the result: the product
@@ -219,26 +210,39 @@ struct Norm {
   }
 };
 
-// Eight neighbouring columns of a row, which may not have come yet.
-__device__ __forceinline__ bool read_columns(const Source& from, int element, float (&v)[8]) {
-  if (!from.exchange) {
-    if (from.table_bf16) {
-      const uint4 pairs = *reinterpret_cast<const uint4*>(static_cast<const bf16*>(from.table) + element);
-      const uint32_t all[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-#pragma unroll
-      for (int k = 0; k < 4; k++) v[2 * k] = first_half(all[k]), v[2 * k + 1] = second_half(all[k]);
+// Eight neighbouring columns of a row as they were read, which may not have come yet.
+struct Words {
+  uint4 a = {}, b = {};
+  __device__ __forceinline__ void read(const Source& from, int element) {
+    if (from.exchange) {
+      a = peek4(from.exchange + element);
+      b = peek4(from.exchange + element + 4);
+    } else if (from.table_bf16) {
+      a = *reinterpret_cast<const uint4*>(static_cast<const bf16*>(from.table) + element);
     } else {
-      const auto* from_row = reinterpret_cast<const float4*>(static_cast<const float*>(from.table) + element);
-      const float4 a = from_row[0], b = from_row[1];
-      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+      const auto* row = reinterpret_cast<const uint4*>(static_cast<const float*>(from.table) + element);
+      a = row[0], b = row[1];
     }
-    return true;
   }
-  const uint4 a = peek4(from.exchange + element), b = peek4(from.exchange + element + 4);
-  const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  __device__ __forceinline__ bool there(const Source& from) const {
+    return !(from.exchange && ((missing(a, from.tag) | missing(b, from.tag))));
+  }
+  __device__ __forceinline__ void values(const Source& from, float (&v)[8]) const {
+    const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    const bool pairs = !from.exchange && from.table_bf16;
+    const uint32_t bits = from.exchange ? ~1u : ~0u;
 #pragma unroll
-  for (int k = 0; k < 8; k++) v[k] = untagged(all[k]);
-  return !(missing(a, from.tag) | missing(b, from.tag));
+    for (int k = 0; k < 4; k++) {
+      v[2 * k] = pairs ? first_half(all[k]) : __uint_as_float(all[2 * k] & bits);
+      v[2 * k + 1] = pairs ? second_half(all[k]) : __uint_as_float(all[2 * k + 1] & bits);
+    }
+  }
+};
+__device__ __forceinline__ bool read_columns(const Source& from, int element, float (&v)[8]) {
+  Words words;
+  words.read(from, element);
+  words.values(from, v);
+  return words.there(from);
 }
 // Where a row begins.
 __device__ __forceinline__ int row_start(const Source& from, int columns, int r) {
@@ -308,7 +312,7 @@ __device__ __forceinline__ void each_result(const Place<C>& at, float (&v)[4], i
 
 template <class C>
 struct Accumulators {
-  float v[C::kMTiles][C::kTiles][4] = {};
+  float v[C::kMTiles][4] = {};
 };
 
 // acc += the block's `rows` weight rows, as they come through the ring, times the one row of activations. `squares`: of
@@ -358,14 +362,14 @@ __device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, 
           if (m * 16 >= rows) break;
           const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
           const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-          mma_both(acc.v[m][0], low_row, high_row, b);
+          mma_both(acc.v[m], low_row, high_row, b);
         }
         stage += 32 * element;
       }
     }
     __syncwarp();
   }
-  slices.release_all(s.slices, at.lane);
+  slices.release_all(at.lane);
 }
 
 // Sums over a group's columns of one row of a tile of four, in the order of a single row, whose lane 4 (2 q + h) + t
@@ -384,31 +388,29 @@ struct RowSums {
   }
 };
 
-// Eight columns of one row for each of a warp's tiles. The lanes of a tile: row g % 4 of it, columns 8t.. of chunk
+// What a lane reads of a product's activations: eight columns of row g % 4 of a tile of four rows, of chunk
 // `pair` + g / 4.
 template <class C>
-struct Eights {
-  float v[C::kTiles][8];
-  int rows[C::kTiles];  // clamped to those that there are
-  int tiles;            // that there are
-  // Tiles from `tile` on.
-  __device__ __forceinline__ Eights(const Plan& p, const Place<C>& at, int tile) {
-    const int all = rows_of<C>(p);
-    tiles = min((all + 3) / 4 - tile, C::kTiles);
-#pragma unroll
-    for (int j = 0; j < C::kTiles; j++) rows[j] = min((tile + j) * 4 + at.g % 4, all - 1);
+struct Reader {
+  const Plan& p;
+  const Place<C>& at;
+  const Source& from;
+  int columns;  // of a row
+  Range own;    // of the warp
+  __device__ __forceinline__ int row(int tile) const { return min(tile * 4 + at.g % 4, rows_of<C>(p) - 1); }
+  __device__ __forceinline__ int column(int pair) const { return (pair + at.g / 4) * 32 + at.t * 8; }
+  __device__ __forceinline__ bool active(int pair) const { return pair + at.g / 4 < own.end; }
+  __device__ __forceinline__ void read(int tile, int pair, Words& words) const {
+    if (active(pair)) words.read(from, row_start(from, columns, row(tile)) + column(pair));
   }
-  __device__ __forceinline__ void gather(const Place<C>& at, const Source& from, int columns, int column, bool active) {
+  // The values behind `words`, read again until they have come.
+  __device__ __forceinline__ void values(int tile, int pair, Words& words, float (&v)[8]) const {
 #pragma unroll 1
-    for (unsigned turn = 0;; turn++) {
-      bool there = true;
-#pragma unroll
-      for (int j = 0; j < C::kTiles; j++) {
-        if (active && j < tiles) there &= read_columns(from, row_start(from, columns, rows[j]) + column, v[j]);
-      }
-      if (__all_sync(kFullWarp, there)) return;
+    for (unsigned turn = 0; !__all_sync(kFullWarp, !active(pair) || words.there(from)); turn++) {
       give_up_after(turn);
+      read(tile, pair, words);
     }
+    words.values(from, v);
   }
 };
 
@@ -426,13 +428,12 @@ __device__ __forceinline__ void await_last_row(const Plan& p, const Place<C>& at
   __syncwarp();
 }
 
-// fn(first tile) for the tiles of four rows that are the warp's, C::kTiles at a time.
+// fn(tile) for the tiles of four rows that are the warp's.
 template <class C, class Fn>
 __device__ __forceinline__ void each_tile(const Plan& p, const Place<C>& at, Fn fn) {
-  constexpr int kRowGroups = kWarps / C::kSplit;
   const int tiles = (rows_of<C>(p) + 3) / 4;
 #pragma unroll 1
-  for (int tile = at.row_group * C::kTiles; tile < tiles; tile += kRowGroups * C::kTiles) fn(tile);
+  for (int tile = at.row_group; tile < tiles; tile += C::kRowGroups) fn(tile);
 }
 
 // Leaves a row's sum over a group of columns in to(group, row).
@@ -456,23 +457,20 @@ __device__ void all_row_moments(const Plan& p, const Place<C>& at, const Source&
     for (int group = at.split * kSpan; group < (at.split + 1) * kSpan; group++) {
       const Range own(p.streams[kIn], group);
       await_last_row<C>(p, at, from, p.D, own);
+      const Reader<C> reader{p, at, from, p.D, own};
       each_tile<C>(p, at, [&](int tile) {
-        Eights<C> x(p, at, tile);
-        RowSums sum[C::kTiles];
+        RowSums sum;
 #pragma unroll 1
         for (int pair = own.begin; pair < own.end; pair += 2) {
-          const int chunk = pair + at.g / 4, q = (pair - own.begin) / 2;
-          const bool active = chunk < own.end;
-          x.gather(at, from, p.D, chunk * 32 + at.t * 8, active);
-#pragma unroll
-          for (int j = 0; j < C::kTiles; j++) {
-            if (!active || j >= x.tiles) continue;
-            sum[j].add(q, moment_of(x.v[j], pass == 0 ? 0.0f : moments[x.rows[j] * 2], pass));
-          }
+          Words words;
+          float v[8];
+          reader.read(tile, pair, words);
+          reader.values(tile, pair, words, v);
+          if (!reader.active(pair)) continue;
+          sum.add((pair - own.begin) / 2, moment_of(v, pass == 0 ? 0.0f : moments[reader.row(tile) * 2], pass));
         }
         __syncwarp();
-#pragma unroll
-        for (int j = 0; j < C::kTiles; j++) store_sum<C>(at, sum[j], tile + j, group, all, sums);
+        store_sum<C>(at, sum, tile, group, all, sums);
       });
     }
     worker_barrier();
@@ -500,9 +498,12 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
     slices.release_early(begin, at.lane);
     await_last_row<C>(p, at, from, s.columns, own);
     slices.release_before(begin, at.lane);
+    const Reader<C> reader{p, at, from, s.columns, own};
+    // Activations are read one turn ahead.
+    Words ahead;
+    reader.read(at.row_group, own.begin, ahead);
     each_tile<C>(p, at, [&](int tile) {
-      Eights<C> x(p, at, tile);
-      RowSums sums[C::kTiles];
+      RowSums sums;
       Accumulators<C> acc;
       // All slices of the range stay until the last tile has been through them.
       Cursor now = cursor;
@@ -510,27 +511,25 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
       if (own.begin < own.end) barrier_wait(&bars.full[now.stage], now.phase);
 #pragma unroll 1
       for (int pair = own.begin; pair < own.end; pair += 2) {
-        const int chunk = pair + at.g / 4, column = chunk * 32 + at.t * 8;
-        const bool active = chunk < own.end;
-        x.gather(at, from, s.columns, column, active);
-        Fragment b[C::kTiles], next[C::kTiles];
+        float v[8];
+        reader.values(tile, pair, ahead, v);
+        const bool more = pair + 2 < own.end;
+        if (more || tile + C::kRowGroups < (all + 3) / 4) {
+          reader.read(more ? tile : tile + C::kRowGroups, more ? pair + 2 : own.begin, ahead);
+        }
+        if (norm.weight && reader.active(pair)) {
+          sums.add((pair - own.begin) / 2, norm.apply(v, reader.row(tile), reader.column(pair)));
+        }
+        // Lanes of the lower rows made both halves of chunk `pair` and keep the high one, the upper rows those of the
+        // chunk after it and keep the low one.
+        Fragment b, next;
 #pragma unroll
-        for (int j = 0; j < C::kTiles; j++) {
-          if (j >= x.tiles) break;
-          float(&v)[8] = x.v[j];
-          if (norm.weight && active) {
-            sums[j].add((pair - own.begin) / 2, norm.apply(v, x.rows[j], column));
-          }
-          // Lanes of the lower rows made both halves of chunk `pair` and keep the high one, the upper rows those of the
-          // chunk after it and keep the low one.
-#pragma unroll
-          for (int k = 0; k < 4; k++) {
-            uint32_t high, low;
-            split(v[2 * k], v[2 * k + 1], high, low);
-            const uint32_t other = __shfl_xor_sync(kFullWarp, upper ? high : low, 16);
-            b[j].k[k] = upper ? other : high;
-            next[j].k[k] = upper ? low : other;
-          }
+        for (int k = 0; k < 4; k++) {
+          uint32_t high, low;
+          split(v[2 * k], v[2 * k + 1], high, low);
+          const uint32_t other = __shfl_xor_sync(kFullWarp, upper ? high : low, 16);
+          b.k[k] = upper ? other : high;
+          next.k[k] = upper ? low : other;
         }
 #pragma unroll 1
         for (int c = pair; c < min(pair + 2, own.end); c++) {
@@ -546,31 +545,23 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
             if (m * 16 >= rows) break;
             const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
             const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-#pragma unroll
-            for (int j = 0; j < C::kTiles; j++) {
-              if (j < x.tiles) mma_both(acc.v[m][j], low_row, high_row, b[j]);
-            }
+            mma_both(acc.v[m], low_row, high_row, b);
           }
-#pragma unroll
-          for (int j = 0; j < C::kTiles; j++) b[j] = next[j];
+          b = next;
         }
       }
+      if (norm.weight && !norm.bias) store_sum<C>(at, sums, tile, group, all, squares);
 #pragma unroll
-      for (int j = 0; j < C::kTiles; j++) {
-        if (j >= x.tiles) break;
-        if (norm.weight && !norm.bias) store_sum<C>(at, sums[j], tile + j, group, all, squares);
-#pragma unroll
-        for (int m = 0; m < C::kMTiles; m++) {
-          if (m * 16 >= rows) break;
-          each_result<C>(at, acc.v[m][j], m * 16, (tile + j) * 4, rows, all, [&](int row, int r, float v) {
-            float& sum = red[(at.split * all + r) * rows + row];
-            sum = part == 0 ? v : sum + v;
-          });
-        }
+      for (int m = 0; m < C::kMTiles; m++) {
+        if (m * 16 >= rows) break;
+        each_result<C>(at, acc.v[m], m * 16, tile * 4, rows, all, [&](int row, int r, float v) {
+          float& sum = red[(at.split * all + r) * rows + row];
+          sum = part == 0 ? v : sum + v;
+        });
       }
     });
   }
-  slices.release_all(s.slices, at.lane);
+  slices.release_all(at.lane);
 }
 
 }  // namespace mb::cuda::decode
