@@ -166,7 +166,6 @@ export class Session {
     this.#device.write(made.ids, Int32Array.from(ids));
     const rows = Array.from({ length: steps }, (_, k) => ({
       settings,
-      pending: 0,
       seen: penalty ? [...Array.from(seen), ...Array.from(ids).slice(1, k + 1)] : [],
       drawn: drawn + k,
     }));
@@ -218,6 +217,7 @@ export class Session {
     let decode = await this.#plans.decode(penalty, bias);
     const { plan: _, ...draw } = decode;
     this.writeRows(draw, 0, rows);
+    this.writePending(draw, 0, rows);
     return {
       run: async (options) => {
         this.#verified = 0;
@@ -230,7 +230,10 @@ export class Session {
       },
       cancel: () => decode.plan.cancel(),
       logprobs: () => this.#device.read(draw.logprob) as Float32Array,
-      setRow: (b, row) => this.writeRows(draw, b, [row]),
+      setRow: (b, row) => {
+        this.writeRows(draw, b, [row]);
+        this.writePending(draw, b, [row]);
+      },
     };
   }
 
@@ -245,8 +248,14 @@ export class Session {
     }
   }
 
-  /** Sets what the sequences from `b` on draw with and go on from. */
-  private writeRows(plan: DrawTensors, b: number, rows: readonly SequenceStart[]): void {
+  /** Sets the ids that the sequences from `b` on go on from. */
+  private writePending(plan: DrawTensors, b: number, rows: readonly SequenceStart[]): void {
+    const pending = Int32Array.from(rows, (row) => row.pending);
+    this.#device.write(plan.ids.slice(b, rows.length), pending);
+  }
+
+  /** Sets what the sequences from `b` on draw with. */
+  private writeRows(plan: DrawTensors, b: number, rows: readonly DrawStart[]): void {
     const V = this.#config.vocab;
     const n = rows.length;
     const params = new Float32Array(n * SAMPLE_COLUMNS);
@@ -263,10 +272,6 @@ export class Session {
     const write = (t: Tensor | undefined, data: ArrayBufferView) => t && this.#device.write(t.slice(b, n), data);
     write(plan.params, params);
     write(plan.rng, rng);
-    write(
-      plan.ids,
-      Int32Array.from(rows, (row) => row.pending),
-    );
     write(plan.seen, seen);
     write(plan.bias, bias);
   }
