@@ -6,9 +6,10 @@ const WORTH = 0.3;
 const RATE = 0.02;
 const LEAST_POWER = 0.05;
 const MOST_POWER = 8;
-/** Plain ids between failing drafts, at first and at most. */
+/** Plain ids between failing trials: at first, how they grow, and at most. */
 const REST = 8;
-const LONGEST_REST = 128;
+const REST_GROWTH = 4;
+const LONGEST_REST = 1024;
 /** Most plain ids after a drafter had nothing to propose. */
 const SILENT_REST = 16;
 /** Drafts after a rest before it is judged whether they pay. */
@@ -32,6 +33,14 @@ class Line {
   #y = 0;
   #xx = 0;
   #xy = 0;
+  readonly #least: number;
+  readonly #unknown: number;
+
+  /** The slope as shares of the mean y / x: the least that is believed, and what is taken while all x are alike. */
+  constructor(least: number, unknown: number) {
+    this.#least = least;
+    this.#unknown = unknown;
+  }
 
   add(x: number, y: number): void {
     this.#n = MEMORY * this.#n + 1;
@@ -41,12 +50,13 @@ class Line {
     this.#xy = MEMORY * this.#xy + x * y;
   }
 
-  /** b, but no less than nothing and no more than if a were 0. */
-  get slope(): number {
+  /** b, but no more than if a were 0; undefined before the first point. */
+  get slope(): number | undefined {
+    if (this.#x === 0) return undefined;
+    const mean = this.#y / this.#x;
     const spread = this.#n * this.#xx - this.#x * this.#x;
-    const most = this.#x > 0 ? this.#y / this.#x : 0;
-    if (spread < 1e-9 * this.#n * this.#xx) return most / 2;
-    return Math.min(most, Math.max(0, (this.#n * this.#xy - this.#x * this.#y) / spread));
+    if (spread < 1e-9 * this.#n * this.#xx) return mean * this.#unknown;
+    return Math.min(mean, Math.max(mean * this.#least, (this.#n * this.#xy - this.#x * this.#y) / spread));
   }
 }
 
@@ -66,10 +76,11 @@ export class Pace {
   #trial = 0;
   #rest = 0;
   #nextRest = REST;
-  /** Milliseconds of a plain id, of a drafted id, and of a verify pass by its ids. */
-  readonly #plain = new Average();
+  /** Milliseconds of plain decoding by its ids: to begin takes time too, and who never drafts begins once. */
+  readonly #plain = new Line(0.5, 1);
+  /** Milliseconds of a drafted id, and of a verify pass by its ids. */
   readonly #drafting = new Average();
-  readonly #verifying = new Line();
+  readonly #verifying = new Line(0, 0.5);
   /** Ids made, and milliseconds taken, by a draft and its pass. */
   readonly #made = new Average();
   readonly #taken = new Average();
@@ -92,13 +103,13 @@ export class Pace {
   /** `ids` were made by plain decoding. */
   plain(ids: number, ms: number): void {
     this.#rest = Math.max(0, this.#rest - ids);
-    if (this.#timed && ids > 0) this.#plain.add(ms / ids);
+    if (this.#timed && ids > 0) this.#plain.add(ids, ms);
   }
 
   /** The drafter had nothing to propose. */
   silent(): void {
-    this.#takeRest();
-    this.#rest = Math.min(this.#rest, SILENT_REST);
+    this.#rest = Math.min(this.#nextRest, SILENT_REST);
+    this.#nextRest = Math.max(this.#nextRest, SILENT_REST);
   }
 
   /** What became of a draft: how sure the drafter was of each id, how many were right, and how long it all took. */
@@ -111,22 +122,21 @@ export class Pace {
       this.#made.add(right + 1);
       this.#taken.add(ms.drafting + ms.verifying);
     }
-    const { value: plain } = this.#plain;
-    const paid = plain === undefined ? right > 0 : (right + 1) * plain > ms.drafting + ms.verifying;
-    if (paid) this.#nextRest = REST;
     this.#failures = right > 0 ? 0 : this.#failures + 1;
-    if (++this.#trial >= TRIAL && !this.#pays) this.#takeRest();
+    if (++this.#trial < TRIAL) return;
+    if (this.#pays) this.#nextRest = REST;
+    else this.#takeRest();
   }
 
   get #pays(): boolean {
-    const { value: plain } = this.#plain;
+    const { slope: plain } = this.#plain;
     if (!this.#timed || plain === undefined) return this.#failures < TRIAL;
     return (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
   }
 
   #takeRest(): void {
     this.#rest = this.#nextRest;
-    this.#nextRest = Math.min(LONGEST_REST, 2 * this.#nextRest);
+    this.#nextRest = Math.min(LONGEST_REST, REST_GROWTH * this.#nextRest);
     this.#trial = 0;
     this.#failures = 0;
   }
@@ -135,7 +145,7 @@ export class Pace {
   get #worth(): number {
     const [made, taken, drafting] = [this.#made.value, this.#taken.value, this.#drafting.value];
     if (made === undefined || taken === undefined || drafting === undefined) return WORTH;
-    return Math.min(0.95, Math.max(0.02, ((this.#verifying.slope + drafting) * made) / taken));
+    return Math.min(0.95, Math.max(0.02, (((this.#verifying.slope ?? 0) + drafting) * made) / taken));
   }
 
   #fit(confidence: number, right: boolean): void {
