@@ -15,7 +15,6 @@ import { promisify } from 'node:util';
 import test from 'ava';
 import { createModel } from '../lib/model.ts';
 import { native, packageRoot } from '../lib/native.ts';
-import { shippedModels } from '../lib/shipped.ts';
 import { folder } from './support/folder.ts';
 
 const run = promisify(execFile);
@@ -110,22 +109,12 @@ async function runProgram(source: string, name: string, args: string[] = []): Pr
   return stdout;
 }
 
-/** Until models/books ships, its name stands for a model with random weights: what is tested here is the code. */
-async function withModel(source: string, log: (line: string) => void): Promise<string> {
-  if (shippedModels().includes('books')) return source;
-  log('no models/books here: the code runs on random weights');
-  const random = folder();
-  using tiny = await createModel({ layers: 2, dModel: 32 }, { seed: 1, threads: 1 });
-  await tiny.save(random);
-  return source.replaceAll("'books'", JSON.stringify(random));
-}
-
 test.serial('the twenty lines of the README work as they stand', async (t) => {
   const blocks = [...readFileSync(join(packageRoot, 'README.md'), 'utf8').matchAll(/```ts\n(.*?)```/gs)];
   t.is(blocks.length, 1);
   const source = blocks[0]?.[1] ?? '';
   t.true(source.split('\n').filter(Boolean).length <= 20);
-  const out = await runProgram(await withModel(source, t.log), 'readme.ts');
+  const out = await runProgram(source, 'readme.ts');
   const losses = out.trim().split('\n').slice(-20).map(Number);
   t.true((losses[19] ?? Number.NaN) < (losses[0] ?? Number.NaN) - 1, out);
 });
@@ -133,7 +122,7 @@ test.serial('the twenty lines of the README work as they stand', async (t) => {
 for (const name of ['stream.ts', 'fork-state.ts', 'classify.ts']) {
   test.serial(`the example works · ${name}`, async (t) => {
     const source = readFileSync(join(packageRoot, 'examples', name), 'utf8');
-    t.true((await runProgram(await withModel(source, t.log), name)).length > 20);
+    t.true((await runProgram(source, name)).length > 20);
   });
 }
 
