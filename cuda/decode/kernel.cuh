@@ -427,16 +427,18 @@ class Worker {
       float acc[4] = {};
 #pragma unroll 1
       for (int k = 0; k < ce; k += 16) {
-        Fragment high{}, low{}, a{}, b{};
+        Fragment u_pairs{}, a{}, b{};
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const int c = k + half * 8 + at_.t * 2;
           if (c >= ce) break;
-          split(u[r * ce + c], u[r * ce + c + 1], high.k[half], low.k[half]);
+          uint32_t high, low;
+          split(u[r * ce + c], u[r * ce + c + 1], high, low);
+          u_pairs.k[half] = at_.g >= 4 ? low : high;
           a.k[half] = weight_pair(weights + min(m0 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
           b.k[half] = weight_pair(weights + min(m0 + 8 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
         }
-        mma(acc, a, b, at_.g >= 4 ? low : high, 0);
+        mma(acc, a, b, u_pairs, 0);
       }
       each_result<C>(at_, acc, m0, r0, p_.S, all_rows(),
                      [&](int m, int row, float v) { put(to + row * p_.S + m, v, use); });
@@ -588,14 +590,13 @@ class Worker {
       deltas[(first + i) * own_.channels + channel] = delta_of(own, channel);
     }
   }
-  // Sums over 16 threads, thread i of which gets that of v[i].
+  // Sums over 16 threads, thread i of which gets that of v[i % 4]. An index in a loop would send v to local memory.
   __device__ __forceinline__ float own_sum(float (&v)[kTogether]) const {
 #pragma unroll
     for (int i = 0; i < kTogether; i++) v[i] = half_warp_sum(v[i]);
-    float own = v[0];
-#pragma unroll
-    for (int i = 1; i < kTogether; i++) own = tid_ % kStates == i ? v[i] : own;
-    return own;
+    static_assert(kTogether == 4);
+    const float first = tid_ & 1 ? v[1] : v[0], second = tid_ & 1 ? v[3] : v[2];
+    return tid_ & 2 ? second : first;
   }
 
   // scan_channel() for more steps than one, kTogether at a time, so that loads, exponentials and sums run side by side.

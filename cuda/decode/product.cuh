@@ -531,8 +531,10 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
           b.k[k] = upper ? other : high;
           next.k[k] = upper ? low : other;
         }
-#pragma unroll 1
-        for (int c = pair; c < min(pair + 2, own.end); c++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          const int c = pair + i;
+          if (c >= own.end) break;
           if (c >= bound) {
             now.next(p.stages);
             bound += slices.per_slice;
@@ -545,9 +547,8 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
             if (m * 16 >= rows) break;
             const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
             const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-            mma_both(acc.v[m], low_row, high_row, b);
+            mma_both(acc.v[m], low_row, high_row, i == 0 ? b : next);
           }
-          b = next;
         }
       }
       if (norm.weight && !norm.bias) store_sum<C>(at, sums, tile, group, all, squares);
