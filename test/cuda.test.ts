@@ -149,12 +149,12 @@ function decodingBy<T>(way: (typeof WAYS)[number], fn: () => Promise<T>): Promis
   });
 }
 
-/** 1792: a block's slices of a matrix outnumber the stages that they pass through. */
+/** 1792: a block's slices of a matrix outnumber the stages that they pass through, layer after layer. */
 const SHAPES = [
   { layers: 3, dModel: 64 },
   { layers: 2, dModel: 96, norm: 'layer' },
   { layers: 4, dModel: 512 },
-  { layers: 2, dModel: 1792 },
+  { layers: 4, dModel: 1792 },
 ] as const;
 const saved = new Map<number, Promise<string>>();
 /** A random model as a folder to load from. */
