@@ -109,9 +109,12 @@ async function convert(
   scale: StoredTensor | undefined,
   trainable: boolean,
 ): Promise<Tensor> {
-  const from = x.dtype === 'i8' ? device.tensor(x.shape, 'f32', name, !trainable) : x;
-  if (x.dtype === 'i8') device.write(from, await dequantized(source, scale));
-  if (from.dtype === dtype) return from;
+  let from = x; // mapped from its file, so that a trainable tensor is a copy even of the same type
+  if (x.dtype === 'i8') {
+    from = device.tensor(x.shape, 'f32', name, !trainable);
+    device.write(from, await dequantized(source, scale));
+    if (dtype === 'f32') return from;
+  }
   const y = device.tensor(x.shape, dtype, name, !trainable);
   const g = new Graph();
   g.op('copy', { y }, { x: from });
