@@ -9,6 +9,13 @@ import type { ParamSpec } from './params.ts';
 /** Weights by canonical name; an int8 weight has its row scales beside it under `<name>.scale`. */
 export type Weights = ReadonlyMap<string, Tensor>;
 
+/** The weight of a name, which the architecture's own parameters say is there. */
+export function weightOf(w: Weights, name: string): Tensor {
+  const t = w.get(name);
+  if (!t) throw new Error(`model: no weight named ${name}`);
+  return t;
+}
+
 /** Which activations of a layer are computed again in the backward pass instead of being kept for it. */
 export const RECOMPUTE = ['none', 'cheap', 'layer'] as const;
 /**
@@ -17,6 +24,12 @@ export const RECOMPUTE = ['none', 'cheap', 'layer'] as const;
  * - 'layer': only the inputs of the layers are kept
  */
 export type Recompute = (typeof RECOMPUTE)[number];
+
+/** Records parts of a layer as `recompute` has it: wide products by `costly`, everything else by `cheap`. */
+export function recomputing(g: Graph, recompute: Recompute) {
+  const when = (again: boolean) => (again ? <T>(fn: () => T): T => g.recomputed(fn) : <T>(fn: () => T): T => fn());
+  return { costly: when(recompute === 'layer'), cheap: when(recompute !== 'none') };
+}
 
 /** How a model is recorded. S: what a sequence carries from id to id. */
 export interface ForwardOptions<S = unknown> {

@@ -11,7 +11,7 @@ import { split } from '../ops/shape.ts';
 import type { DType, Tensor } from '../tensor.ts';
 import { mambaToJson } from '../weights/config-json.ts';
 import { inferMamba } from '../weights/infer-mamba.ts';
-import type { Architecture, ForwardOptions, Weights } from './architecture.ts';
+import { type Architecture, type ForwardOptions, recomputing, type Weights, weightOf } from './architecture.ts';
 import { completeConfig, type MambaConfig } from './config.ts';
 import type { Init, ParamSpec } from './params.ts';
 
@@ -81,11 +81,6 @@ const carried = (c: MambaConfig): RecurrentLayers<LayerState> => ({
   },
 });
 
-/** Shapes of one layer's carried state for B sequences. */
-export function layerStateShapes(c: MambaConfig, B: number): { conv: number[]; ssm: number[] } {
-  return { conv: [B, c.dConv - 1, c.dInner], ssm: [B, c.dInner, c.dState] };
-}
-
 /**
  * The residual stream of a Mamba language model (Gu & Dao 2023, figure 3; MambaByte: Wang et al. 2024) before its final
  * norm. B batch, T time, D width, E inner channels, N states, R rank of delta, K convolution width.
@@ -96,7 +91,7 @@ export function mambaBackbone(g: Graph, c: MambaConfig, w: Weights, ids: Tensor,
   const [B = 0, T = 0] = ids.shape;
   const { state, blockRows = BLOCK_ROWS.cpu } = options;
   const fused = B * T <= blockRows;
-  let x = g.scope('embedding', () => embedding(g, ids, get(w, 'backbone.embedding.weight'))); // (B, T, D)
+  let x = g.scope('embedding', () => embedding(g, ids, weightOf(w, 'backbone.embedding.weight'))); // (B, T, D)
   for (let l = 0; l < c.layers; l++) {
     x = g.scope(`layers.${l}`, () => {
       const carried = state?.[l];
@@ -122,7 +117,7 @@ export function mambaHead(
   const name = headOf(c);
   const h = g.scope('norm_f', () => norm(g, c, w, 'backbone.norm_f', x, activations));
   const scale = w.get(`${name}.scale`);
-  return g.scope('lm_head', () => linear(g, h, get(w, name), { scale, dtype: x.dtype }));
+  return g.scope('lm_head', () => linear(g, h, weightOf(w, name), { scale, dtype: x.dtype }));
 }
 
 function headOf(c: MambaConfig): string {
@@ -147,12 +142,11 @@ function block(
   { activations, differentiable = false, recompute = 'none' }: MambaOptions,
 ): Tensor {
   const { dInner: E, dState: N, dtRank: R } = c;
-  const p = (name: string) => get(w, `backbone.layers.${l}.mixer.${name}`);
+  const p = (name: string) => weightOf(w, `backbone.layers.${l}.mixer.${name}`);
   const proj = (h: Tensor, name: string, add?: Tensor) =>
     g.scope(name, () => linear(g, h, p(`${name}.weight`), { scale: scaleOf(w, l, name), add }));
 
-  const costly = <T>(fn: () => T): T => (recompute === 'layer' ? g.recomputed(fn) : fn());
-  const cheap = <T>(fn: () => T): T => (recompute === 'none' ? fn() : g.recomputed(fn));
+  const { costly, cheap } = recomputing(g, recompute);
 
   const h = cheap(() => norm(g, c, w, `backbone.layers.${l}.norm`, x, activations));
   const [xs, z] = split(
@@ -188,14 +182,14 @@ function block(
 
 /** The same as one op, for decoding. */
 function fusedBlock(g: Graph, c: MambaConfig, w: Weights, l: number, x: Tensor, state: LayerState): Tensor {
-  const p = (name: string) => get(w, `backbone.layers.${l}.mixer.${name}`);
+  const p = (name: string) => weightOf(w, `backbone.layers.${l}.mixer.${name}`);
   const normName = `backbone.layers.${l}.norm`;
   return mambaBlock(
     g,
     {
       x,
-      normWeight: get(w, `${normName}.weight`),
-      normBias: c.norm === 'layer' ? get(w, `${normName}.bias`) : undefined,
+      normWeight: weightOf(w, `${normName}.weight`),
+      normBias: c.norm === 'layer' ? weightOf(w, `${normName}.bias`) : undefined,
       inProj: p('in_proj.weight'),
       inScale: scaleOf(w, l, 'in_proj'),
       convWeight: p('conv1d.weight').reshape(c.dInner, c.dConv),
@@ -225,24 +219,18 @@ export function decayRatesName(l: number): string {
 
 /** A (E, N) of layer l. */
 export function decayRates(g: Graph, w: Weights, l: number): Tensor {
-  return w.get(decayRatesName(l)) ?? negExp(g, get(w, `backbone.layers.${l}.mixer.A_log`));
+  return w.get(decayRatesName(l)) ?? negExp(g, weightOf(w, `backbone.layers.${l}.mixer.A_log`));
 }
 
 function norm(g: Graph, c: MambaConfig, w: Weights, name: string, x: Tensor, dtype?: DType): Tensor {
-  const weight = get(w, `${name}.weight`);
+  const weight = weightOf(w, `${name}.weight`);
   return c.norm === 'layer'
-    ? layerNorm(g, x, weight, get(w, `${name}.bias`), c.normEps, dtype)
+    ? layerNorm(g, x, weight, weightOf(w, `${name}.bias`), c.normEps, dtype)
     : rmsNorm(g, x, weight, c.normEps, dtype);
 }
 
 function scaleOf(w: Weights, l: number, name: string): Tensor | undefined {
   return w.get(`backbone.layers.${l}.mixer.${name}.weight.scale`);
-}
-
-function get(w: Weights, name: string): Tensor {
-  const t = w.get(name);
-  if (!t) throw new Error(`mamba: no weight named ${name}`);
-  return t;
 }
 
 /** Of one byte, with a multiplication and an addition as two (Wang et al. 2024, appendix). */

@@ -9,7 +9,7 @@ import { rmsNorm } from '../ops/norm.ts';
 import { rope } from '../ops/rope.ts';
 import { split } from '../ops/shape.ts';
 import { Tensor } from '../tensor.ts';
-import type { ForwardOptions, Weights } from './architecture.ts';
+import { type ForwardOptions, recomputing, type Weights, weightOf } from './architecture.ts';
 import type { Init, ParamSpec } from './params.ts';
 
 /** Sizes of a stack of blocks. */
@@ -97,13 +97,14 @@ export function block(
   const p = `${prefix}layers.${l}`;
   const { dModel: D, dInner: F } = c;
   const C = keyColumns(c);
-  const costly = <T>(fn: () => T): T => (recompute === 'layer' ? g.recomputed(fn) : fn());
-  const cheap = <T>(fn: () => T): T => (recompute === 'none' ? fn() : g.recomputed(fn));
+  const { costly, cheap } = recomputing(g, recompute);
   const norm = (name: string, h: Tensor) =>
-    cheap(() => rmsNorm(g, h, get(w, `${p}.${name}.weight`), c.normEps, activations));
+    cheap(() => rmsNorm(g, h, weightOf(w, `${p}.${name}.weight`), c.normEps, activations));
   const project = (h: Tensor, name: string, add?: Tensor) => {
     const weight = `${p}.${name}.weight`;
-    return costly(() => g.scope(name, () => linear(g, h, get(w, weight), { scale: w.get(`${weight}.scale`), add })));
+    return costly(() =>
+      g.scope(name, () => linear(g, h, weightOf(w, weight), { scale: w.get(`${weight}.scale`), add })),
+    );
   };
   /** One product for several matrices of the same input, where they lie together. */
   const together = (h: Tensor, ...names: string[]) => {
@@ -128,7 +129,7 @@ export function block(
   const inner = cheap(() => mul(g, silu(g, gate as Tensor), up as Tensor));
   // Not by `project`: the next layer's input is always kept.
   const down = `${p}.mlp.down_proj.weight`;
-  return g.scope('mlp.down_proj', () => linear(g, inner, get(w, down), { scale: w.get(`${down}.scale`), add: h }));
+  return g.scope('mlp.down_proj', () => linear(g, inner, weightOf(w, down), { scale: w.get(`${down}.scale`), add: h }));
 }
 
 /** (B, T, D) each, or as many columns as there are heads. */
@@ -197,11 +198,4 @@ function cached(g: Graph, c: BlockConfig, { q, k, v }: Heads, cache: BlockCache)
     g.op('attention', { y: part(y) }, ins, { heads });
   }
   return y;
-}
-
-/** The weight of a name. */
-export function get(w: Weights, name: string): Tensor {
-  const t = w.get(name);
-  if (!t) throw new Error(`transformer: no weight named ${name}`);
-  return t;
 }

@@ -9,7 +9,7 @@ import { linear } from '../ops/linear.ts';
 import { rmsNorm } from '../ops/norm.ts';
 import type { Tensor } from '../tensor.ts';
 import { inferTransformer, transformerToJson } from '../weights/transformer-json.ts';
-import type { Architecture, BaseConfig, ForwardOptions, Weights } from './architecture.ts';
+import { type Architecture, type BaseConfig, type ForwardOptions, type Weights, weightOf } from './architecture.ts';
 import type { ParamSpec } from './params.ts';
 import {
   type BlockConfig,
@@ -17,7 +17,6 @@ import {
   blockFlops,
   blockMatrices,
   blockParams,
-  get,
   keyColumns,
   NORMAL,
   ONES,
@@ -105,7 +104,7 @@ export function transformerBackbone(
   options: TransformerOptions = {},
 ): Tensor {
   const { state } = options;
-  let x = g.scope('embedding', () => embedding(g, ids, get(w, EMBEDDING)));
+  let x = g.scope('embedding', () => embedding(g, ids, weightOf(w, EMBEDDING)));
   for (let l = 0; l < c.layers; l++) {
     const own = state?.layers[l];
     const cache = state && own && { ...state, ...own };
@@ -124,8 +123,8 @@ export function transformerHead(
   { activations }: Pick<TransformerOptions, 'activations'> = {},
 ): Tensor {
   const name = headOf(c);
-  const h = g.scope('norm', () => rmsNorm(g, x, get(w, `${PREFIX}norm.weight`), c.normEps, activations));
-  return g.scope('lm_head', () => linear(g, h, get(w, name), { scale: w.get(`${name}.scale`), dtype: x.dtype }));
+  const h = g.scope('norm', () => rmsNorm(g, x, weightOf(w, `${PREFIX}norm.weight`), c.normEps, activations));
+  return g.scope('lm_head', () => linear(g, h, weightOf(w, name), { scale: w.get(`${name}.scale`), dtype: x.dtype }));
 }
 
 const cacheShape = (c: TransformerConfig) => ({ layers: c.layers, columns: keyColumns(c) });

@@ -5,7 +5,7 @@ import type { Device } from '../../lib/device.ts';
 import { Graph } from '../../lib/graph.ts';
 import type { Weights } from '../../lib/models/architecture.ts';
 import { completeConfig } from '../../lib/models/config.ts';
-import { type LayerState, layerStateShapes, mambaBackbone, mambaHead, mambaParams } from '../../lib/models/mamba.ts';
+import { type LayerState, mambaBackbone, mambaHead, mambaParams } from '../../lib/models/mamba.ts';
 import { initialValues } from '../../lib/models/params.ts';
 import { evaluate } from '../../lib/plan.ts';
 import type { Tensor, TypedArray } from '../../lib/tensor.ts';
@@ -65,12 +65,12 @@ for (const norm of ['layer', 'rms'] as const) {
           ] as const) {
             const random = new Random(B, T);
             const ids = device.tensorFrom(Int32Array.from(random.integers(B * T, 0, 256)), [B, T], 'i32', 'ids');
-            const start = Object.values(layerStateShapes(config, B)).map((shape) =>
+            const { dInner: E, dState: N, dConv: K } = config;
+            const shapes = { conv: [B, K - 1, E], ssm: [B, E, N] };
+            const start = Object.values(shapes).map((shape) =>
               Float32Array.from(random.normal(shape.reduce((a, b) => a * b, 1))),
             );
             const run = async (fused: boolean, keep: boolean): Promise<{ logits: TypedArray; state: LayerState[] }> => {
-              const shapes = layerStateShapes(config, B);
-              const { dInner: E, dState: N, dConv: K } = config;
               const state = Array.from(
                 { length: config.layers },
                 (_, l): LayerState => ({
