@@ -190,7 +190,7 @@ for (const way of WAYS) {
               states.push(session.readState());
             }
             for (const K of [1, 2, 3, 5, 8, 13, 16, 32]) {
-              session.writeState(start);
+              await session.writeState(start);
               for (let at = 0; at < read.length; at += K) {
                 const ids = read.slice(at, at + K);
                 const got = (await session.verify(ids)).logits();

@@ -51,7 +51,7 @@ for (const target of supported) {
           for (const id of drafted) logits.push((await session.verify([id])).logits());
           const states = session.readState();
           for (const K of [2, 3, 5, 8, 17, VERIFY_STEPS]) {
-            session.writeState(start);
+            await session.writeState(start);
             for (let at = 0; at < VERIFY_STEPS; at += K) {
               const got = (await session.verify(drafted.slice(at, at + K))).logits();
               t.deepEqual(

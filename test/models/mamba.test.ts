@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import test from 'ava';
 import { createModel, createTrainer, loadModel, type Model } from '../../lib/index.ts';
-import { compare, errors, type Tolerance } from '../support/close.ts';
+import { compare, errors, GRADIENTS, LOGITS } from '../support/close.ts';
 import { readFixture, readJson } from '../support/fixtures.ts';
 import {
   corpus,
@@ -18,9 +18,6 @@ import {
 } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
-/** The bars of the project, relative to the float64 oracle; see docs/numerics.md. */
-const LOGITS: Tolerance = { rms: 2e-5, worst: 2e-5 };
-const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
 const BF16_RMS = 1e-2;
 
 async function rowLogits(model: Model, name: string): Promise<{ got: Float64Array; want: Float64Array }> {

@@ -30,7 +30,7 @@ import { Tokenizer } from '../../lib/tokenizer/tokenizer.ts';
 import { openCheckpoint } from '../../lib/weights/checkpoint-files.ts';
 import { writeSafetensors } from '../../lib/weights/safetensors.ts';
 import { readTensorBytes } from '../../lib/weights/stored-tensor.ts';
-import { compare, errors, type Tolerance } from '../support/close.ts';
+import { compare, errors, GRADIENTS, LOGITS } from '../support/close.ts';
 import { withDevice } from '../support/devices.ts';
 import { FIXTURES, readFixture } from '../support/fixtures.ts';
 import { fileOf, folder } from '../support/folder.ts';
@@ -47,9 +47,6 @@ import {
 import { Random } from '../support/random.ts';
 import { tokenizerJson } from '../support/tokenizer.ts';
 
-/** The bars of the project, relative to the float64 oracle; see docs/numerics.md. */
-const LOGITS: Tolerance = { rms: 2e-5, worst: 2e-5 };
-const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
 const NAMES = ['transformer-tiny', 'transformer-tiny-48'] as const;
 
 /** A byte model whose heads are whole vectors, with fewer heads of keys. */

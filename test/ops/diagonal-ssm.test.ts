@@ -20,7 +20,7 @@ import { rmsNorm } from '../../lib/ops/norm.ts';
 import { split } from '../../lib/ops/shape.ts';
 import { compile, evaluate } from '../../lib/plan.ts';
 import type { Tensor, TypedArray } from '../../lib/tensor.ts';
-import { compare, TOLERANCES, type Tolerance } from '../support/close.ts';
+import { compare, GRADIENTS, LOGITS, TOLERANCES } from '../support/close.ts';
 import { cpuTargets, cuda, withDevice } from '../support/devices.ts';
 import { readFixture, readJson } from '../support/fixtures.ts';
 import { Random } from '../support/random.ts';
@@ -144,9 +144,6 @@ test('operands of other shapes are refused where they are recorded', (t) =>
   }));
 
 const NAME = 'gated-s4d-tiny';
-/** The bars of the project, relative to the float64 oracle; see docs/numerics.md. */
-const LOGITS: Tolerance = { rms: 2e-5, worst: 2e-5 };
-const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
 
 const config = readJson<{ n_layer: number; d_inner: number; d_state: number; rms_norm_eps: number }>(
   join(NAME, 'config.json'),

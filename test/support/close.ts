@@ -6,6 +6,10 @@ export interface Tolerance {
   worst: number;
 }
 
+/** The bars of the project, relative to the float64 oracle; see docs/numerics.md. */
+export const LOGITS: Tolerance = { rms: 2e-5, worst: 2e-5 };
+export const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
+
 /**
  * Every tolerance of the parity tests. Names are those of docs/numerics.md.
  * - exact: the result is a choice, a copy or one rounding, so every bit must agree

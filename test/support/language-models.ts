@@ -38,8 +38,8 @@ export async function load(
 
 /** Runs `fn` on a session that starts from zeros. */
 export function fresh<T>(model: Model, fn: (session: Session) => Promise<T>): Promise<T> {
-  return model.withSession((session) => {
-    session.writeState(new Float32Array(session.stateFloats));
+  return model.withSession(async (session) => {
+    await session.writeState(new Float32Array(session.stateFloats));
     return fn(session);
   });
 }
