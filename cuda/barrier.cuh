@@ -25,4 +25,12 @@ __device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
 #endif
 }
 
+// Announces bytes that bulk copies will bring, to a phase that this thread has yet to arrive at.
+__device__ __forceinline__ void barrier_announce(uint64_t* barrier, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+#endif
+}
+
 }  // namespace mb::cuda

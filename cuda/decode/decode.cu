@@ -91,17 +91,18 @@ DType weight_type(const Found& f) { return f.blocks[0].in(at::mamba_block::in::i
 bool block_fits(const Node& b, const Node& first, DType dtype) {
   namespace in = at::mamba_block::in;
   namespace out = at::mamba_block::out;
-  for (const int i : {in::in_proj, in::x_proj, in::dt_proj, in::out_proj}) {
+  for (const int i : {in::in_proj, in::x_proj, in::out_proj}) {
     if (!is_matrix(b.in(i), dtype)) return false;
   }
+  if (!is_matrix(b.in(in::dt_proj), DType::bf16)) return false;
   for (const int i : {in::norm_weight, in::norm_bias, in::in_scale, in::conv_weight, in::conv_bias, in::x_scale,
-                      in::dt_scale, in::dt_bias, in::A, in::D, in::out_scale, in::conv_state, in::ssm_state}) {
+                      in::dt_bias, in::A, in::D, in::out_scale, in::conv_state, in::ssm_state}) {
     if (!is_f32(b.in(i))) return false;
   }
   for (const int i : {out::conv_state_out, out::ssm_state_out, out::kept_conv, out::kept_ssm}) {
     if (!is_f32(b.out(i))) return false;
   }
-  if (dtype == DType::i8 && !(b.in(in::in_scale) && b.in(in::x_scale) && b.in(in::dt_scale) && b.in(in::out_scale))) {
+  if (dtype == DType::i8 && !(b.in(in::in_scale) && b.in(in::x_scale) && b.in(in::out_scale))) {
     return false;
   }
   if (static_cast<bool>(b.in(in::norm_bias)) != static_cast<bool>(first.in(in::norm_bias))) return false;
@@ -176,7 +177,7 @@ void lay_out_small(decode::Plan& p, int element, int v_rows) {
   s.x_pitch = up(ce * element, 16);
   if (s.x_pitch / 16 % 2 == 0) s.x_pitch += 16;  // an odd number of 16 bytes: eight rows in different banks
   s.x_proj = take(int64_t{p.S} * s.x_pitch);
-  s.dt_proj = take(int64_t{ce} * p.R * element);
+  s.dt_proj = take(int64_t{ce} * p.R * 2);
   s.conv_weight = take(ce * p.K * 4);
   s.conv_bias = take(std::max(ce, v_rows) * 4);
   s.dt_bias = take(ce * 4);
@@ -184,7 +185,6 @@ void lay_out_small(decode::Plan& p, int element, int v_rows) {
   s.D = take(ce * 4);
   s.in_scale = take(std::max(2 * ce, v_rows) * 4);
   s.x_scale = take(p.S * 4);
-  s.dt_scale = take(ce * 4);
   s.out_scale = take((p.D / p.blocks + 1) * 4);
   s.bytes = up(take.at, 128);
 }
@@ -323,7 +323,6 @@ Layer layer_of(const Node& b) {
   const bool scaled = b.in(in::in_proj).dtype == DType::i8;
   w.in_scale = scaled ? f(in::in_scale) : nullptr;
   w.x_scale = scaled ? f(in::x_scale) : nullptr;
-  w.dt_scale = scaled ? f(in::dt_scale) : nullptr;
   w.out_scale = scaled ? f(in::out_scale) : nullptr;
   w.conv_weight = f(in::conv_weight);
   w.conv_bias = f(in::conv_bias);

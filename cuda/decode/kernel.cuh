@@ -525,14 +525,13 @@ class Worker {
   // softplus(dt_proj + bias); 16 threads share a channel of a row and all get the result.
   __device__ float delta(int r, int channel) const {
     const float* selected = floats(p_.shared.selected) + r * p_.S;
-    const W* weight = reinterpret_cast<const W*>(params_ + p_.small.dt_proj) + channel * p_.R;
+    const bf16* weight = reinterpret_cast<const bf16*>(params_ + p_.small.dt_proj) + channel * p_.R;
     float sum = 0.0f;
     for (int k = tid_ % kStates; k < p_.R; k += kStates) sum = fmaf(to_float(weight[k]), selected[k], sum);
     return delta_of(half_warp_sum(sum), channel);
   }
   __device__ __forceinline__ float delta_of(float sum, int channel) const {
-    const float bias = param(p_.small.dt_bias)[channel];
-    return softplus(sizeof(W) == 1 ? fmaf(sum, param(p_.small.dt_scale)[channel], bias) : sum + bias);
+    return softplus(sum + param(p_.small.dt_bias)[channel]);
   }
 
   // 16 threads walk the 16 states of a channel of a sequence.
@@ -571,7 +570,7 @@ class Worker {
   // deltas(row, channel) of kTogether rows from `first` on, as delta() finds them.
   static constexpr int kTogether = 4;
   __device__ __forceinline__ void store_deltas(int first, int channel, float* deltas) const {
-    const W* weight = reinterpret_cast<const W*>(params_ + p_.small.dt_proj) + channel * p_.R;
+    const bf16* weight = reinterpret_cast<const bf16*>(params_ + p_.small.dt_proj) + channel * p_.R;
     const float* selected[kTogether];
     float sum[kTogether] = {};
 #pragma unroll
@@ -742,7 +741,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp == kWarps) {
     stream_matrices<typename C::W>(p, own, launch, bars, shared + p.shared.ring);
   } else if (warp == kWarps + 1) {
-    stream_small<typename C::W>(p, own, launch, bars, shared + p.shared.small);
+    SmallStreamer<typename C::W>(p, own, bars, shared + p.shared.small).run(launch.run_steps);
   }
 #endif
 }

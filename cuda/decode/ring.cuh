@@ -57,6 +57,11 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, int bytes,
       : "memory");
 #endif
 }
+// The same, and announces the bytes; somebody else arrives at the barrier later.
+__device__ __forceinline__ void bulk_fetch(void* to, const void* from, int bytes, uint64_t* full, uint64_t policy) {
+  barrier_announce(full, bytes);
+  bulk_copy(to, from, bytes, full, policy);
+}
 // A warp copies `bytes`, all of it in flight when this returns; bytes and addresses are multiples of 4.
 __device__ __forceinline__ void async_copy(char* to, const void* from, int bytes, int lane) {
   const char* source = static_cast<const char*>(from);

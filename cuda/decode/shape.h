@@ -25,11 +25,11 @@ constexpr int kRoomPitch = kPass * 64 + 64;  // bytes; the halves lie in differe
 constexpr int kRoomBytes = kWarps * 2 * kRoomPitch;
 constexpr int kMaxClasses = 2048;  // that one block draws from
 
-// One layer's operands. Matrices are bf16, or i8 with a scale per row; everything else is f32.
+// One layer's operands. Matrices are bf16, or i8 with a scale per row but for dt_proj; everything else is f32.
 struct alignas(16) Layer {
   const float *norm_weight, *norm_bias;  // bias: null with RMSNorm
   const void *in_proj, *x_proj, *dt_proj, *out_proj;
-  const float *in_scale, *x_scale, *dt_scale, *out_scale;
+  const float *in_scale, *x_scale, *out_scale;
   const float *conv_weight, *conv_bias, *dt_bias, *A, *D;
   const float *conv_state, *ssm_state;
   float *conv_state_out, *ssm_state_out, *kept_conv, *kept_ssm;
@@ -46,7 +46,7 @@ struct Stream {
 // Byte offsets of a layer's small parameters within their buffer. Parts of absent operands are not filled.
 struct Small {
   int layer, norm_weight, norm_bias, x_proj, dt_proj, conv_weight, conv_bias, dt_bias, A, D;
-  int in_scale, x_scale, dt_scale, out_scale;
+  int in_scale, x_scale, out_scale;
   int x_pitch;  // bytes from row to row of x_proj
   int bytes;
 };

@@ -140,44 +140,16 @@ __device__ void stream_matrices(const Plan& p, const Share& own, const Launch& l
   to.drain();
 }
 
-// `rows` rows of `bytes`, `pitch` apart in shared memory and `stride` in global memory.
-__device__ __forceinline__ void async_rows(char* to, int pitch, const char* from, long long stride, int rows, int bytes,
-                                           int lane) {
-  const bool wide = ((bytes | pitch | stride | reinterpret_cast<uintptr_t>(from)) & 15) == 0;
-  const int unit = wide ? 16 : 8;
-  const int units = bytes / unit;
-  int r = lane / units, at = lane % units;
-  const int row_step = 32 / units, at_step = 32 % units;
-#pragma unroll 1
-  while (r < rows) {
-    const uint32_t target = shared_address(to + r * pitch + at * unit);
-    const char* source = from + r * stride + at * unit;
-    if (wide) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source) : "memory");
-    } else {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(target), "l"(source) : "memory");
-    }
-    r += row_step;
-    at += at_step;
-    if (at >= units) {
-      at -= units;
-      r++;
-    }
-  }
-}
-
 // One contiguous part of a layer's small parameters: where its pointer lies in Layer, and which bytes of it to fetch.
 struct Part {
   int pointer = -1, to = 0, skip = 0, bytes = 0;
 };
 
-constexpr int kParts = 13;
+constexpr int kParts = 12;
 
 // Part i of a layer, or of the head.
-template <class W>
-__device__ Part part_of(const Plan& p, const Share& own, int i, bool head) {
+__device__ inline Part part_of(const Plan& p, const Share& own, int i, bool head) {
   const Small& s = p.small;
-  constexpr int kElement = sizeof(W);
   const int e0 = own.e0 * 4, ce = own.channels * 4;
 #define MB_PART(field, to, skip, bytes) \
   Part { static_cast<int>(offsetof(Layer, field)), s.to, skip, bytes }
@@ -196,7 +168,7 @@ __device__ Part part_of(const Plan& p, const Share& own, int i, bool head) {
     case 4:
       return Part{static_cast<int>(offsetof(Layer, in_scale)), s.in_scale + ce, p.E * 4 + e0, ce};
     case 5:
-      return MB_PART(dt_proj, dt_proj, own.e0 * p.R * kElement, own.channels * p.R * kElement);
+      return MB_PART(dt_proj, dt_proj, own.e0 * p.R * 2, own.channels * p.R * 2);
     case 6:
       return MB_PART(conv_weight, conv_weight, e0 * p.K, ce * p.K);
     case 7:
@@ -208,56 +180,120 @@ __device__ Part part_of(const Plan& p, const Share& own, int i, bool head) {
     case 10:
       return MB_PART(x_scale, x_scale, 0, p.S * 4);
     case 11:
-      return MB_PART(dt_scale, dt_scale, e0, ce);
-    case 12:
       return MB_PART(out_scale, out_scale, own.d0 * 4, own.d_rows * 4);
   }
 #undef MB_PART
   return {};
 }
 
+// Fetches the small parameters of one layer after the other, at most two ahead of the computation, and then of the head.
 template <class W>
-__device__ void stream_small(const Plan& p, const Share& own, const Launch& launch, Barriers& bars, char* small) {
-  const int lane = threadIdx.x % 32;
-  constexpr int kElement = sizeof(W);
-  // Lane i keeps part i.
-  const Part layer_part = part_of<W>(p, own, lane, false), head_part = part_of<W>(p, own, lane, true);
-  Cursor at;
+class SmallStreamer {
+ public:
+  __device__ SmallStreamer(const Plan& p, const Share& own, Barriers& bars, char* small)
+      : p_(p),
+        own_(own),
+        bars_(bars),
+        small_(small),
+        policy_(read_once_policy()),
+        lane_(threadIdx.x % 32),
+        layer_part_(part_of(p, own, lane_, false)),
+        head_part_(part_of(p, own, lane_, true)) {}
+
+  __device__ void run(int64_t steps) {
+    bool more = true;
 #pragma unroll 1
-  for (int64_t step = 0; step < launch.run_steps; step++) {
+    for (int64_t step = 0; step < steps && more; step++) {
 #pragma unroll 1
-    for (int l = 0; l <= p.L; l++) {
-      for (unsigned turn = 0; !__all_sync(kFullWarp, barrier_passed(&bars.small_empty[at.stage], at.phase ^ 1));
-           turn++) {
-        if (__any_sync(kFullWarp, bars.quit)) {
-          asm volatile("cp.async.wait_all;" ::: "memory");
-          return;
-        }
-        give_up_after(turn);
-      }
-      char* to = small + at.stage * p.small.bytes;
-      const char* layer = reinterpret_cast<const char*>(p.layers + l);
-      const Part part = l < p.L ? layer_part : head_part;
-      const char* from = part.pointer < 0 ? nullptr : *reinterpret_cast<const char* const*>(layer + part.pointer);
-      async_copy(to + p.small.layer, layer, sizeof(Layer), lane);
+      for (int l = 0; l <= p_.L && more; l++) more = fetch(l);
+    }
+    drain();
+  }
+
+ private:
+  // Lane i fetches part i, and rows i, i + 32, ... of x_proj. They are bulk copies, because what threads load comes
+  // through L1 in order: other warps, which wait for words from L2, would wait for these parameters from memory first.
+  __device__ bool fetch(int l) {
+    if (!room()) return false;
+    char* to = small_ + at_.stage * p_.small.bytes;
+    uint64_t* full = &bars_.small_full[at_.stage];
+    const char* layer = reinterpret_cast<const char*>(p_.layers + l);
+    const Part part = l < p_.L ? layer_part_ : head_part_;
+    const char* from = part.pointer < 0 ? nullptr : *reinterpret_cast<const char* const*>(layer + part.pointer);
+    const char* source = from + part.skip;
+    const bool fetched = from && part.bytes, bulk = aligned(source, part.to | part.bytes);
+    if (fetched && bulk) bulk_fetch(to + part.to, source, part.bytes, full, policy_);
+    if (lane_ == kParts) bulk_fetch(to + p_.small.layer, layer, sizeof(Layer), full, policy_);
 #pragma unroll 1
-      for (int i = 0; i < kParts; i++) {
-        const auto source =
-            reinterpret_cast<const char*>(__shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(from), i));
-        const int target = __shfl_sync(kFullWarp, part.to, i), skip = __shfl_sync(kFullWarp, part.skip, i);
-        const int bytes = __shfl_sync(kFullWarp, part.bytes, i);
-        if (source && bytes) async_copy(to + target, source + skip, bytes, lane);
+    for (uint32_t others = __ballot_sync(kFullWarp, fetched && !bulk); others; others &= others - 1) {
+      const int i = __ffs(static_cast<int>(others)) - 1;
+      const auto address = __shfl_sync(kFullWarp, reinterpret_cast<unsigned long long>(source), i);
+      const int target = __shfl_sync(kFullWarp, part.to, i), bytes = __shfl_sync(kFullWarp, part.bytes, i);
+      async_copy(to + target, reinterpret_cast<const char*>(address), bytes, lane_);
+    }
+    if (l < p_.L) fetch_x_proj(to + p_.small.x_proj, static_cast<const char*>(p_.layers[l].x_proj), full);
+    async_arrive(full);
+    at_.next(2);
+    issued_ = min(issued_ + 1, 2);
+    return true;
+  }
+
+  // Own columns of every row.
+  __device__ void fetch_x_proj(char* to, const char* x_proj, uint64_t* full) {
+    constexpr int kElement = sizeof(W);
+    const char* from = x_proj + own_.e0 * kElement;
+    const long long stride = static_cast<long long>(p_.E) * kElement;
+    const int bytes = own_.channels * kElement;
+    if (aligned(from, static_cast<int>(stride) | bytes)) {
+#pragma unroll 1
+      for (int r = lane_; r < p_.S; r += 32) {
+        bulk_fetch(to + r * p_.small.x_pitch, from + r * stride, bytes, full, policy_);
       }
-      if (l < p.L) {
-        async_rows(to + p.small.x_proj, p.small.x_pitch,
-                   static_cast<const char*>(p.layers[l].x_proj) + own.e0 * kElement,
-                   static_cast<long long>(p.E) * kElement, p.S, own.channels * kElement, lane);
+    } else {
+      const int units = bytes / 8;
+#pragma unroll 1
+      for (int i = lane_; i < p_.S * units; i += 32) {
+        const int r = i / units, at = (i - r * units) * 8;
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to + r * p_.small.x_pitch + at)),
+                     "l"(from + r * stride + at)
+                     : "memory");
       }
-      async_arrive(&bars.small_full[at.stage]);
-      at.next(2);
     }
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
+
+  __device__ static bool aligned(const char* from, int sizes) {
+    return ((static_cast<uint32_t>(reinterpret_cast<uintptr_t>(from)) | static_cast<uint32_t>(sizes)) & 15) == 0;
+  }
+
+  // Waits until the stage is free; false: the run has ended.
+  __device__ bool room() {
+    for (unsigned turn = 0; !__all_sync(kFullWarp, barrier_passed(&bars_.small_empty[at_.stage], at_.phase ^ 1));
+         turn++) {
+      if (__any_sync(kFullWarp, bars_.quit)) return false;
+      give_up_after(turn);
+    }
+    return true;
+  }
+
+  // Shared memory may not be given back while copies are on their way into it.
+  __device__ void drain() {
+#pragma unroll 1
+    for (int i = 0; i < issued_; i++) {
+      at_.stage ^= 1;
+      if (at_.stage == 1) at_.phase ^= 1;
+      barrier_wait(&bars_.small_full[at_.stage], at_.phase);
+    }
+  }
+
+  const Plan& p_;
+  const Share& own_;
+  Barriers& bars_;
+  char* small_;
+  uint64_t policy_;
+  int lane_;
+  Part layer_part_, head_part_;
+  Cursor at_;
+  int issued_ = 0;
+};
 
 }  // namespace mb::cuda::decode
