@@ -7,6 +7,7 @@
 
 #include "../../native/ops.h"
 #include "../check.h"
+#include "constants.h"
 #include "decode.h"
 #include "kernels.h"
 
@@ -18,6 +19,7 @@ struct Decode {
   decode::Plan plan;
   const void* kernel = nullptr;
   Layer* layers = nullptr;
+  float* constants = nullptr;  // find_constants()
   uint32_t* exchanges = nullptr;
   size_t exchange_words = 0;
   Control* control = nullptr;  // page-locked
@@ -28,7 +30,8 @@ struct Decode {
   uint32_t before = 0;
 
   ~Decode() {
-    for (void* p : {static_cast<void*>(layers), static_cast<void*>(exchanges), static_cast<void*>(stops)}) {
+    for (void* p : {static_cast<void*>(layers), static_cast<void*>(constants), static_cast<void*>(exchanges),
+                    static_cast<void*>(stops)}) {
       if (p) cudaFree(p);
     }
     for (void* p : {static_cast<void*>(control), static_cast<void*>(watched)}) {
@@ -173,7 +176,9 @@ void lay_out_small(decode::Plan& p, int element, int v_rows) {
   const int ce = p.channels;
   s.layer = take(sizeof(Layer));
   s.norm_weight = take(p.D * 4);
-  s.norm_bias = take(p.layer_norm ? p.D * 4 : 0);
+  const int in_rows = std::max(2 * ce, v_rows);
+  s.norm_in = take(p.layer_norm ? in_rows * 4 : 0);
+  s.norm_bias = take(p.layer_norm ? in_rows * 4 : 0);
   s.x_pitch = up(ce * element, 16);
   if (s.x_pitch / 16 % 2 == 0) s.x_pitch += 16;  // an odd number of 16 bytes: eight rows in different banks
   s.x_proj = take(int64_t{p.S} * s.x_pitch);
@@ -183,7 +188,7 @@ void lay_out_small(decode::Plan& p, int element, int v_rows) {
   s.dt_bias = take(ce * 4);
   s.A = take(ce * kStates * 4);
   s.D = take(ce * 4);
-  s.in_scale = take(std::max(2 * ce, v_rows) * 4);
+  s.in_scale = take(in_rows * 4);
   s.x_scale = take(p.S * 4);
   s.out_scale = take((p.D / p.blocks + 1) * 4);
   s.bytes = up(take.at, 128);
@@ -211,9 +216,8 @@ bool lay_out_shared(decode::Plan& p, int element, int head_element, int v_rows, 
   const int64_t partials = partials_for(rows);
   s.red = take(partials * rows * std::max(m_rows, v_rows) * 4);
   s.red_out = take(partials * rows * d_rows * 4);
-  s.squares = take(kGroups * rows * 4);
+  s.moments = take(kGroups * rows * 8);
   s.room = take(is_one(rows, p.K) ? kRoomBytes : 0);
-  s.moments = take(rows * 2 * 4);
   s.conv_in = take(is_one(rows, p.K) ? 0 : (rows + p.batch * (p.K - 1)) * p.channels * 4);
   s.u = take(rows * p.channels * 4);
   s.gate = take(rows * p.channels * 4);
@@ -315,7 +319,6 @@ Layer layer_of(const Node& b) {
   const auto o = [&](int i) { return b.out(i).ptr<float>(); };
   Layer w{};
   w.norm_weight = f(in::norm_weight);
-  w.norm_bias = f(in::norm_bias);
   w.in_proj = b.in(in::in_proj).data;
   w.x_proj = b.in(in::x_proj).data;
   w.dt_proj = b.in(in::dt_proj).data;
@@ -341,8 +344,7 @@ Layer layer_of(const Node& b) {
 
 Layer head_of(const Found& f, const decode::Plan& p) {
   Layer w{};
-  w.norm_weight = f.norm->in(1).ptr<float>();
-  w.norm_bias = p.layer_norm ? f.norm->in(at::layer_norm::in::bias).ptr<float>() : nullptr;
+  w.norm_weight = f.norm->in(at::layer_norm::in::weight).ptr<float>();
   w.in_scale = p.head_i8 ? f.head->in(at::linear::in::scale).ptr<float>() : nullptr;
   w.conv_bias = f.head->in(at::linear::in::bias).ptr<float>();
   w.eps = static_cast<float>(f.norm->attr(0));
@@ -366,11 +368,35 @@ void point(const Found& f, decode::Plan& p) {
   p.logprob = f.sample->out(out::logprob).ptr<float>();
 }
 
+// What LayerNorm needs of the matrices, for each layer and the head.
+Status find_constants(const Found& f, Decode& d, std::vector<Layer>& layers) {
+  const decode::Plan& p = d.plan;
+  const int64_t rows = 2 * p.E;
+  MB_CUDA(cudaMalloc(&d.constants, static_cast<size_t>(2 * (rows * p.L + p.V)) * sizeof(float)));
+  const bool i8 = weight_type(f) == DType::i8;
+  float* at = d.constants;
+  for (int l = 0; l <= p.L; l++) {
+    Layer& w = layers[static_cast<size_t>(l)];
+    const bool head = l == p.L;
+    const int64_t n = head ? p.V : rows;
+    const float* bias = head ? f.norm->in(at::layer_norm::in::bias).ptr<float>()
+                             : f.blocks[l].in(at::mamba_block::in::norm_bias).ptr<float>();
+    w.norm_in = at;
+    w.norm_bias = at + n;
+    launch_norm_constants(head ? p.head_weight : w.in_proj, head ? p.head_i8 : i8, static_cast<int>(n), p.D,
+                          w.norm_weight, bias, at, at + n, cudaStreamLegacy);
+    at += 2 * n;
+  }
+  MB_CUDA(cudaGetLastError());
+  return {};
+}
+
 Status allocate(const Found& f, Decode& d) {
   decode::Plan& p = d.plan;
   std::vector<Layer> layers;
   for (int l = 0; l < f.layers; l++) layers.push_back(layer_of(f.blocks[l]));
   layers.push_back(head_of(f, p));
+  if (p.layer_norm) MB_TRY(find_constants(f, d, layers));
   MB_CUDA(cudaMalloc(&d.layers, layers.size() * sizeof(Layer)));
   MB_CUDA(cudaMemcpy(d.layers, layers.data(), layers.size() * sizeof(Layer), cudaMemcpyHostToDevice));
   p.layers = d.layers;

@@ -14,7 +14,7 @@ struct Decode;
 
 // Whether these nodes are such a plan, of sizes and on a device that the kernel supports. Other plans run op by op.
 bool decode_matches(const Node* nodes, size_t n, const Props& props);
-// The nodes stay alive and unchanged until decode_destroy.
+// The nodes stay alive and unchanged until decode_destroy, and so do the weights, of which some sums are kept.
 Status decode_create(const Node* nodes, size_t n, const Props& props, Decode** out);
 // Returns when the run has ended; `done`, `stopped_by` and `watched` are set. run.watch, if any, is the sampled ids.
 Status decode_run(Decode* decode, cudaStream_t stream, Run& run);

@@ -181,8 +181,8 @@ class Worker {
   __device__ const float* param(int offset) const { return reinterpret_cast<const float*>(params_ + offset); }
 
   // Product 2l of a step is in_proj of layer l, product 2l + 1 its out_proj, and product 2L the head:
-  // red(k_group, row, m) = rows of own weights times activations; squares = what RMSNorm needs. All of them share one
-  // copy of the code, since a layer takes less time than fetching instructions from afar.
+  // red(k_group, row, m) = rows of own weights times activations, and what the norm needs. All of them share one copy of
+  // the code, since a layer takes less time than fetching instructions from afar.
   __device__ __forceinline__ void product(int index, int rows, float eps) {
     const bool out = index % 2, last = index == 2 * p_.L;
     const Stream& stream = p_.streams[out ? kOut : last ? kHead : kIn];
@@ -195,41 +195,48 @@ class Worker {
       from.exchange = out ? p_.y : p_.x;
       from.tag = out ? tag(uses_) : tag(uses_ - 1);
     }
-    float* squares = floats(p_.shared.squares);
     const char* ring = shared_ + p_.shared.ring;
-    const float* weight = out ? nullptr : param(p_.small.norm_weight);
-    const float* bias = !out && p_.layer_norm ? param(p_.small.norm_bias) : nullptr;
     const bool i8 = !last || p_.head_i8;
     float* red = floats(out ? p_.shared.red_out : p_.shared.red);
     Norm norm;
-    norm.weight = weight;
-    norm.bias = bias;
-    norm.moments = floats(p_.shared.moments);
+    norm.weight = out ? nullptr : param(p_.small.norm_weight);
     if constexpr (C::kOne) {
-      if (bias) one_row_moments<C>(p_, at_, from, eps, squares, floats(p_.shared.moments));
+      float* own = red + at_.split * rows;
       Accumulators<C> acc;
-      float sum = 0.0f;
-      multiply_one<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, shared_ + p_.shared.room, cursor_, sum, acc);
-      if (weight && !bias) {
-        sum = warp_sum(sum);
-        if (at_.lane == 0) squares[at_.split] = sum;
+      Moments of_thread;
+      multiply_one<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, shared_ + p_.shared.room, cursor_, of_thread,
+                      acc);
+      if (norm.weight) {
+        const Moments of_group{warp_sum(of_thread.sum), warp_sum(of_thread.squares)};
+        if (at_.lane == 0) moments()[at_.split] = of_group;
       }
 #pragma unroll
       for (int m = 0; m < C::kMTiles; m++) {
         if (m * 16 >= rows) break;
-        each_result<C>(at_, acc.v[m], m * 16, 0, rows, 1,
-                       [&](int row, int, float v) { red[at_.split * rows + row] = v; });
+        each_result<C>(at_, acc.v[m], m * 16, 0, rows, 1, [&](int row, int, float v) { own[row] = v; });
       }
     } else {
-      if (bias) all_row_moments<C>(p_, at_, from, eps, squares, floats(p_.shared.moments), tid_);
-      multiply_rows<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, cursor_, squares, red);
+      multiply_rows<C>(p_, at_, stream, i8, rows, from, norm, bars_, ring, cursor_, moments(), red);
     }
   }
-  // RMSNorm's factor of row r.
-  __device__ float row_factor(bool layer_norm, int r, float eps) const {
-    if (layer_norm) return 1.0f;
-    const float squares = sum_groups<kGroups>(floats(p_.shared.squares) + r, kGroups, all_rows());
-    return rsqrtf(fmaf(squares, p_.inverse_D, eps));
+  __device__ Moments* moments() const { return reinterpret_cast<Moments*>(shared_ + p_.shared.moments); }
+  // Result m of row r of in_proj or the head, after the norm.
+  __device__ float normed(int rows, int m, int r, float eps) const {
+    Moments sums;
+#pragma unroll
+    for (int group = 0; group < kGroups; group++) {
+      const Moments v = moments()[group * all_rows() + r];
+      sums.sum += v.sum;
+      sums.squares += v.squares;
+    }
+    float product = reduced(p_.shared.red, rows, m, r), mean = 0.0f;
+    if (p_.layer_norm) {
+      mean = __fmul_rn(sums.sum, p_.inverse_D);
+      product = fmaf(-mean, param(p_.small.norm_in)[m], product);
+    }
+    const float variance = fmaxf(fmaf(sums.squares, p_.inverse_D, -__fmul_rn(mean, mean)), 0.0f);
+    const float factor = rsqrtf(__fadd_rn(variance, eps));
+    return p_.layer_norm ? fmaf(product, factor, param(p_.small.norm_bias)[m]) : __fmul_rn(product, factor);
   }
   // A result of a product: quads of column groups in order, each the sum of its groups in order.
   __device__ float reduced(int offset, int rows, int m, int r) const {
@@ -318,7 +325,7 @@ class Worker {
     for (int i = first; i < ce * all_rows(); i += half) {
       int channel;
       const int r = row_of(own_.by_channels, i, channel), m = gates ? ce + channel : channel;
-      float v = __fmul_rn(reduced(p_.shared.red, m_rows, m, r), row_factor(p_.layer_norm, r, w.eps));
+      float v = normed(m_rows, m, r, w.eps);
       if (sizeof(W) == 1) v = __fmul_rn(v, param(p_.small.in_scale)[m]);
       if (gates) {
         gate[i] = silu(v);
@@ -672,7 +679,7 @@ class Worker {
     for (int i = tid_; i < own_.v_rows * all_rows(); i += kWorkers) {
       int m;
       const int r = row_of(own_.by_v_rows, i, m);
-      float v = __fmul_rn(reduced(p_.shared.red, own_.v_rows, m, r), row_factor(p_.layer_norm, r, eps));
+      float v = normed(own_.v_rows, m, r, eps);
       if (p_.head_i8) v = __fmul_rn(v, param(p_.small.in_scale)[m]);
       if (p_.head_bias) v = __fadd_rn(v, param(p_.small.conv_bias)[m]);
       const long long at = static_cast<long long>(r) * p_.V + own_.v0 + m;

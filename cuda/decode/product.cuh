@@ -7,8 +7,8 @@
 //
 // A row's bits do not depend on the other rows. The columns of a product are cut into kGroups ranges; within one the
 // chunks of 32 columns follow each other in an accumulator, high and low halves apart, which are then added. The sums
-// of four neighbouring ranges are added in order, then those of the four quads. Squares and moments of norms have an
-// order of their own (RowSums). A single row has code of its own, with the same order: there a thread prepares eight
+// of four neighbouring ranges are added in order, then those of the four quads. Moments of norms have an order of their
+// own (RowSums). A single row has code of its own, with the same order: there a thread prepares eight
 // columns and passes them on through shared memory, while with more rows a warp prepares two chunks of four rows at
 // once and exchanges halves by shuffles.
 //
@@ -182,31 +182,37 @@ struct Slices {
   __device__ __forceinline__ void release_all(int lane) { release_before(stream.slices * per_slice, lane); }
 };
 
-// The norm before a product. RMSNorm's factor is the same for a whole row, so it is applied to the result: the product
-// only adds up the squares. LayerNorm's mean and factor are found in two passes before.
-struct Norm {
-  const float* weight = nullptr;   // in shared memory; null: no norm
-  const float* bias = nullptr;     // given: LayerNorm
-  const float* moments = nullptr;  // LayerNorm's mean and factor of each row, in shared memory
+// Eight floats of shared memory.
+__device__ __forceinline__ void load8(const float* from, float (&to)[8]) {
+  const float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
+  to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+}
 
-  // Eight columns of row r; returns the sum of their squares, for RMSNorm.
-  __device__ __forceinline__ float apply(float (&v)[8], int r, int column) const {
-    const float4 w0 = *reinterpret_cast<const float4*>(weight + column);
-    const float4 w1 = *reinterpret_cast<const float4*>(weight + column + 4);
-    const float w[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
-    float sum = 0.0f;
-    if (bias) {
-      const float mean = moments[r * 2], factor = moments[r * 2 + 1];
+// What a norm must know of a row: the sum of its values (LayerNorm only), and of their squares.
+struct Moments {
+  float sum = 0.0f, squares = 0.0f;
+};
+
+// The norm before a product W h. A row's mean and factor are known only when all of it has been seen, so they are applied
+// to the result: with h = (x - mean) factor w + b,
+//   W h = factor (W (w x) - mean W w) + W b
+// and the product takes w x, while W w and W b, which no activation enters, are found once (constants.cu). With RMSNorm
+// mean and b are zero.
+struct Norm {
+  const float* weight = nullptr;  // in shared memory; null: no norm
+
+  // Eight columns times the weight, and their moments before.
+  __device__ __forceinline__ void apply(float (&v)[8], int column, Moments& moments) const {
+    float w[8];
+    load8(weight + column, w);
+    moments.sum = 0.0f;
+    moments.squares = 0.0f;
 #pragma unroll
-      for (int k = 0; k < 8; k++) v[k] = fmaf(__fmul_rn(v[k] - mean, factor), w[k], bias[column + k]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < 8; k++) {
-        sum = fmaf(v[k], v[k], sum);
-        v[k] = __fmul_rn(v[k], w[k]);
-      }
+    for (int k = 0; k < 8; k++) {
+      moments.sum += v[k];
+      moments.squares = fmaf(v[k], v[k], moments.squares);
+      v[k] = __fmul_rn(v[k], w[k]);
     }
-    return sum;
   }
 };
 
@@ -238,62 +244,30 @@ struct Words {
     }
   }
 };
-__device__ __forceinline__ bool read_columns(const Source& from, int element, float (&v)[8]) {
-  Words words;
-  words.read(from, element);
-  words.values(from, v);
-  return words.there(from);
-}
 // Where a row begins.
 __device__ __forceinline__ int row_start(const Source& from, int columns, int r) {
   return (from.exchange ? r : from.ids[r]) * columns;
 }
 
-// One row: eight columns for each thread that is active.
+// One row: eight columns for each thread that is active, zeros for the others.
 __device__ __forceinline__ void gather_columns(const Source& from, int columns, int column, bool active,
                                                float (&v)[8]) {
-  const int element = row_start(from, columns, 0) + column;
+  Words words;
+  if (!from.exchange) {
+    if (active) words.read(from, from.ids[0] * columns + column);
+    words.values(from, v);
+    return;
+  }
+  const uint32_t* at = from.exchange + column;
 #pragma unroll 1
   for (unsigned turn = 0;; turn++) {
-    const bool there = !active || read_columns(from, element, v);
-    if (__all_sync(kFullWarp, there)) return;
+    if (active) words.a = peek4(at), words.b = peek4(at + 4);
+    if (__all_sync(kFullWarp, !active || !(missing(words.a, from.tag) | missing(words.b, from.tag)))) break;
     give_up_after(turn);
   }
-}
-
-// The sum of eight numbers, or in the second pass of the squares of their distances from the mean.
-__device__ __forceinline__ float moment_of(const float (&v)[8], float mean, int pass) {
-  float sum = 0.0f;
+  const uint32_t all[8] = {words.a.x, words.a.y, words.a.z, words.a.w, words.b.x, words.b.y, words.b.z, words.b.w};
 #pragma unroll
-  for (int k = 0; k < 8; k++) {
-    const float d = v[k] - mean;
-    sum = pass == 0 ? sum + d : fmaf(d, d, sum);
-  }
-  return sum;
-}
-// Mean or factor of row r of `rows` from sums(group, row).
-__device__ __forceinline__ void store_moment(const Plan& p, const float* sums, int rows, int r, int pass, float eps,
-                                             float* moments) {
-  const float mean = __fmul_rn(sum_groups<4>(sums + r, kGroups, rows), p.inverse_D);
-  moments[r * 2 + pass] = pass == 0 ? mean : rsqrtf(mean + eps);
-}
-
-// Mean and factor of one row into moments(2), for LayerNorm.
-template <class C>
-__device__ void one_row_moments(const Plan& p, const Place<C>& at, const Source& from, float eps, float* sums,
-                                float* moments) {
-  const Range own(p.streams[kIn], at.split);
-#pragma unroll 1
-  for (int pass = 0; pass < 2; pass++) {
-    float v[8] = {};
-    const bool active = own.begin * 4 + at.lane < own.end * 4;
-    gather_columns(from, p.D, own.begin * 32 + at.lane * 8, active, v);
-    const float sum = warp_sum(active ? moment_of(v, pass == 0 ? 0.0f : moments[0], pass) : 0.0f);
-    if (at.lane == 0) sums[at.split] = sum;
-    worker_barrier();
-    if (at.split == 0 && at.lane == 0) store_moment(p, sums, 1, 0, pass, eps, moments);
-    worker_barrier();
-  }
+  for (int k = 0; k < 8; k++) v[k] = untagged(all[k]);
 }
 
 // Values of one accumulator tile by weight row m and activation row r, high and low parts added.
@@ -315,12 +289,12 @@ struct Accumulators {
   float v[C::kMTiles][4] = {};
 };
 
-// acc += the block's `rows` weight rows, as they come through the ring, times the one row of activations. `squares`: of
-// the thread's columns.
+// acc += the block's `rows` weight rows, as they come through the ring, times the one row of activations; `moments` of the
+// thread's columns, which with a norm are one pass.
 template <class C>
 __device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
                                              const Source& from, const Norm& norm, Barriers& bars, const char* ring,
-                                             char* room, Cursor& cursor, float& squares, Accumulators<C>& acc) {
+                                             char* room, Cursor& cursor, Moments& moments, Accumulators<C>& acc) {
   using W = typename C::W;
   const int element = sizeof(W) == 2 || !i8 ? 2 : 1;
   const Range own(s, at.split);
@@ -331,10 +305,10 @@ __device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, 
   for (int first = own.begin; first < own.end; first += kPass) {
     const int count = min(own.end - first, kPass), column = first * 32 + at.lane * 8;
     const bool active = at.lane < count * 4;
-    float v[8] = {};
+    float v[8];
     gather_columns(from, s.columns, column, active, v);
     if (active) {
-      if (norm.weight) squares += norm.apply(v, 0, column);
+      if (norm.weight) norm.apply(v, column, moments);
       uint4 high, low;
       split(v[0], v[1], high.x, low.x);
       split(v[2], v[3], high.y, low.y);
@@ -388,6 +362,8 @@ struct RowSums {
   }
 };
 
+constexpr unsigned kPause = 40;  // ns between looks for rows, which many warps take turns at
+
 // What a lane reads of a product's activations: eight columns of row g % 4 of a tile of four rows, of chunk
 // `pair` + g / 4.
 template <class C>
@@ -408,6 +384,7 @@ struct Reader {
 #pragma unroll 1
     for (unsigned turn = 0; !__all_sync(kFullWarp, !active(pair) || words.there(from)); turn++) {
       give_up_after(turn);
+      __nanosleep(kPause);
       read(tile, pair, words);
     }
     words.values(from, v);
@@ -423,7 +400,10 @@ __device__ __forceinline__ void await_last_row(const Plan& p, const Place<C>& at
   if (from.exchange && chunk < own.end) {
     const uint32_t* last = from.exchange + row_start(from, columns, rows_of<C>(p) - 1) + chunk * 32 + at.t * 8 + 4;
 #pragma unroll 1
-    for (unsigned turn = 0; missing(peek4(last), from.tag); turn++) give_up_after(turn);
+    for (unsigned turn = 0; missing(peek4(last), from.tag); turn++) {
+      give_up_after(turn);
+      __nanosleep(kPause);
+    }
   }
   __syncwarp();
 }
@@ -436,55 +416,12 @@ __device__ __forceinline__ void each_tile(const Plan& p, const Place<C>& at, Fn 
   for (int tile = at.row_group; tile < tiles; tile += C::kRowGroups) fn(tile);
 }
 
-// Leaves a row's sum over a group of columns in to(group, row).
-template <class C>
-__device__ __forceinline__ void store_sum(const Place<C>& at, const RowSums& sums, int tile, int group, int rows,
-                                          float* to) {
-  const float total = sums.total();
-  const int r = tile * 4 + at.g;
-  if (at.g < 4 && at.t == 0 && r < rows) to[group * rows + r] = total;
-}
-
-// Mean and factor of each row into moments(row, 2), for LayerNorm.
-template <class C>
-__device__ void all_row_moments(const Plan& p, const Place<C>& at, const Source& from, float eps, float* sums,
-                                float* moments, int thread) {
-  constexpr int kSpan = kGroups / C::kSplit;
-  const int all = rows_of<C>(p);
-#pragma unroll 1
-  for (int pass = 0; pass < 2; pass++) {
-#pragma unroll 1
-    for (int group = at.split * kSpan; group < (at.split + 1) * kSpan; group++) {
-      const Range own(p.streams[kIn], group);
-      await_last_row<C>(p, at, from, p.D, own);
-      const Reader<C> reader{p, at, from, p.D, own};
-      each_tile<C>(p, at, [&](int tile) {
-        RowSums sum;
-#pragma unroll 1
-        for (int pair = own.begin; pair < own.end; pair += 2) {
-          Words words;
-          float v[8];
-          reader.read(tile, pair, words);
-          reader.values(tile, pair, words, v);
-          if (!reader.active(pair)) continue;
-          sum.add((pair - own.begin) / 2, moment_of(v, pass == 0 ? 0.0f : moments[reader.row(tile) * 2], pass));
-        }
-        __syncwarp();
-        store_sum<C>(at, sum, tile, group, all, sums);
-      });
-    }
-    worker_barrier();
-    if (thread < all) store_moment(p, sums, all, thread, pass, eps, moments);
-    worker_barrier();
-  }
-}
-
 // red(partial, row, m) = the block's `rows` weight rows, as they come through the ring, times the activations;
-// squares(group, row), for RMSNorm.
+// moments(group, row).
 template <class C>
 __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
                                               const Source& from, const Norm& norm, Barriers& bars, const char* ring,
-                                              Cursor& cursor, float* squares, float* red) {
+                                              Cursor& cursor, Moments* moments, float* red) {
   using W = typename C::W;
   constexpr int kSpan = kGroups / C::kSplit;
   const int element = sizeof(W) == 2 || !i8 ? 2 : 1, all = rows_of<C>(p);
@@ -503,7 +440,7 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
     Words ahead;
     reader.read(at.row_group, own.begin, ahead);
     each_tile<C>(p, at, [&](int tile) {
-      RowSums sums;
+      RowSums sums, squares;
       Accumulators<C> acc;
       // All slices of the range stay until the last tile has been through them.
       Cursor now = cursor;
@@ -518,7 +455,10 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
           reader.read(more ? tile : tile + C::kRowGroups, more ? pair + 2 : own.begin, ahead);
         }
         if (norm.weight && reader.active(pair)) {
-          sums.add((pair - own.begin) / 2, norm.apply(v, reader.row(tile), reader.column(pair)));
+          Moments columns;
+          norm.apply(v, reader.column(pair), columns);
+          sums.add((pair - own.begin) / 2, columns.sum);
+          squares.add((pair - own.begin) / 2, columns.squares);
         }
         // Lanes of the lower rows made both halves of chunk `pair` and keep the high one, the upper rows those of the
         // chunk after it and keep the low one.
@@ -551,7 +491,11 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
           }
         }
       }
-      if (norm.weight && !norm.bias) store_sum<C>(at, sums, tile, group, all, squares);
+      if (norm.weight) {
+        const Moments of_group{sums.total(), squares.total()};
+        const int r = tile * 4 + at.g;
+        if (at.g < 4 && at.t == 0 && r < all) moments[group * all + r] = of_group;
+      }
 #pragma unroll
       for (int m = 0; m < C::kMTiles; m++) {
         if (m * 16 >= rows) break;

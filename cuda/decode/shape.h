@@ -27,7 +27,8 @@ constexpr int kMaxClasses = 2048;  // that one block draws from
 
 // One layer's operands. Matrices are bf16, or i8 with a scale per row but for dt_proj; everything else is f32.
 struct alignas(16) Layer {
-  const float *norm_weight, *norm_bias;  // bias: null with RMSNorm
+  const float* norm_weight;
+  const float *norm_in, *norm_bias;  // with LayerNorm: in_proj (or the head) times its weight, and times its bias
   const void *in_proj, *x_proj, *dt_proj, *out_proj;
   const float *in_scale, *x_scale, *out_scale;
   const float *conv_weight, *conv_bias, *dt_bias, *A, *D;
@@ -45,7 +46,7 @@ struct Stream {
 
 // Byte offsets of a layer's small parameters within their buffer. Parts of absent operands are not filled.
 struct Small {
-  int layer, norm_weight, norm_bias, x_proj, dt_proj, conv_weight, conv_bias, dt_bias, A, D;
+  int layer, norm_weight, norm_in, norm_bias, x_proj, dt_proj, conv_weight, conv_bias, dt_bias, A, D;
   int in_scale, x_scale, out_scale;
   int x_pitch;  // bytes from row to row of x_proj
   int bytes;
@@ -53,7 +54,7 @@ struct Small {
 
 // Byte offsets into a block's shared memory.
 struct Shared {
-  int ring, small, red, red_out, squares, room, moments, conv_in, u, gate, selected, delta, residual, logits, ids,
+  int ring, small, red, red_out, moments, room, conv_in, u, gate, selected, delta, residual, logits, ids,
       bytes;
 };
 

@@ -145,43 +145,55 @@ struct Part {
   int pointer = -1, to = 0, skip = 0, bytes = 0;
 };
 
-constexpr int kParts = 12;
+constexpr int kParts = 15;
 
 // Part i of a layer, or of the head.
 __device__ inline Part part_of(const Plan& p, const Share& own, int i, bool head) {
   const Small& s = p.small;
   const int e0 = own.e0 * 4, ce = own.channels * 4;
 #define MB_PART(field, to, skip, bytes) \
-  Part { static_cast<int>(offsetof(Layer, field)), s.to, skip, bytes }
+  Part { static_cast<int>(offsetof(Layer, field)), to, skip, bytes }
+// A value of each row of in_proj, first the channels' and then their gates', or of the head.
+#define MB_ROWS(field) \
+  (head ? MB_PART(field, s.field, own.v0 * 4, own.v_rows * 4) : MB_PART(field, s.field, e0, ce))
+#define MB_GATES(field) MB_PART(field, s.field + ce, p.E * 4 + e0, ce)
   switch (i) {
     case 0:
-      return MB_PART(norm_weight, norm_weight, 0, p.D * 4);
+      return MB_PART(norm_weight, s.norm_weight, 0, p.D * 4);
     case 1:
-      return MB_PART(norm_bias, norm_bias, 0, p.D * 4);
+      return MB_ROWS(norm_in);
     case 2:
-      return head ? MB_PART(in_scale, in_scale, own.v0 * 4, own.v_rows * 4) : MB_PART(in_scale, in_scale, e0, ce);
+      return MB_ROWS(norm_bias);
     case 3:
-      return head ? MB_PART(conv_bias, conv_bias, own.v0 * 4, own.v_rows * 4) : MB_PART(conv_bias, conv_bias, e0, ce);
+      return MB_ROWS(in_scale);
+    case 4:
+      return MB_ROWS(conv_bias);
   }
   if (head) return {};
   switch (i) {
-    case 4:
-      return Part{static_cast<int>(offsetof(Layer, in_scale)), s.in_scale + ce, p.E * 4 + e0, ce};
     case 5:
-      return MB_PART(dt_proj, dt_proj, own.e0 * p.R * 2, own.channels * p.R * 2);
+      return MB_GATES(norm_in);
     case 6:
-      return MB_PART(conv_weight, conv_weight, e0 * p.K, ce * p.K);
+      return MB_GATES(norm_bias);
     case 7:
-      return MB_PART(dt_bias, dt_bias, e0, ce);
+      return MB_GATES(in_scale);
     case 8:
-      return MB_PART(A, A, e0 * kStates, ce * kStates);
+      return MB_PART(dt_proj, s.dt_proj, own.e0 * p.R * 2, own.channels * p.R * 2);
     case 9:
-      return MB_PART(D, D, e0, ce);
+      return MB_PART(conv_weight, s.conv_weight, e0 * p.K, ce * p.K);
     case 10:
-      return MB_PART(x_scale, x_scale, 0, p.S * 4);
+      return MB_PART(dt_bias, s.dt_bias, e0, ce);
     case 11:
-      return MB_PART(out_scale, out_scale, own.d0 * 4, own.d_rows * 4);
+      return MB_PART(A, s.A, e0 * kStates, ce * kStates);
+    case 12:
+      return MB_PART(D, s.D, e0, ce);
+    case 13:
+      return MB_PART(x_scale, s.x_scale, 0, p.S * 4);
+    case 14:
+      return MB_PART(out_scale, s.out_scale, own.d0 * 4, own.d_rows * 4);
   }
+#undef MB_GATES
+#undef MB_ROWS
 #undef MB_PART
   return {};
 }
