@@ -422,4 +422,9 @@ test('mistakes in a call are refused', async (t) => {
     message: /"size"/,
   });
   await t.throwsAsync(measureTokenizer(trained, folder()), { instanceOf: DataError });
+  const path = fileOf('letters.txt', 'aa\n\f\nbb\n\f\ncc');
+  await t.throwsAsync(measureTokenizer(trained, path, { maxBytes: 2 }), {
+    instanceOf: DataError,
+    message: /have text within maxBytes, got none/,
+  });
 });

@@ -1,5 +1,5 @@
 import { openDataset } from '../data/dataset.ts';
-import { checkFunction, checkInteger, checkOptions, checkSignal } from '../errors.ts';
+import { checkFunction, checkInteger, checkOptions, checkSignal, DataError, expected } from '../errors.ts';
 import { documentParts } from './document-parts.ts';
 import type { Tokenizer } from './tokenizer.ts';
 
@@ -23,7 +23,7 @@ const KEYS = ['maxBytes', 'separator', 'signal', 'onProgress'];
 
 /**
  * How many tokens text takes.
- * @throws DataError when the data cannot be read; TypeError or RangeError naming a wrong option
+ * @throws DataError when the data cannot be read or nothing of it is measured; TypeError or RangeError naming a wrong option
  */
 export async function measureTokenizer(
   tokenizer: Tokenizer,
@@ -43,5 +43,6 @@ export async function measureTokenizer(
     bytes += part.length;
     tokens += tokenizer.encode(part).length;
   }
+  if (tokens === 0) throw new DataError(expected(where, 'the data', 'have text within maxBytes', 'none'));
   return { bytes, tokens, bytesPerToken: bytes / tokens, documents: data.documents };
 }

@@ -98,7 +98,7 @@ const KernelEntry* select(const char* forced, const char** chosen, Status* statu
     if (!forced || std::strcmp(forced, kTargets[i].name) == 0) picked = i;
   }
   if (picked < 0) {
-    *status = fail(Code::unsupported, "device cpu: expected target to be one of: %s, got '%s'.", names, forced);
+    *status = fail(Code::unsupported, "cpu: expected target to be one of: %s, got '%s'.", names, forced);
     return nullptr;
   }
   *chosen = kTargets[picked].name;
