@@ -1,7 +1,7 @@
 // The plans of a session: what reads a chunk of ids, verifies drafted ones, decodes. Each is compiled on first use.
 import type { BackendName, Device } from './device.ts';
 import { Graph } from './graph.ts';
-import type { Memory } from './memory/memory.ts';
+import type { Memory, RunPlan } from './memory/memory.ts';
 import type { Architecture, ForwardOptions, Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
@@ -27,16 +27,8 @@ export function sequencesAtOnce(backend: BackendName, length: number): number {
   return Math.min(64, Math.floor(rows / chunk));
 }
 
-/** Splits a length into [start, size] chunks, large ones first. */
-export function* chunksOf(length: number, sizes: readonly number[]): Generator<[start: number, size: number]> {
-  let at = 0;
-  for (const size of sizes) {
-    for (; length - at >= size; at += size) yield [at, size];
-  }
-}
-
-/** What a chunk gives back beside the updated state. */
-export type ChunkOutput = 'state' | 'logits' | 'nll';
+/** What a chunk gives back beside the updated state; 'skip': not even all of that (`Memory.skippable`). */
+export type ChunkOutput = 'skip' | 'state' | 'logits' | 'nll';
 
 export interface ChunkPlan {
   plan: Plan;
@@ -105,7 +97,7 @@ export function activationsOf(device: Device, config: ModelConfig, weights: Weig
 
 /** Plans over the memory of `batch` sequences. They share an arena, since only one of them runs at a time. */
 export class SessionPlans {
-  /** Chunks that lengths are made of, large ones first. */
+  /** Chunks that lengths are made of, large ones first; the last is 1. */
   readonly sizes: readonly number[];
   readonly #device: Device;
   readonly #architecture: Architecture<ModelConfig>;
@@ -138,8 +130,10 @@ export class SessionPlans {
     return this.once(`${output} ${size}`, async () => {
       const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
       const g = new Graph();
-      const x = await this.backbone(g, ids, this.forward(this.#batch * size));
-      if (output === 'state') return { plan: await this.compile(g), ids };
+      const forward = this.forward(this.#batch * size);
+      const state = output === 'skip' ? this.#memory.skipping : forward.state;
+      const x = await this.backbone(g, ids, { ...forward, state });
+      if (output === 'state' || output === 'skip') return { plan: await this.compile(g), ids };
       const logits = await this.head(g, x);
       if (output === 'logits') return { plan: await this.compile(g, logits), ids, output: logits };
       const targets = this.tensor(`targets ${size}`, [this.#batch, size], 'i32');
@@ -185,6 +179,17 @@ export class SessionPlans {
       return { ...draw, plan: await this.compile(g) };
     });
   }
+
+  /** Runs what a memory computes by itself. */
+  readonly run: RunPlan = async (key, rows, record) => {
+    const { plan } = await this.once(key, async () => {
+      const g = new Graph();
+      const weights = await prepared(this.#device, this.#config, this.#weights);
+      record(g, weights, this.forward(rows));
+      return { plan: await this.compile(g) };
+    });
+    await plan.run();
+  };
 
   /** Drops all plans: what they read and write of the memory lies elsewhere now. */
   async forget(): Promise<void> {

@@ -70,9 +70,9 @@ export class CacheMemory implements Memory {
   get room(): number {
     return this.#capacity - Math.max(...this.#lengths);
   }
-  /** Steps that the first sequence holds. */
-  get length(): number {
-    return this.#lengths[0] ?? 0;
+  /** Steps that sequence `b` holds. */
+  lengthOf(b: number): number {
+    return this.#lengths[b] ?? 0;
   }
 
   async reserve(steps: number): Promise<boolean> {
@@ -140,8 +140,8 @@ export class CacheMemory implements Memory {
     return { ...this.state, positions: this.#positions.slice(0, steps) };
   }
   beginVerify(): void {
-    this.#verifiedFrom = this.length;
-    const from = this.length;
+    const from = this.lengthOf(0);
+    this.#verifiedFrom = from;
     this.#device.write(
       this.#positions,
       Int32Array.from({ length: this.#positions.elems }, (_, i) => from + i),
@@ -253,7 +253,7 @@ export class CacheTrail implements Trail {
   }
 
   begin(): void {
-    this.#start = this.#memory.length;
+    this.#start = this.#memory.lengthOf(0);
   }
   at(position: number): { key: string; state: () => CacheState } {
     this.#memory.moveTo(0, this.#start + position);

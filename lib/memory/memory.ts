@@ -1,3 +1,13 @@
+import type { Graph } from '../graph.ts';
+import type { ForwardOptions, Weights } from '../models/architecture.ts';
+
+/** Runs a plan over `rows` rows, which is recorded and compiled once for each key. */
+export type RunPlan = (
+  key: string,
+  rows: number,
+  record: (g: Graph, weights: Weights, options: Pick<ForwardOptions, 'activations'>) => void,
+) => Promise<void>;
+
 /**
  * What the sequences of a session carry from id to id on a device, in the form in which their architecture keeps it. A
  * session moves it on by running plans; everything else that may happen to it is here.
@@ -16,6 +26,18 @@ export interface Memory {
    * @throws OutOfMemoryError; the state is intact
    */
   reserve(steps: number): Promise<boolean>;
+  /** Ids that every sequence can read from here, once prepared, before it must be prepared again; left out: any number. */
+  readonly stretch?: number;
+  /** Computes what must be there before the next id is read, where that depends on the position. */
+  prepare?(run: RunPlan): Promise<void>;
+  /**
+   * Of `steps` ids ahead, where only the state after the last of them is wanted: how many of the first need no more than a
+   * pass with the state `skipping`. Once one of them is read, the state is of use only after all `steps`.
+   */
+  skippable?(steps: number): number;
+  readonly skipping?: unknown;
+  /** A run with `skipping` has read `steps` ids of every sequence. */
+  skipped?(steps: number): void;
   /** A run has read `steps` ids of every sequence. */
   advanced(steps: number): void;
   /** Forgets everything: the state of texts not yet begun. */
