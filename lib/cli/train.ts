@@ -15,7 +15,10 @@ import { runRanks } from './ranks.ts';
 import { defined, parseCount, parseNumber, parsePositive, separatorOption, UsageError } from './usage.ts';
 
 /** The flags that make the shape of a new model: fields of its configuration. */
-const SHAPE = ['architecture', 'layers', 'dModel', 'dState', 'heads', 'keyHeads', 'dInner'] as const;
+const SHAPE = [
+  ...(['architecture', 'layers', 'dModel', 'dState', 'heads', 'keyHeads', 'dInner'] as const),
+  ...(['latents', 'latentStride'] as const),
+];
 
 interface TrainFlags
   extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress' | 'onEncode'> {
@@ -26,6 +29,8 @@ interface TrainFlags
   heads?: number;
   keyHeads?: number;
   dInner?: number;
+  latents?: number;
+  latentStride?: number;
   beta1?: number;
   beta2?: number;
   separator?: string;
@@ -48,8 +53,14 @@ export function trainCommand(): Command {
     .addOption(new Option('--architecture <name>', '(default: mamba)').choices(Object.keys(ARCHITECTURES)))
     .option('--d-inner <n>', 'inner channels of a mamba (default: 2 x d-model), or width of an MLP', parsePositive)
     .option('--d-state <n>', 'states per channel of a mamba (default: 16)', parsePositive)
-    .option('--heads <n>', 'attention heads of a transformer (default: of 64 columns)', parsePositive)
+    .option('--heads <n>', 'attention heads of a transformer or perceiver-ar (default: of 64 columns)', parsePositive)
     .option('--key-heads <n>', 'heads of its keys and values (default: as many)', parsePositive)
+    .option(
+      '--latents <n>',
+      'last positions of a window that a perceiver-ar learns from (default: 1024)',
+      parsePositive,
+    )
+    .option('--latent-stride <n>', 'from one block of them to the next (default: half)', parsePositive)
     .option('--init <model>', 'start from a shipped model, a folder or a file')
     .option('--tokenizer <file>', 'a tokenizer.json: make a subword model, whose context counts tokens')
     .optionsGroup('Length:')
@@ -146,7 +157,7 @@ async function run(flags: TrainFlags, signal: AbortSignal, rank?: Rank): Promise
 
 function trainOptions(flags: TrainFlags, rank = 0): TrainOptions {
   const { architecture, layers, dModel, dState, heads, keyHeads, dInner, ...others } = flags;
-  const { beta1, beta2, separator, devices, json, quiet, ...rest } = others;
+  const { latents, latentStride, beta1, beta2, separator, devices, json, quiet, ...rest } = others;
   const config = shape(flags);
   const betas = beta1 === undefined && beta2 === undefined ? undefined : ([beta1 ?? 0.9, beta2 ?? 0.95] as const);
   const device = devices ? `cuda:${devices[rank]}` : rest.device;

@@ -1,6 +1,7 @@
 import { expected } from '../errors.ts';
 import { architectureOf, type ModelConfig, type PartialModelConfig } from './architectures.ts';
 import type { PartialMambaConfig } from './config.ts';
+import type { PartialPerceiverArConfig } from './perceiver-ar.ts';
 import type { PartialTransformerConfig } from './transformer.ts';
 
 const byte = (layers: number, dModel: number): PartialMambaConfig => ({ layers, dModel });
@@ -18,9 +19,17 @@ const transformer = (layers: number, dModel: number, dInner: number): PartialTra
   dInner,
 });
 
+const perceiverAr = (layers: number, dModel: number, dInner: number): PartialPerceiverArConfig => ({
+  architecture: 'perceiver-ar',
+  layers,
+  dModel,
+  dInner,
+  latents: 1024,
+});
+
 /**
  * Sizes by name: the paper's models (Wang et al. 2024; layers and widths from the authors' configurations) and the
- * smaller ones that this package ships or measures with, and Transformers of about as many parameters.
+ * smaller ones that this package ships or measures with, and baselines of about as many parameters.
  */
 export const PRESETS = {
   'mambabyte-1.6b': byte(48, 2304),
@@ -34,6 +43,10 @@ export const PRESETS = {
   'transformer-20m': transformer(6, 512, 1536),
   'transformer-27m': transformer(8, 512, 1536),
   'transformer-353m': transformer(28, 1024, 2752),
+  'perceiver-ar-5m': perceiverAr(5, 256, 768),
+  'perceiver-ar-20m': perceiverAr(5, 512, 1536),
+  'perceiver-ar-27m': perceiverAr(7, 512, 1536),
+  'perceiver-ar-353m': perceiverAr(27, 1024, 2752),
   'mamba-1.03b': subword(48, 1792),
   'mamba-draft-small': subword(48, 1024),
   'mamba-draft-tiny': subword(20, 768),

@@ -41,7 +41,7 @@ export type PartialTransformerConfig = Partial<TransformerConfig> &
 
 type TransformerOptions = ForwardOptions<CacheState>;
 
-const EMBEDDING = 'model.embed_tokens.weight';
+export const EMBEDDING = 'model.embed_tokens.weight';
 const PREFIX = 'model.';
 /** Of a head whose number is left out: as nearly as its width divides. */
 const HEAD_WIDTH = 64;
@@ -89,7 +89,8 @@ export function transformerParams(c: TransformerConfig): ParamSpec[] {
   ];
 }
 
-const headOf = ({ tied }: TransformerConfig) => (tied ? EMBEDDING : 'lm_head.weight');
+/** The name of the head's weight. */
+export const headOf = ({ tied }: Pick<BaseConfig, 'tied'>): string => (tied ? EMBEDDING : 'lm_head.weight');
 
 /**
  * The residual stream before the final norm.
@@ -117,7 +118,7 @@ export function transformerBackbone(
 /** Final norm and head: (..., D) to logits (..., V) of x's dtype. */
 export function transformerHead(
   g: Graph,
-  c: TransformerConfig,
+  c: Pick<BaseConfig, 'tied' | 'normEps'>,
   w: Weights,
   x: Tensor,
   { activations }: Pick<TransformerOptions, 'activations'> = {},

@@ -439,14 +439,14 @@ test('a shape is completed, and a wrong one refused by field', (t) => {
   }
   t.throws(() => architectureOf({ architecture: 'rnn' } as never), {
     instanceOf: TypeError,
-    message: /architecture to be one of mamba, transformer, got "rnn"/,
+    message: /architecture to be one of mamba, transformer.*, got "rnn"/,
   });
 });
 
 const LLAMA = JSON.parse(readFileSync(join(FIXTURES, NAMES[0], 'config.json'), 'utf8'));
 for (const [title, change, message] of [
   ['another model type', { model_type: 'qwen2', architecture: undefined }, /model_type to be llama, got "qwen2"/],
-  ['an unknown architecture', { architecture: 'rnn' }, /architecture to be one of mamba, transformer, got "rnn"/],
+  ['an unknown architecture', { architecture: 'rnn' }, /architecture to be one of mamba, transformer.*, got "rnn"/],
   ['biases', { attention_bias: true }, /attention_bias to be false, got true/],
   ['another activation', { hidden_act: 'gelu' }, /hidden_act to be silu, got "gelu"/],
   ['scaled positions', { rope_scaling: { rope_type: 'llama3', factor: 8 } }, /rope_type to be default, got "llama3"/],
