@@ -434,6 +434,27 @@ test.serial('a Transformer is trained, resumed, inspected, scored and generates'
   t.regex((await run([...wrong, '--heads', '2'])).err, /heads/);
 });
 
+test.serial('a PerceiverAR is trained, resumed, inspected, scored and generates', async (t) => {
+  const [out, data] = [join(folder(), 'run'), corpus()];
+  const model = '--architecture perceiver-ar --layers 1 --d-model 32 --heads 4 --latents 24 --latent-stride 9'.split(
+    ' ',
+  );
+  const args = ['train', ...training(out), '--data', data, ...model, '--schedule', 'constant', '--json'];
+  const first = await run([...args, '--steps', '3']);
+  t.is(first.code, 0, first.err);
+  const resumed = await run([...args, '--steps', '5', '--resume']);
+  t.is(resumed.code, 0, resumed.err);
+  t.is(JSON.parse(resumed.text.split('\n')[0] ?? '').step, 4);
+  const latest = join(out, 'latest');
+  const shown = (await run(['inspect', latest])).text;
+  t.regex(shown, /model\.cross\.cross_attn\.k_proj\.weight +F32 +32 x 32/);
+  t.regex(shown, /architecture +perceiver-ar\n(.*\n)*latentStride +9/);
+  const scored = await run(['eval', latest, data, '--max-bytes', '400', '--context', '64', '--json']);
+  t.true(JSON.parse(scored.text).bitsPerByte > 0, scored.err);
+  const made = await run(['generate', '--model', latest, 'line', '--max-bytes', '100', '--raw']);
+  t.is(made.out.length, 100, made.err);
+});
+
 test.serial('Ctrl-C during training saves a checkpoint, and --resume goes on from it', async (t) => {
   const [out, data] = [join(folder(), 'run'), corpus()];
   const model = ['--layers', '1', '--d-model', '32', '--schedule', 'constant'];

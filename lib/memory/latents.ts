@@ -31,7 +31,7 @@ export interface LatentState {
   readonly y: Tensor;
 }
 
-/** Records how the last N - S latents of a full block of one sequence begin the next; `latents.length` is 0. */
+/** Records how the last N - S latents of full blocks begin the next ones; `latents.length` is 0. */
 export type Slide = (
   g: Graph,
   weights: Weights,
@@ -64,7 +64,7 @@ export class LatentMemory implements Memory {
   readonly #context: CacheMemory;
   readonly #latents: CacheMemory;
   readonly #y: Tensor;
-  /** (1) i32 */
+  /** (B) i32 */
   readonly #zero: Tensor;
   /** Plans over the caches are not told yet that these lie elsewhere. */
   #moved = false;
@@ -79,7 +79,7 @@ export class LatentMemory implements Memory {
     this.#context = new CacheMemory(device, { layers: 1, columns }, batch, dtype, mostVerified);
     this.#latents = new CacheMemory(device, { layers, columns }, batch, dtype, mostVerified);
     this.#y = device.tensor([batch, latents, width], 'f32', 'latents');
-    this.#zero = device.tensor([1], 'i32', 'zero');
+    this.#zero = device.tensor([batch], 'i32', 'zero');
   }
 
   get state(): Required<LatentState> {
@@ -109,9 +109,13 @@ export class LatentMemory implements Memory {
   async prepare(run: RunPlan): Promise<void> {
     const { latents, stride } = this.#shape;
     const kept = latents - stride;
-    for (const b of this.#sequences()) {
-      if (this.#latents.lengthOf(b) < latents) continue;
-      if (kept > 0) await run(`latents ${b}`, kept, (g, w, options) => this.#slide(g, w, this.#emptied(b), options));
+    const full = this.#sequences().filter((b) => this.#latents.lengthOf(b) === latents);
+    const together = full.length === this.#batch;
+    const slide = (name: string, first: number, count: number) =>
+      run(name, count * kept, (g, w, options) => this.#slide(g, w, this.#emptied(first, count), options));
+    if (kept > 0 && together) await slide('latents', 0, this.#batch);
+    for (const b of full) {
+      if (kept > 0 && !together) await slide(`latents ${b}`, b, 1);
       this.#latents.moveTo(b, kept);
     }
   }
@@ -211,14 +215,15 @@ export class LatentMemory implements Memory {
     return this.#y.reshape(this.#batch * latents, width).slice(b * latents, count);
   }
 
-  /** The state of sequence `b` alone, as if its block held nothing. */
-  #emptied(b: number): Required<LatentState> {
+  /** The state of `count` sequences from `first` on, as if their blocks held nothing. */
+  #emptied(first: number, count: number): Required<LatentState> {
     const { context, latents, y } = this.state;
-    const layers = latents.layers.map(({ keys, values }) => ({ keys: keys.slice(b), values: values.slice(b) }));
+    const own = (t: Tensor) => t.slice(first, count);
+    const layers = latents.layers.map(({ keys, values }) => ({ keys: own(keys), values: own(values) }));
     return {
-      context: { ...context, length: context.length.slice(b) },
-      latents: { layers, length: this.#zero },
-      y: y.slice(b),
+      context: { ...context, length: own(context.length) },
+      latents: { layers, length: own(this.#zero) },
+      y: own(y),
     };
   }
 

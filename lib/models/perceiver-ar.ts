@@ -157,9 +157,9 @@ function layerOf({ layers }: CacheState, l: number): { keys: Tensor; values: Ten
 }
 
 /**
- * Begins the next block of one sequence: the last N - S latents of a full one are read again by the self layers, from
+ * Begins the next block of B sequences: the last N - S latents of their full ones are read again by the self layers, from
  * empty caches.
- * @param state of one sequence, with `latents.length` 0
+ * @param state with `latents.length` 0
  */
 export function slideLatents(
   g: Graph,
@@ -169,10 +169,11 @@ export function slideLatents(
   options: Pick<ForwardOptions, 'activations'>,
 ): void {
   const { latents: N, latentStride: S, dModel: D } = c;
-  const rows = y.reshape(N, D);
-  const kept = cast(g, rows.slice(S, N - S), 'f32');
-  g.op('copy', { y: rows.slice(0, N - S) }, { x: kept });
-  selfLayers(g, c, w, kept.reshape(1, N - S, D), latents, { length: context.length, first: S - N }, options);
+  const [B = 0] = y.shape;
+  const rows = y.reshape(B, N * D);
+  const kept = cast(g, rows.columns(S * D, (N - S) * D), 'f32');
+  g.op('copy', { y: rows.columns(0, (N - S) * D) }, { x: kept });
+  selfLayers(g, c, w, kept.reshape(B, N - S, D), latents, { length: context.length, first: S - N }, options);
 }
 
 /** Forward FLOPs of a window of `window` ids, whose last min(N, window) are latents. */

@@ -262,6 +262,28 @@ test.serial('a batch of prompts in different phases is what each of them is alon
   }
 });
 
+test.serial('texts that are read together are what each of them is alone', async (t) => {
+  using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
+  const texts = [150, 60, 97].map((length, i) => new Random(i).integers(length, 0, 256));
+  const together = await model.withSession(async (session) => {
+    await session.clear();
+    return session.nllOfAll(texts, 45);
+  }, 3);
+  for (const [i, text] of texts.entries()) {
+    const { nll } = await model.score(Int32Array.from(text));
+    t.is(compare(together[i] ?? [], nll.subarray(45), SAME_F32), undefined, `text ${i}`);
+  }
+});
+
+test.serial('evaluation scores the end of windows, which training learns from', async (t) => {
+  using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
+  const data = fileOf('text', corpus(900));
+  const nats = async (options: object) => (await evaluate(model, data, options)).nats;
+  t.is(await nats({ context: 100 }), await nats({ context: 100, stride: 40 }));
+  t.not(await nats({ context: 100 }), await nats({ context: 100, stride: 50 }));
+  t.is(await nats({ context: 50 }), await nats({ context: 50, stride: 25 }));
+});
+
 test.serial('it verifies without changing a byte, and does not draft', async (t) => {
   using model = await createModel(SMALL, { seed: 6, device: 'cpu', threads: 2 });
   using mamba = await createModel({ layers: 2, dModel: 32 }, { seed: 8, device: 'cpu', threads: 1 });
