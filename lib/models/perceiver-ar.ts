@@ -1,9 +1,9 @@
 // PerceiverAR (Hawthorne et al. 2022): the last positions of a text are latents, which attend once to all of it and then to
 // each other. Equations and names: docs/baselines.md. N latents in a block; blocks start at multiples of S.
-import { checkInteger, checkOptions, expected } from '../errors.ts';
+import { checkInteger, checkOptions } from '../errors.ts';
 import type { Graph } from '../graph.ts';
 import type { CacheState } from '../memory/cache.ts';
-import { LatentMemory, type LatentShape, type LatentState, latentFloats } from '../memory/latents.ts';
+import { LatentMemory, type LatentShape, type LatentState, LatentTrail, latentFloats } from '../memory/latents.ts';
 import { advance, cacheWrite } from '../ops/attention.ts';
 import { embedding } from '../ops/embedding.ts';
 import { cast } from '../ops/shape.ts';
@@ -115,7 +115,7 @@ function readOn(
   c: PerceiverArConfig,
   w: Weights,
   x: Tensor,
-  { context, latents, y: kept }: LatentState,
+  { context, latents, y: entered, rows }: LatentState,
   options: PerceiverArOptions,
 ): Tensor {
   const steps = x.shape[1] ?? 0;
@@ -125,10 +125,11 @@ function readOn(
     advance(g, context.length, steps);
     return y;
   }
-  cacheWrite(g, kept, y, latents.length);
+  cacheWrite(g, entered, y, rows);
   const h = selfLayers(g, c, w, y, latents, context, options);
   advance(g, context.length, steps);
   advance(g, latents.length, steps);
+  advance(g, rows, steps);
   return h;
 }
 
@@ -157,23 +158,19 @@ function layerOf({ layers }: CacheState, l: number): { keys: Tensor; values: Ten
 }
 
 /**
- * Begins the next block of B sequences: the last N - S latents of their full ones are read again by the self layers, from
- * empty caches.
+ * Fills the caches of the self layers, which are empty.
  * @param state with `latents.length` 0
+ * @param y (B, L, D) f32, the last L latents of the text
  */
-export function slideLatents(
+export function rereadLatents(
   g: Graph,
   c: PerceiverArConfig,
   w: Weights,
-  { context, latents, y }: Required<LatentState>,
+  { context, latents }: Required<LatentState>,
+  y: Tensor,
   options: Pick<ForwardOptions, 'activations'>,
 ): void {
-  const { latents: N, latentStride: S, dModel: D } = c;
-  const [B = 0] = y.shape;
-  const rows = y.reshape(B, N * D);
-  const kept = cast(g, rows.columns(S * D, (N - S) * D), 'f32');
-  g.op('copy', { y: rows.columns(0, (N - S) * D) }, { x: kept });
-  selfLayers(g, c, w, kept.reshape(B, N - S, D), latents, { length: context.length, first: S - N }, options);
+  selfLayers(g, c, w, y, latents, { length: context.length, first: -(y.shape[1] ?? 0) }, options);
 }
 
 /** Forward FLOPs of a window of `window` ids, whose last min(N, window) are latents. */
@@ -212,11 +209,10 @@ export const perceiverAr: Architecture<PerceiverArConfig> = {
   trainedRows: (c, window) => Math.min(c.latents, window),
   head: transformerHead,
   memory: (device, c, options) =>
-    new LatentMemory(device, shapeOf(c), options, (g, w, state, forward) => slideLatents(g, c, w, state, forward)),
-  trail: (_device, c) => {
-    const hint = 'Its blocks of latents cannot go back.';
-    throw new TypeError(expected('draft', 'the drafter', 'be of another architecture', c.architecture, hint));
-  },
+    new LatentMemory(device, shapeOf(c), options, (g, w, state, y, forward) =>
+      rereadLatents(g, c, w, state, y, forward),
+    ),
+  trail: (_device, _c, _slots, memory) => new LatentTrail(memory as LatentMemory),
   state: {
     magic: 'MBP1',
     names: '(layers, width, heads and key heads, latents and stride, vocab)',
