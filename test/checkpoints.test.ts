@@ -11,7 +11,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
-import { CheckpointError, ModelFormatError } from '../lib/errors.ts';
+import { CheckpointError, listNames, ModelFormatError } from '../lib/errors.ts';
 import { architectureOf, type ModelConfig } from '../lib/models/architectures.ts';
 import { completeConfig, type MambaConfig } from '../lib/models/config.ts';
 import { mambaParams } from '../lib/models/mamba.ts';
@@ -71,10 +71,19 @@ async function written(tensors: TensorSource[], { rename = (n) => n, config, dro
   return path;
 }
 
+/** What the tensors of a model do not tell. */
+function untold(config: ModelConfig): Record<string, unknown> | undefined {
+  if (config.architecture === 'transformer') return { num_attention_heads: config.heads };
+  if (config.architecture !== 'perceiver-ar') return undefined;
+  const { architecture, heads, latents } = config;
+  return { architecture, num_attention_heads: heads, num_latents: latents };
+}
+
 for (const preset of Object.keys(PRESETS)) {
   const config = presetConfig(preset);
-  const json = config.architecture === 'transformer' ? { num_attention_heads: config.heads } : undefined;
-  test(`the configuration of ${preset} follows from its tensors${json ? ' and the number of heads' : ' alone'}`, async (t) => {
+  const json = untold(config);
+  const keys = json ? `${listNames(Object.keys(json))} of config.json` : 'nothing else';
+  test(`the configuration of ${preset} follows from its tensors and ${keys}`, async (t) => {
     t.deepEqual((await inferConfig('model', headers(config), json)).config, config);
   });
 }
