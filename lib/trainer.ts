@@ -70,7 +70,7 @@ const KEYS = [
 export interface Batch {
   /**
    * batch x (T + 1) bytes or ids, row by row: T inputs and, one further on, T targets. -1, in an Int32Array, is padding
-   * at the end of a row: never counted as a target.
+   * at the end of a row: never counted as a target, and refused where only the last ids of a row are learned from.
    */
   bytes: Uint8Array | Int32Array;
   batch: number;
