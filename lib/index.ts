@@ -28,6 +28,7 @@ export { type CreateModelOptions, createModel, type LoadModelOptions, loadModel,
 export type { BaseConfig, Recompute } from './models/architecture.ts';
 export type { ModelConfig, PartialModelConfig } from './models/architectures.ts';
 export { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
+export type { GatedS4dConfig, PartialGatedS4dConfig } from './models/gated-s4d.ts';
 export { PRESETS, type PresetName, presetConfig } from './models/presets.ts';
 export type { PartialTransformerConfig, TransformerConfig } from './models/transformer.ts';
 export type { BlockConfig } from './models/transformer-block.ts';

@@ -71,10 +71,17 @@ async function written(tensors: TensorSource[], { rename = (n) => n, config, dro
   return path;
 }
 
+/** What the tensors of a model do not tell, but its config.json must. */
+function untold(config: ModelConfig): Record<string, unknown> | undefined {
+  if (config.architecture === 'transformer') return { num_attention_heads: config.heads };
+  if (config.architecture === 'gated-s4d') return { architecture: 'gated-s4d' };
+  return undefined;
+}
+
 for (const preset of Object.keys(PRESETS)) {
   const config = presetConfig(preset);
-  const json = config.architecture === 'transformer' ? { num_attention_heads: config.heads } : undefined;
-  test(`the configuration of ${preset} follows from its tensors${json ? ' and the number of heads' : ' alone'}`, async (t) => {
+  const json = untold(config);
+  test(`the configuration of ${preset} follows from its tensors${json ? ` and ${Object.keys(json)}` : ' alone'}`, async (t) => {
     t.deepEqual((await inferConfig('model', headers(config), json)).config, config);
   });
 }

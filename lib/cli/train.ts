@@ -46,8 +46,12 @@ export function trainCommand(): Command {
     .option('--layers <n>', 'blocks of a new model', parsePositive)
     .option('--d-model <n>', 'its width', parsePositive)
     .addOption(new Option('--architecture <name>', '(default: mamba)').choices(Object.keys(ARCHITECTURES)))
-    .option('--d-inner <n>', 'inner channels of a mamba (default: 2 x d-model), or width of an MLP', parsePositive)
-    .option('--d-state <n>', 'states per channel of a mamba (default: 16)', parsePositive)
+    .option(
+      '--d-inner <n>',
+      'inner channels of a mamba or gated-s4d (default: 2 x d-model), or width of an MLP',
+      parsePositive,
+    )
+    .option('--d-state <n>', 'states per channel of a mamba (default: 16) or gated-s4d (default: 64)', parsePositive)
     .option('--heads <n>', 'attention heads of a transformer (default: of 64 columns)', parsePositive)
     .option('--key-heads <n>', 'heads of its keys and values (default: as many)', parsePositive)
     .option('--init <model>', 'start from a shipped model, a folder or a file')

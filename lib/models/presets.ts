@@ -1,6 +1,7 @@
 import { expected } from '../errors.ts';
 import { architectureOf, type ModelConfig, type PartialModelConfig } from './architectures.ts';
 import type { PartialMambaConfig } from './config.ts';
+import type { PartialGatedS4dConfig } from './gated-s4d.ts';
 import type { PartialTransformerConfig } from './transformer.ts';
 
 const byte = (layers: number, dModel: number): PartialMambaConfig => ({ layers, dModel });
@@ -17,10 +18,15 @@ const transformer = (layers: number, dModel: number, dInner: number): PartialTra
   dModel,
   dInner,
 });
+const gatedS4d = (layers: number, dModel: number): PartialGatedS4dConfig => ({
+  architecture: 'gated-s4d',
+  layers,
+  dModel,
+});
 
 /**
  * Sizes by name: the paper's models (Wang et al. 2024; layers and widths from the authors' configurations) and the
- * smaller ones that this package ships or measures with, and Transformers of about as many parameters.
+ * smaller ones that this package ships or measures with, and the baselines of about as many parameters.
  */
 export const PRESETS = {
   'mambabyte-1.6b': byte(48, 2304),
@@ -34,6 +40,10 @@ export const PRESETS = {
   'transformer-20m': transformer(6, 512, 1536),
   'transformer-27m': transformer(8, 512, 1536),
   'transformer-353m': transformer(28, 1024, 2752),
+  'gated-s4d-5m': gatedS4d(11, 256),
+  'gated-s4d-20m': gatedS4d(12, 512),
+  'gated-s4d-27m': gatedS4d(16, 512),
+  'gated-s4d-353m': gatedS4d(54, 1024),
   'mamba-1.03b': subword(48, 1792),
   'mamba-draft-small': subword(48, 1024),
   'mamba-draft-tiny': subword(20, 768),

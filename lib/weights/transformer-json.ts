@@ -5,7 +5,7 @@ import type { TransformerConfig } from '../models/transformer.ts';
 import { count, DEFAULT_NORM_EPS, flag, positive, type Stated } from './config-json.ts';
 import type { StoredTensor } from './stored-tensor.ts';
 import { isObject } from './strict-json.ts';
-import { dims, inferTied, layersIn } from './tensor-checks.ts';
+import { checkSizes, dims, inferTied, layersIn } from './tensor-checks.ts';
 
 const EMBEDDING = 'model.embed_tokens.weight';
 const DEFAULT_ROPE_THETA = 10000;
@@ -36,7 +36,14 @@ export async function inferTransformer(
     throw new ModelFormatError(expected(file, 'num_attention_heads', 'be there', 'none', hint));
   }
   const keyHeads = (keyRows * heads) / dModel;
-  checkStated(where, file, configJson, { layers, dModel, dInner, vocab, keyHeads, headWidth: dModel / heads });
+  checkSizes(where, file, configJson, {
+    num_hidden_layers: layers,
+    hidden_size: dModel,
+    intermediate_size: dInner,
+    vocab_size: vocab,
+    num_key_value_heads: keyHeads,
+    head_dim: dModel / heads,
+  });
   const tied = await inferTied(where, tensors, EMBEDDING, flag(file, configJson, 'tie_word_embeddings'), warnings);
   const normEps = positive(file, configJson, 'rms_norm_eps')?.value ?? DEFAULT_NORM_EPS;
   const ropeTheta = statedTheta(file, configJson)?.value ?? DEFAULT_ROPE_THETA;
@@ -64,34 +71,6 @@ function refuseVariants(file: string, json: Record<string, unknown>): void {
 function statedTheta(file: string, json: Record<string, unknown>): Stated<number> | undefined {
   const { rope_parameters: rope } = json;
   return (isObject(rope) ? positive(file, rope, 'rope_theta') : undefined) ?? positive(file, json, 'rope_theta');
-}
-
-interface Seen {
-  layers: number;
-  dModel: number;
-  dInner: number;
-  vocab: number;
-  keyHeads: number;
-  headWidth: number;
-}
-
-function checkStated(where: string, file: string, json: Record<string, unknown>, seen: Seen): void {
-  const keys: [string, number][] = [
-    ['num_hidden_layers', seen.layers],
-    ['hidden_size', seen.dModel],
-    ['intermediate_size', seen.dInner],
-    ['vocab_size', seen.vocab],
-    ['num_key_value_heads', seen.keyHeads],
-    ['head_dim', seen.headWidth],
-  ];
-  const faults = keys.flatMap(([key, value]) => {
-    const claim = count(file, json, key);
-    return claim && claim.value !== value ? [`${key} ${claim.value} but ${value}`] : [];
-  });
-  if (faults.length === 0) return;
-  throw new ModelFormatError(
-    expected(where, 'config.json', 'agree with the tensors', `${faults.join(', ')} in the tensors`),
-  );
 }
 
 /** The config.json of a Transformer: LlamaForCausalLM's in either dialect, which disregards `architecture`. */
