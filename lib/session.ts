@@ -68,7 +68,7 @@ export class Session {
     this.batch = batch;
     const dtype = activationsOf(device, config, weights) ?? 'f32';
     this.#memory = architectureOf(config).memory(device, config, { batch, mostVerified: VERIFY_STEPS, dtype });
-    this.#plans = new SessionPlans(device, config, weights, batch, this.#memory);
+    this.#plans = new SessionPlans(device, config, weights, batch, this.#memory.period);
   }
 
   /** Number of classes of an id. */
@@ -161,7 +161,8 @@ export class Session {
     const { settings, seen = [], drawn = 0 } = start;
     const penalty = settings.repetitionPenalty !== 1;
     await this.reserve(steps);
-    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined);
+    const from = this.#memory.verifying(steps);
+    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined, from);
     const { plan, draw, logits } = made;
     this.#device.write(made.ids, Int32Array.from(ids));
     const rows = Array.from({ length: steps }, (_, k) => ({
@@ -171,7 +172,6 @@ export class Session {
     }));
     this.writeRows(draw, 0, rows);
     this.#verified = 0;
-    this.#memory.beginVerify();
     await plan.run();
     this.#memory.advanced(steps);
     this.#verified = steps;
@@ -214,7 +214,8 @@ export class Session {
     const penalty = rows.some((row) => row.settings.repetitionPenalty !== 1);
     const bias = rows.some((row) => row.settings.bias);
     await this.reserve(1);
-    let decode = await this.#plans.decode(penalty, bias);
+    const next = () => this.#plans.decode(penalty, bias, this.#memory.reading(1));
+    let decode = await next();
     const { plan: _, ...draw } = decode;
     this.writeRows(draw, 0, rows);
     this.writePending(draw, 0, rows);
@@ -222,7 +223,7 @@ export class Session {
       run: async (options) => {
         this.#verified = 0;
         await this.reserve(1);
-        decode = await this.#plans.decode(penalty, bias);
+        decode = await next();
         const steps = Math.min(options.steps, this.#memory.room);
         const result = await decode.plan.run({ ...options, steps, watch: draw.ids });
         this.#memory.advanced(result.steps);
@@ -290,7 +291,7 @@ export class Session {
     use?: (at: number, result: Float32Array) => void,
   ): Promise<void> {
     if (steps > 0) await this.reserve(steps);
-    for (const [at, size] of chunksOf(steps, this.#plans.sizes)) {
+    for (const [at, size] of chunksOf(steps, this.#plans.sizes, this.#memory.singles)) {
       signal?.throwIfAborted();
       const result = await this.runChunk(output, size, rows, at);
       use?.(at, result);
@@ -303,7 +304,7 @@ export class Session {
     rows: readonly ArrayLike<number>[],
     at: number,
   ): Promise<Float32Array> {
-    const chunk = await this.#plans.chunk(output, size);
+    const chunk = await this.#plans.chunk(output, size, this.#memory.reading(size));
     this.#verified = 0;
     const from = (start: number) =>
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
@@ -317,7 +318,7 @@ export class Session {
 
 /** A decode loop over one session. */
 export interface DecodeLoop {
-  /** Makes up to `steps` ids of every sequence; fewer where memory must grow first. */
+  /** Makes up to `steps` ids of every sequence; fewer where memory must grow first, or another plan must read on. */
   run(options: { steps: number; maxMs?: number; stops?: Int32Array[]; history?: Int32Array }): Promise<RunResult>;
   /** Ends the current run within one step. */
   cancel(): void;

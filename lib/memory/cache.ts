@@ -5,7 +5,7 @@ import { Graph } from '../graph.ts';
 import { compile } from '../plan.ts';
 import { dtypeBytes, type Tensor } from '../tensor.ts';
 import { narrowed, widened } from '../weights/dtypes.ts';
-import type { Memory, Trail } from './memory.ts';
+import type { Memory, Passage, Trail } from './memory.ts';
 import { region } from './region.ts';
 
 /** Sizes of a cache: `layers` pairs of keys and values with `columns` numbers a step. */
@@ -40,6 +40,8 @@ interface Caches {
 
 /** Caches of B sequences that hold different numbers of steps. On the host their states are f32, whatever they are here. */
 export class CacheMemory implements Memory {
+  readonly period = 1;
+  readonly singles = 0;
   readonly emptyFloats = 0;
   readonly #device: Device;
   readonly #shape: CacheShape;
@@ -136,16 +138,17 @@ export class CacheMemory implements Memory {
     return data.length / cacheFloats(this.#shape, 1);
   }
 
-  verifying(steps: number): CacheState {
-    return { ...this.state, positions: this.#positions.slice(0, steps) };
+  reading(): Passage {
+    return { key: '', state: () => this.state };
   }
-  beginVerify(): void {
-    this.#verifiedFrom = this.length;
+  verifying(steps: number): Passage {
     const from = this.length;
+    this.#verifiedFrom = from;
     this.#device.write(
       this.#positions,
       Int32Array.from({ length: this.#positions.elems }, (_, i) => from + i),
     );
+    return { key: '', state: () => ({ ...this.state, positions: this.#positions.slice(0, steps) }) };
   }
   async accept(steps: number): Promise<void> {
     this.moveTo(0, this.#verifiedFrom + steps);
@@ -255,9 +258,9 @@ export class CacheTrail implements Trail {
   begin(): void {
     this.#start = this.#memory.length;
   }
-  at(position: number): { key: string; state: () => CacheState } {
+  at(position: number): Passage {
     this.#memory.moveTo(0, this.#start + position);
-    return { key: '', state: () => this.#memory.state };
+    return this.#memory.reading();
   }
   dispose(): void {}
 }
