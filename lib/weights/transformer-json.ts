@@ -2,6 +2,7 @@
 import { describe, expected, ModelFormatError } from '../errors.ts';
 import type { Inferred } from '../models/architecture.ts';
 import type { TransformerConfig } from '../models/transformer.ts';
+import type { BlockSizes } from '../models/transformer-block.ts';
 import { count, DEFAULT_NORM_EPS, flag, positive, type Stated } from './config-json.ts';
 import type { StoredTensor } from './stored-tensor.ts';
 import { isObject } from './strict-json.ts';
@@ -25,30 +26,48 @@ export async function inferTransformer(
   const file = `${where}: config.json`;
   refuseVariants(file, configJson);
   const warnings: string[] = [];
-  const layers = layersIn(where, tensors, 'model.layers.', 'model.layers.0.self_attn.q_proj.weight');
-  const first = (name: string) => dims(where, tensors, [`model.layers.0.${name}.weight`], 2);
-  const [vocab = 0, dModel = 0] = dims(where, tensors, [EMBEDDING], 2);
+  const [vocab = 0] = dims(where, tensors, [EMBEDDING], 2);
+  const sizes = inferBlocks(where, file, tensors, 'model.', configJson, { vocab_size: vocab });
+  const tied = await inferTied(where, tensors, EMBEDDING, flag(file, configJson, 'tie_word_embeddings'), warnings);
+  const normEps = positive(file, configJson, 'rms_norm_eps')?.value ?? DEFAULT_NORM_EPS;
+  const ropeTheta = statedTheta(file, configJson)?.value ?? DEFAULT_ROPE_THETA;
+  return { config: { architecture: 'transformer', ...sizes, vocab, tied, normEps, ropeTheta }, warnings };
+}
+
+/**
+ * Sizes of the blocks named `<prefix>layers.<l>`, held against what `json` states, by the keys of LlamaForCausalLM.
+ * @param file names the config.json, and the part of it that is `json`, in messages.
+ * @param more other sizes to hold against it, by key
+ * @throws ModelFormatError if it contradicts the tensors or does not state the number of heads, which they do not tell
+ */
+export function inferBlocks(
+  where: string,
+  file: string,
+  tensors: ReadonlyMap<string, StoredTensor>,
+  prefix: string,
+  json: Record<string, unknown>,
+  more: Readonly<Record<string, number>> = {},
+): BlockSizes {
+  const layers = layersIn(where, tensors, `${prefix}layers.`, `${prefix}layers.0.self_attn.q_proj.weight`);
+  const first = (name: string) => dims(where, tensors, [`${prefix}layers.0.${name}.weight`], 2);
+  const [, dModel = 0] = first('self_attn.q_proj');
   const [keyRows = 0] = first('self_attn.k_proj');
   const [dInner = 0] = first('mlp.gate_proj');
-  const heads = count(file, configJson, 'num_attention_heads')?.value;
+  const heads = count(file, json, 'num_attention_heads')?.value;
   if (heads === undefined) {
     const hint = 'The tensors do not tell.';
     throw new ModelFormatError(expected(file, 'num_attention_heads', 'be there', 'none', hint));
   }
   const keyHeads = (keyRows * heads) / dModel;
-  checkSizes(where, file, configJson, {
+  checkSizes(where, file, json, {
     num_hidden_layers: layers,
     hidden_size: dModel,
     intermediate_size: dInner,
-    vocab_size: vocab,
+    ...more,
     num_key_value_heads: keyHeads,
     head_dim: dModel / heads,
   });
-  const tied = await inferTied(where, tensors, EMBEDDING, flag(file, configJson, 'tie_word_embeddings'), warnings);
-  const normEps = positive(file, configJson, 'rms_norm_eps')?.value ?? DEFAULT_NORM_EPS;
-  const ropeTheta = statedTheta(file, configJson)?.value ?? DEFAULT_ROPE_THETA;
-  const sizes = { layers, dModel, heads, keyHeads, dInner, vocab };
-  return { config: { architecture: 'transformer', ...sizes, tied, normEps, ropeTheta }, warnings };
+  return { layers, dModel, heads, keyHeads, dInner };
 }
 
 /** Everything in which a model may differ from the block of docs/baselines.md. */
