@@ -75,6 +75,10 @@ async function written(tensors: TensorSource[], { rename = (n) => n, config, dro
 function untold(config: ModelConfig): Record<string, unknown> | undefined {
   if (config.architecture === 'transformer') return { num_attention_heads: config.heads };
   if (config.architecture === 'gated-s4d') return { architecture: 'gated-s4d' };
+  if (config.architecture === 'megabyte') {
+    const [local, global] = [config.heads, config.globalHeads].map((heads) => ({ num_attention_heads: heads }));
+    return { architecture: 'megabyte', global, local };
+  }
   return undefined;
 }
 

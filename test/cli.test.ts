@@ -436,6 +436,14 @@ test.serial('a Transformer is trained, resumed, inspected, scored and generates'
 
 for (const [name, model, shown] of [
   ['gated-s4d', ['--layers', '1', '--d-model', '32', '--d-state', '8'], /architecture +gated-s4d\n(.*\n)*dState +8/],
+  [
+    'megabyte',
+    [
+      ...['--layers', '1', '--d-model', '32', '--heads', '4', '--patch-size', '4'],
+      ...['--global-layers', '1', '--global-d-model', '48', '--global-heads', '4', '--global-key-heads', '2'],
+    ],
+    /architecture +megabyte\npatchSize +4\n(.*\n)*globalKeyHeads +2/,
+  ],
 ] as const) {
   test.serial(`a ${name} is trained, resumed, inspected, scored, measured and generates`, async (t) => {
     const [out, data] = [join(folder(), 'run'), corpus()];

@@ -69,6 +69,10 @@ export class CacheMemory implements Memory {
     if (!this.#state) throw new Error('cache: expected room to be reserved first.');
     return this.#state;
   }
+  /** Steps that fit. */
+  get capacity(): number {
+    return this.#capacity;
+  }
   get room(): number {
     return this.#capacity - Math.max(...this.#lengths);
   }
@@ -240,7 +244,7 @@ export class CacheMemory implements Memory {
 }
 
 /** The first `count` steps of sequence `b` of a cache (B, capacity, columns): (count, columns). */
-function steps(cache: Tensor, b: number, count: number): Tensor {
+export function steps(cache: Tensor, b: number, count: number): Tensor {
   const [B = 0, capacity = 0, columns = 0] = cache.shape;
   return cache.reshape(B * capacity, columns).slice(b * capacity, count);
 }

@@ -365,7 +365,7 @@ test('a shape is completed, and a wrong one refused by field', (t) => {
   }
   t.throws(() => architectureOf({ architecture: 'rnn' } as never), {
     instanceOf: TypeError,
-    message: /architecture to be one of mamba, transformer, gated-s4d, got "rnn"/,
+    message: /architecture to be one of mamba, transformer, gated-s4d, megabyte, got "rnn"/,
   });
 });
 
@@ -375,7 +375,7 @@ for (const [title, change, message] of [
   [
     'an unknown architecture',
     { architecture: 'rnn' },
-    /architecture to be one of mamba, transformer, gated-s4d, got "rnn"/,
+    /architecture to be one of mamba, transformer, gated-s4d, megabyte, got "rnn"/,
   ],
   ['biases', { attention_bias: true }, /attention_bias to be false, got true/],
   ['another activation', { hidden_act: 'gelu' }, /hidden_act to be silu, got "gelu"/],
