@@ -1,7 +1,7 @@
 // The plans of a session: what reads a chunk of ids, verifies drafted ones, decodes. Each is compiled on first use.
 import type { BackendName, Device } from './device.ts';
 import { Graph } from './graph.ts';
-import type { Memory, RunPlan } from './memory/memory.ts';
+import type { Passage, RunPlan } from './memory/memory.ts';
 import type { Architecture, ForwardOptions, Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
@@ -104,35 +104,34 @@ export class SessionPlans {
   readonly #config: ModelConfig;
   readonly #weights: Weights;
   readonly #batch: number;
-  readonly #memory: Memory;
   readonly #activations: 'bf16' | undefined;
   readonly #arena: Arena;
   /** What plans read and write beside the memory: it outlives them. */
   readonly #tensors = new Map<string, Tensor>();
   readonly #made = new Map<string, Promise<{ plan: Plan }>>();
 
-  constructor(device: Device, config: ModelConfig, weights: Weights, batch: number, memory: Memory) {
+  /** @param period what chunks of more than one id are a multiple of */
+  constructor(device: Device, config: ModelConfig, weights: Weights, batch: number, period: number) {
     this.#device = device;
     this.#architecture = architectureOf(config);
     this.#config = config;
     this.#weights = weights;
     this.#batch = batch;
-    this.#memory = memory;
     this.#arena = new Arena(device);
     const { backend } = device.info;
     const [rows = 1, ...smaller] = CHUNKS[backend];
-    this.sizes = [rows, ...smaller].filter((size) => size === 1 || size * batch <= rows);
+    const fitting = [rows, ...smaller].filter((size) => size * batch <= rows);
+    const whole = fitting.map((size) => Math.max(period, size - (size % period)));
+    this.sizes = [...new Set([...whole, 1])];
     this.#activations = activationsOf(device, config, weights);
   }
 
   /** Reads `size` ids of every sequence. */
-  chunk(output: ChunkOutput, size: number): Promise<ChunkPlan> {
-    return this.once(`${output} ${size}`, async () => {
+  chunk(output: ChunkOutput, size: number, from: Passage): Promise<ChunkPlan> {
+    return this.once(`${output} ${size} ${from.key}`, async () => {
       const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
       const g = new Graph();
-      const forward = this.forward(this.#batch * size);
-      const state = output === 'skip' ? this.#memory.skipping : forward.state;
-      const x = await this.backbone(g, ids, { ...forward, state });
+      const x = await this.backbone(g, ids, from);
       if (output === 'state' || output === 'skip') return { plan: await this.compile(g), ids };
       const logits = await this.head(g, x);
       if (output === 'logits') return { plan: await this.compile(g, logits), ids, output: logits };
@@ -143,36 +142,36 @@ export class SessionPlans {
   }
 
   /** Reads `steps` ids of one sequence in a single pass, any prefix of which can be accepted. */
-  verify(steps: number, penalty: boolean, biased: boolean): Promise<VerifyPlan> {
-    return this.once(`verify ${steps} ${penalty} ${biased}`, async () => {
+  verify(steps: number, penalty: boolean, biased: boolean, from: Passage): Promise<VerifyPlan> {
+    return this.once(`verify ${steps} ${penalty} ${biased} ${from.key}`, async () => {
       const ids = this.tensor(`ids ${steps}`, [1, steps], 'i32');
       const draw = this.drawTensors('verify', steps, penalty, biased);
       const g = new Graph();
-      const x = await this.backbone(g, ids, { ...this.forward(steps), state: this.#memory.verifying(steps) });
+      const x = await this.backbone(g, ids, from);
       const logits = await this.head(g, x.reshape(steps, x.cols));
       sample(g, { ...draw, logits });
       return { plan: await this.compile(g, logits), ids, logits, draw };
     });
   }
 
-  /** Reads one id of one sequence; `state` says what it goes on from and leaves; `key` tells plans apart. */
-  step({ key, state }: { key: string; state: () => unknown }): Promise<StepPlan> {
-    return this.once(`step ${key}`, async () => {
+  /** Reads one id of one sequence. */
+  step(from: Passage): Promise<StepPlan> {
+    return this.once(`step ${from.key}`, async () => {
       const ids = this.tensor('ids 1', [1, 1], 'i32');
       const g = new Graph();
-      const x = await this.backbone(g, ids, { ...this.forward(1), state: state() });
+      const x = await this.backbone(g, ids, from);
       const logits = await this.head(g, x.reshape(1, x.cols));
       return { plan: await this.compile(g, logits), ids, logits };
     });
   }
 
   /** Reads the last id of every sequence and draws the next. */
-  decode(penalty: boolean, biased: boolean): Promise<DecodePlan> {
-    return this.once(`decode ${penalty} ${biased}`, async () => {
+  decode(penalty: boolean, biased: boolean, from: Passage): Promise<DecodePlan> {
+    return this.once(`decode ${penalty} ${biased} ${from.key}`, async () => {
       const B = this.#batch;
       const draw = this.drawTensors('decode', B, penalty, biased);
       const g = new Graph();
-      const x = await this.backbone(g, draw.ids.reshape(B, 1), this.forward(B));
+      const x = await this.backbone(g, draw.ids.reshape(B, 1), from);
       const logits = await this.head(g, x.reshape(B, x.cols));
       // The drawn ids are the next step's input: a run of steps never leaves native code.
       sample(g, { ...draw, logits });
@@ -243,8 +242,9 @@ export class SessionPlans {
     return compile(this.#device, g, outputs, this.#arena);
   }
 
-  private async backbone(g: Graph, ids: Tensor, options: ForwardOptions): Promise<Tensor> {
+  private async backbone(g: Graph, ids: Tensor, from: Passage): Promise<Tensor> {
     const weights = await prepared(this.#device, this.#config, this.#weights);
+    const options = { ...this.forward(ids.elems), state: from.state() };
     return this.#architecture.backbone(g, this.#config, weights, ids, options);
   }
 
@@ -255,6 +255,6 @@ export class SessionPlans {
   /** How `rows` rows run: few of them through fused blocks, whose activations are f32. */
   private forward(rows: number): ForwardOptions {
     const blockRows = BLOCK_ROWS[this.#device.info.backend];
-    return { state: this.#memory.state, blockRows, activations: rows > blockRows ? this.#activations : undefined };
+    return { blockRows, activations: rows > blockRows ? this.#activations : undefined };
   }
 }

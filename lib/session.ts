@@ -68,7 +68,7 @@ export class Session {
     this.batch = batch;
     const dtype = activationsOf(device, config, weights) ?? 'f32';
     this.#memory = architectureOf(config).memory(device, config, { batch, mostVerified: VERIFY_STEPS, dtype });
-    this.#plans = new SessionPlans(device, config, weights, batch, this.#memory);
+    this.#plans = new SessionPlans(device, config, weights, batch, this.#memory.period);
   }
 
   /** Number of classes of an id. */
@@ -166,7 +166,9 @@ export class Session {
     const { settings, seen = [], drawn = 0 } = start;
     const penalty = settings.repetitionPenalty !== 1;
     await this.reserve(steps);
-    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined);
+    await this.prepare();
+    const from = this.#memory.verifying(steps);
+    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined, from);
     const { plan, draw, logits } = made;
     this.#device.write(made.ids, Int32Array.from(ids));
     const rows = Array.from({ length: steps }, (_, k) => ({
@@ -176,8 +178,6 @@ export class Session {
     }));
     this.writeRows(draw, 0, rows);
     this.#verified = 0;
-    await this.prepare();
-    this.#memory.beginVerify();
     await plan.run();
     this.#memory.advanced(steps);
     this.#verified = steps;
@@ -221,7 +221,8 @@ export class Session {
     const penalty = rows.some((row) => row.settings.repetitionPenalty !== 1);
     const bias = rows.some((row) => row.settings.bias);
     await this.reserve(1);
-    let decode = await this.#plans.decode(penalty, bias);
+    const next = () => this.#plans.decode(penalty, bias, this.#memory.reading(1));
+    let decode = await next();
     const { plan: _, ...draw } = decode;
     this.writeRows(draw, 0, rows);
     this.writePending(draw, 0, rows);
@@ -229,7 +230,7 @@ export class Session {
       run: async (options) => {
         this.#verified = 0;
         await this.reserve(1);
-        decode = await this.#plans.decode(penalty, bias);
+        decode = await next();
         await this.prepare();
         const steps = Math.min(options.steps, this.#memory.room, this.stretch);
         const result = await decode.plan.run({ ...options, steps, watch: draw.ids });
@@ -307,12 +308,13 @@ export class Session {
   ): Promise<void> {
     if (steps > 0) await this.reserve(steps);
     const skipped = output === 'state' ? (this.#memory.skippable?.(steps) ?? 0) : 0;
+    const { singles } = this.#memory;
     try {
       for (let at = 0; at < steps; ) {
         signal?.throwIfAborted();
         const skips = at < skipped;
         const most = skips ? skipped - at : Math.min(steps - at, this.stretch);
-        const size = this.#plans.sizes.find((chunk) => chunk <= most) ?? 1;
+        const size = this.#plans.sizes.find((chunk) => at >= singles && chunk <= most) ?? 1;
         const result = await this.runChunk(skips ? 'skip' : output, size, rows, at);
         use?.(at, result);
         at += size;
@@ -330,7 +332,8 @@ export class Session {
     rows: readonly ArrayLike<number>[],
     at: number,
   ): Promise<Float32Array> {
-    const chunk = await this.#plans.chunk(output, size);
+    const passage = output === 'skip' ? this.#memory.skipping : undefined;
+    const chunk = await this.#plans.chunk(output, size, passage ?? this.#memory.reading(size));
     this.#verified = 0;
     const from = (start: number) =>
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
@@ -346,7 +349,7 @@ export class Session {
 
 /** A decode loop over one session. */
 export interface DecodeLoop {
-  /** Makes up to `steps` ids of every sequence; fewer where memory must grow first. */
+  /** Makes up to `steps` ids of every sequence; fewer where memory must grow first, or another plan must read on. */
   run(options: { steps: number; maxMs?: number; stops?: Int32Array[]; history?: Int32Array }): Promise<RunResult>;
   /** Ends the current run within one step. */
   cancel(): void;

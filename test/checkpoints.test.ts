@@ -11,7 +11,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
-import { CheckpointError, listNames, ModelFormatError } from '../lib/errors.ts';
+import { CheckpointError, ModelFormatError } from '../lib/errors.ts';
 import { architectureOf, type ModelConfig } from '../lib/models/architectures.ts';
 import { completeConfig, type MambaConfig } from '../lib/models/config.ts';
 import { mambaParams } from '../lib/models/mamba.ts';
@@ -71,19 +71,24 @@ async function written(tensors: TensorSource[], { rename = (n) => n, config, dro
   return path;
 }
 
-/** What the tensors of a model do not tell. */
+/** What the tensors of a model do not tell, but its config.json must. */
 function untold(config: ModelConfig): Record<string, unknown> | undefined {
   if (config.architecture === 'transformer') return { num_attention_heads: config.heads };
-  if (config.architecture !== 'perceiver-ar') return undefined;
-  const { architecture, heads, latents } = config;
-  return { architecture, num_attention_heads: heads, num_latents: latents };
+  if (config.architecture === 'gated-s4d') return { architecture: 'gated-s4d' };
+  if (config.architecture === 'megabyte') {
+    const [local, global] = [config.heads, config.globalHeads].map((heads) => ({ num_attention_heads: heads }));
+    return { architecture: 'megabyte', global, local };
+  }
+  if (config.architecture === 'perceiver-ar') {
+    return { architecture: 'perceiver-ar', num_attention_heads: config.heads, num_latents: config.latents };
+  }
+  return undefined;
 }
 
 for (const preset of Object.keys(PRESETS)) {
   const config = presetConfig(preset);
   const json = untold(config);
-  const keys = json ? `${listNames(Object.keys(json))} of config.json` : 'nothing else';
-  test(`the configuration of ${preset} follows from its tensors and ${keys}`, async (t) => {
+  test(`the configuration of ${preset} follows from its tensors${json ? ` and ${Object.keys(json)}` : ' alone'}`, async (t) => {
     t.deepEqual((await inferConfig('model', headers(config), json)).config, config);
   });
 }

@@ -7,7 +7,7 @@ import type { ForwardOptions, MemoryOptions, Weights } from '../models/architect
 import { cast } from '../ops/shape.ts';
 import type { Tensor } from '../tensor.ts';
 import { CacheMemory, type CacheState, cacheFloats } from './cache.ts';
-import type { Memory, RunPlan, Trail } from './memory.ts';
+import type { Memory, Passage, RunPlan, Trail } from './memory.ts';
 
 export interface LatentShape {
   /** Layers of self-attention. */
@@ -60,6 +60,8 @@ export function latentFloats(shape: LatentShape, read: number): number {
 
 /** Sequences whose blocks may be in different phases. On the host their states are f32, whatever the caches are here. */
 export class LatentMemory implements Memory {
+  readonly period = 1;
+  readonly singles = 0;
   readonly emptyFloats = 0;
   readonly #device: Device;
   readonly #shape: LatentShape;
@@ -155,8 +157,9 @@ export class LatentMemory implements Memory {
     if (this.#sequences().some((b) => this.#context.lengthOf(b) !== at)) return 0;
     return Math.max(0, this.#firstLatent(at + steps - 1) - at);
   }
-  get skipping(): LatentState {
-    return { context: this.#context.state, y: this.#y, rows: this.#rows };
+  get skipping(): Passage {
+    const state = (): LatentState => ({ context: this.#context.state, y: this.#y, rows: this.#rows });
+    return { key: '', state };
   }
   skipped(steps: number): void {
     this.#context.advanced(steps);
@@ -226,13 +229,14 @@ export class LatentMemory implements Memory {
     return (data.length - 1) / (each + latentColumns(this.#shape));
   }
 
-  /** The ids of such a pass must fit the block. */
-  verifying(steps: number): Required<LatentState> {
-    return { ...this.state, context: this.#context.verifying(steps), latents: this.#latents.verifying(steps) };
+  reading(): Passage {
+    return { key: '', state: () => this.state };
   }
-  beginVerify(): void {
-    this.#context.beginVerify();
-    this.#latents.beginVerify();
+  /** The ids of such a pass must fit the block. */
+  verifying(steps: number): Passage {
+    const [context, latents] = [this.#context.verifying(steps), this.#latents.verifying(steps)];
+    const state = () => ({ ...this.state, context: context.state(), latents: latents.state() });
+    return { key: '', state };
   }
   async accept(steps: number): Promise<void> {
     await this.#context.accept(steps);
@@ -339,9 +343,9 @@ export class LatentTrail implements Trail {
   begin(): void {
     this.#start = this.#memory.length;
   }
-  at(position: number): { key: string; state: () => LatentState } {
+  at(position: number): Passage {
     this.#memory.moveTo(this.#start + position);
-    return { key: '', state: () => this.#memory.state };
+    return this.#memory.reading();
   }
   dispose(): void {}
 }

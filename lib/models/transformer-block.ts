@@ -1,5 +1,6 @@
 // The pre-norm block that all Transformers here share (docs/baselines.md): attention with rotary positions, then SwiGLU.
 // D width, H heads of queries, J of keys and values, P = D / H their width, F inner width of the MLP.
+import { checkInteger, expected } from '../errors.ts';
 import type { Graph } from '../graph.ts';
 import type { CacheState } from '../memory/cache.ts';
 import { attention, cacheWrite } from '../ops/attention.ts';
@@ -13,7 +14,7 @@ import { type ForwardOptions, recomputing, type Weights, weightOf } from './arch
 import type { Init, ParamSpec } from './params.ts';
 
 /** Sizes of a stack of blocks. */
-export interface BlockConfig {
+export interface BlockSizes {
   readonly layers: number;
   /** D */
   readonly dModel: number;
@@ -23,6 +24,9 @@ export interface BlockConfig {
   readonly keyHeads: number;
   /** F */
   readonly dInner: number;
+}
+
+export interface BlockConfig extends BlockSizes {
   readonly normEps: number;
   readonly ropeTheta: number;
 }
@@ -40,6 +44,42 @@ export interface Place extends Partial<Pick<CacheState, 'length' | 'positions'>>
 
 type BlockOptions = Pick<ForwardOptions, 'activations' | 'recompute'>;
 type AttentionName = 'self_attn' | 'cross_attn';
+
+/** Of a head whose number is left out: as nearly as its width divides. */
+const HEAD_WIDTH = 64;
+
+/**
+ * Fills in what was left out of the sizes of a stack: heads of 64 columns, as many of keys, an inner width of 8 D / 3 rounded
+ * up to a multiple of 64.
+ * @param nameOf what a field is called in messages
+ * @throws TypeError or RangeError naming the field
+ */
+export function completeBlocks(
+  where: string,
+  sizes: { readonly [K in keyof BlockSizes]?: BlockSizes[K] | undefined },
+  nameOf: (field: keyof BlockSizes) => string = (field) => field,
+): BlockSizes {
+  const size = (field: keyof BlockSizes, value: unknown, max: number) =>
+    checkInteger(where, nameOf(field), value, { min: 1, max });
+  const dModel = size('dModel', sizes.dModel, 65536);
+  const heads = size('heads', sizes.heads ?? defaultHeads(dModel), 1024);
+  const keyHeads = size('keyHeads', sizes.keyHeads ?? heads, 1024);
+  if (dModel % (2 * heads) !== 0) {
+    const shouldBe = `split a width of ${dModel} into heads of even width`;
+    throw new RangeError(expected(where, nameOf('heads'), shouldBe, `${heads}`));
+  }
+  if (heads % keyHeads !== 0) {
+    throw new RangeError(expected(where, nameOf('keyHeads'), `divide ${heads} heads`, `${keyHeads}`));
+  }
+  const dInner = size('dInner', sizes.dInner ?? 64 * Math.ceil((8 * dModel) / 3 / 64), 1 << 20);
+  return { layers: size('layers', sizes.layers, 1024), dModel, heads, keyHeads, dInner };
+}
+
+/** Heads of 64 columns, or of the next smaller even width that divides `dModel`. */
+function defaultHeads(dModel: number): number {
+  for (let width = HEAD_WIDTH; width >= 2; width -= 2) if (dModel % width === 0) return dModel / width;
+  return 1;
+}
 
 /** Numbers that a step leaves in a cache of keys, and in one of values. */
 export function keyColumns({ dModel, heads, keyHeads }: BlockConfig): number {
