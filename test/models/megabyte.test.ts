@@ -6,8 +6,10 @@ import test from 'ava';
 import { convertModel } from '../../lib/convert.ts';
 import { Graph } from '../../lib/graph.ts';
 import { createModel, createTrainer, evaluate, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
+import type { Memory } from '../../lib/memory/memory.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { completeMegabyte } from '../../lib/models/megabyte.ts';
+import { initialValues } from '../../lib/models/params.ts';
 import { evaluate as run } from '../../lib/plan.ts';
 import { nodeCost } from '../../lib/profile.ts';
 import { decayOf } from '../../lib/train/options.ts';
@@ -20,7 +22,8 @@ import {
   savesAndLoads,
   verifiesAsDecoding,
 } from '../support/baselines.ts';
-import { compare } from '../support/close.ts';
+import { compare, errors } from '../support/close.ts';
+import { withDevice } from '../support/devices.ts';
 import { FIXTURES, readFixture, readJson } from '../support/fixtures.ts';
 import { fileOf, folder } from '../support/folder.ts';
 import {
@@ -143,6 +146,51 @@ test.serial('any prefix of a verify pass can be accepted, more than once, across
   }
 });
 
+test('caches of bf16 are near those of f32, grow without the loss of a bit, and their states move', (t) =>
+  withDevice('ref', { threads: 1 }, async (device) => {
+    const config = completeMegabyte(SMALL);
+    const { params, backbone, head, memory } = architectureOf(config);
+    const weights = new Map(
+      params(config).map((spec, i) => [
+        spec.name,
+        device.tensorFrom(
+          initialValues({ ...spec, init: { kind: 'normal', std: 0.3 } }, 1, i),
+          spec.shape,
+          'f32',
+          spec.name,
+        ),
+      ]),
+    );
+    const ids = Int32Array.from(new Random(2).integers(90, 0, 256));
+    const made = (dtype: 'f32' | 'bf16') => memory(device, config, { batch: 1, mostVerified: 8, dtype });
+    const read = async (from: Memory, at: number, count: number) => {
+      await from.reserve(count);
+      const g = new Graph();
+      const part = device.tensorFrom(ids.subarray(at, at + count), [1, count], 'i32', 'ids');
+      const x = backbone(g, config, weights, part, { state: from.reading(count).state() });
+      const [logits] = await run(device, g, [head(g, config, weights, x)]);
+      from.advanced(count);
+      return logits as Float32Array;
+    };
+    const [exact, rounded] = [made('f32'), made('bf16')];
+    for (const from of [exact, rounded]) {
+      await read(from, 0, 60);
+      for (let at = 60; at < 63; at++) await read(from, at, 1);
+    }
+    const state = rounded.read(0);
+    t.is(rounded.stepsIn(state), 63);
+    await rounded.reserve(1000);
+    t.deepEqual(rounded.read(0), state);
+    const other = made('bf16');
+    await other.reserve(63);
+    other.write(0, state);
+    t.deepEqual(other.read(0), state);
+    const [want, near, moved] = [await read(exact, 63, 1), await read(rounded, 63, 1), await read(other, 63, 1)];
+    t.deepEqual(moved, near);
+    const e = errors(near, want);
+    t.true(e.rms > 1e-5 && e.rms < 2e-2, `relative RMS ${e.rms}`);
+  }));
+
 test.serial('states are saved, restored and forked wherever they are in a patch', async (t) => {
   using model = await createModel(SMALL, { seed: 4, device: 'cpu', threads: 2 });
   const [columns, wide] = [16, 96];
@@ -174,13 +222,15 @@ test.serial(
   'a batch of prompts that stand at different places of their patches is what each of them is alone',
   async (t) => {
     using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
-    const prompts = ['a', 'It was a dark and stormy night; ', 'x'.repeat(130), 'Call me', 'The', 'abcdef', 'abcdefg'];
-    for (const maxBytes of [70, 3]) {
-      const together = await model.generateBatch(prompts, { temperature: 0, maxBytes, stop: ['qq'] });
-      for (const [i, prompt] of prompts.entries()) {
-        const alone = await greedy(model, prompt, { maxBytes, stop: ['qq'] });
-        t.deepEqual([...(together[i]?.bytes ?? [])], alone, `prompt ${i}`);
-      }
+    // More than a batch has room for, ending after 0 to 60 bytes: others take their places, and the last move to a smaller one.
+    const random = new Random(4);
+    const prompts = Array.from({ length: 36 }, (_, i) => Uint8Array.from(random.integers(1 + ((i * 7) % 30), 0, 256)));
+    const stop = Array.from({ length: 12 }, (_, i) => Uint8Array.of(20 * i));
+    const options = { temperature: 1, maxBytes: 60, stop };
+    const together = await model.generateBatch(prompts, { ...options, seed: 5 });
+    for (const [i, prompt] of prompts.entries()) {
+      const alone = await model.generate(prompt, { ...options, seed: 5 + i });
+      t.deepEqual([...(together[i]?.bytes ?? [])], [...alone.bytes], `prompt ${i}`);
     }
   },
 );

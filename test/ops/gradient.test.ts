@@ -287,8 +287,18 @@ test('gradient of a whole model equals central differences · Transformer, tied'
 test('gradient of a whole model equals central differences · gated S4D', (t) =>
   modelCheck(t, { architecture: 'gated-s4d', layers: 2, dModel: 4, dInner: 6, dState: 4, vocab: BYTES }, 5));
 const megabyte = {
-  ...{ architecture: 'megabyte', patchSize: 2, layers: 1, dModel: 4, heads: 2, dInner: 6 },
-  ...{ globalLayers: 1, globalDModel: 8, globalHeads: 2, globalKeyHeads: 1, globalDInner: 6, vocab: BYTES },
+  architecture: 'megabyte',
+  patchSize: 2,
+  layers: 1,
+  dModel: 4,
+  heads: 2,
+  dInner: 6,
+  globalLayers: 1,
+  globalDModel: 8,
+  globalHeads: 2,
+  globalKeyHeads: 1,
+  globalDInner: 6,
+  vocab: BYTES,
 } as const;
 for (const T of [4, 5]) {
   test(`gradient of a whole model equals central differences · MegaByte, ${T} ids in patches of 2`, (t) =>
