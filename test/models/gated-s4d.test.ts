@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { convertModel } from '../../lib/convert.ts';
 import { Graph } from '../../lib/graph.ts';
-import { createModel, createTrainer, evaluate, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
+import { createModel, evaluate, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { completeGatedS4d, gatedS4dScanFlops } from '../../lib/models/gated-s4d.ts';
 import { initialValues } from '../../lib/models/params.ts';
@@ -72,18 +72,6 @@ for (const target of targets) {
     test.serial(`verifying gives the ${what} of decoding · ${where}`, (t) => verifiesAsDecoding(t, SMALL, target));
   }
 }
-
-test.serial('recomputed activations change no bit of a training step', async (t) => {
-  const text = corpus(4 * 65);
-  const gradients = async (recompute: 'none' | 'cheap' | 'layer') => {
-    using model = await createModel(SMALL, { seed: 3, device: 'cpu', threads: 2 });
-    const trainer = await createTrainer(model, { recompute });
-    await trainer.step({ bytes: text, batch: 4 });
-    return trainer.optimizerState().m;
-  };
-  const kept = await gradients('none');
-  for (const recompute of ['cheap', 'layer'] as const) t.deepEqual(await gradients(recompute), kept, recompute);
-});
 
 test.serial('states are constant in size, saved, restored and forked', async (t) => {
   using model = await createModel(SMALL, { seed: 4, device: 'cpu', threads: 2 });
@@ -232,7 +220,7 @@ test('the fixture is the model of its config, with the FLOPs that the oracle cou
 const JSON_OF = readJson<Record<string, unknown>>(join(NAME, 'config.json'));
 for (const [title, change, message] of [
   ['other sizes', { d_model: 48, d_state: 16 }, /d_model 48 but 32, d_state 16 but 8 in the tensors/],
-  ['another architecture', { architecture: 'transformer' }, /q_proj/],
+  ['another architecture', { architecture: 'transformer' }, /none named model\.embed_tokens\.weight/],
   ['a wrong type', { n_layer: 'two' }, /n_layer to be a positive integer, got "two"/],
 ] as const) {
   test(`a checkpoint is refused: ${title}`, async (t) => {
