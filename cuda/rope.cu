@@ -19,13 +19,13 @@ struct RopeArgs {
   const int32_t* position;
   int64_t T;
   int heads, half;
-  double log2_base;
+  double log2_base, first;
   float sign;
 };
 
 __global__ void __launch_bounds__(kThreads) rotate(const RopeArgs p) {
   const int64_t row = blockIdx.x;
-  const double at = static_cast<double>((p.position ? p.position[row / p.T] : 0) + row % p.T);
+  const double at = static_cast<double>((p.position ? p.position[row / p.T] : 0) + row % p.T) + p.first;
   for (int i = threadIdx.x; i < p.half; i += kThreads) {
     constexpr double kTurn = 6.283185307179586;
     const double angle = at * exp2(-p.log2_base * i / p.half);
@@ -52,6 +52,7 @@ Status run_rope(const Node& node, const Launch& launch) {
                    heads,
                    static_cast<int>(x.cols() / heads / 2),
                    std::log2(node.attr(at::rope::attr::base)),
+                   node.attr(at::rope::attr::first),
                    node.attr(at::rope::attr::inverse) != 0 ? -1.0f : 1.0f};
   rotate<<<static_cast<unsigned>(x.rows()), kThreads, 0, launch.stream>>>(p);
   MB_CUDA_LAUNCHED("rope");

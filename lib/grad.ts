@@ -60,7 +60,7 @@ function backward(
 ): void {
   const after: (() => void)[] = [];
   const input = (name: string): Tensor | undefined => {
-    const t = node.ins[node.op.ins.indexOf(name)];
+    const t = node.ins[operandIndex(node, name)];
     return t && needed.has(rootOf(t)) ? t : undefined;
   };
   /** Whether what is in the parameter's gradient must be kept. */
@@ -138,6 +138,13 @@ function backward(
 
   node.vjp?.(d, into);
   for (const fn of after) fn();
+}
+
+/** Where an input lies among the operands; those of a list are named by their number behind its name: `parts_1`. */
+function operandIndex({ op }: GraphNode, name: string): number {
+  const [list = ''] = op.ins;
+  const listed = list.endsWith('_') && name.startsWith(list);
+  return listed ? Number(name.slice(list.length)) : op.ins.indexOf(name);
 }
 
 /** Where the gradient of value `t` goes: straight into its place, or aside to be added when something is there already. */

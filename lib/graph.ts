@@ -1,5 +1,5 @@
 import { native } from './native.ts';
-import { type DType, rootOf, Tensor } from './tensor.ts';
+import { type DType, rootOf, Tensor, type TypedArray } from './tensor.ts';
 
 /** What `vjp` asks for: where to write the gradient of an input, or undefined when nobody needs it. */
 export interface GradientSink {
@@ -74,6 +74,8 @@ export function opTable(): Map<string, OpSignature> {
 /** Records ops in order. What it describes runs only when compiled into a plan. */
 export class Graph {
   readonly nodes: GraphNode[] = [];
+  /** What the plan is given beside memory: `constant`. */
+  readonly constants = new Map<Tensor, TypedArray>();
   #scopes: string[] = [];
   #recomputed = false;
   #values = 0;
@@ -104,6 +106,12 @@ export class Graph {
   /** A tensor that the plan gives memory. */
   value(shape: readonly number[], dtype: DType = 'f32'): Tensor {
     return new Tensor(shape, dtype, `%${this.#values++}`);
+  }
+  /** An i32 tensor that never changes: which rows to take, where to begin. */
+  constant(data: Int32Array, shape: readonly number[] = [data.length]): Tensor {
+    const t = new Tensor(shape, 'i32', `%${this.#values++}`, { frozen: true });
+    this.constants.set(t, data);
+    return t;
   }
   /** A value shaped and typed like `t`. */
   like(t: Tensor): Tensor {

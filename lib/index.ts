@@ -28,9 +28,12 @@ export { type CreateModelOptions, createModel, type LoadModelOptions, loadModel,
 export type { BaseConfig, Recompute } from './models/architecture.ts';
 export type { ModelConfig, PartialModelConfig } from './models/architectures.ts';
 export { completeConfig, type MambaConfig, type PartialMambaConfig } from './models/config.ts';
+export type { GatedS4dConfig, PartialGatedS4dConfig } from './models/gated-s4d.ts';
+export type { MegabyteConfig, PartialMegabyteConfig } from './models/megabyte.ts';
+export type { PartialPerceiverArConfig, PerceiverArConfig } from './models/perceiver-ar.ts';
 export { PRESETS, type PresetName, presetConfig } from './models/presets.ts';
 export type { PartialTransformerConfig, TransformerConfig } from './models/transformer.ts';
-export type { BlockConfig } from './models/transformer-block.ts';
+export type { BlockConfig, BlockSizes } from './models/transformer-block.ts';
 export { type Inputs, type NDArray, type OpOptions, type OpResult, ops } from './ops/eager.ts';
 export type { SamplingSettings } from './session.ts';
 export { shippedModels } from './shipped.ts';

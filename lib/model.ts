@@ -195,7 +195,8 @@ export class Model {
   }
   /**
    * Floating-point operations of the forward pass for one byte, or token of a subword model, on average over windows of so
-   * many; a multiplication and an addition are two (docs/baselines.md).
+   * many; a multiplication and an addition are two (docs/baselines.md). Of a model that learns from the end of a window alone:
+   * the window's, for each of these bytes.
    */
   flops(window: number): number {
     checkInteger('flops', 'window', window, { min: 1 });

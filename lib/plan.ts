@@ -154,11 +154,12 @@ export async function compile(
   outputs: readonly Tensor[] = [],
   arena?: Arena,
 ): Promise<Plan> {
-  const { setup, nodes, apart } = prepare(graph, outputs);
+  const { setup, nodes, apart, constants } = prepare(graph, outputs);
   const places = new Map<Tensor, Storage>();
   const buffers: number[] = [];
   try {
     for (const root of apart) buffers.push(place(device, root, places));
+    for (const [t, data] of constants) device.write(placed(t, places.get(t) as Storage), data);
     if (setup.length > 0) {
       const once = encode(device, setup, places, { offsets: new Map(), bytes: 0 });
       await once.run();
@@ -190,7 +191,10 @@ function prepare(graph: Graph, outputs: readonly Tensor[]) {
   const { setup, nodes } = splitFrozen(liveNodes(graph.nodes, kept));
   const apart = new Set([...kept].filter(isValue));
   for (const node of setup) for (const out of node.outs) if (out) apart.add(rootOf(out));
-  return { setup, nodes, apart };
+  const read = new Set([...setup, ...nodes].flatMap(({ ins }) => ins.map((t) => t && rootOf(t))));
+  const constants = [...graph.constants].filter(([t]) => read.has(t));
+  for (const [t] of constants) apart.add(t);
+  return { setup, nodes, apart, constants };
 }
 
 function place(device: Device, root: Tensor, places: Map<Tensor, Storage>): number {

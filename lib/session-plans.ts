@@ -1,7 +1,7 @@
 // The plans of a session: what reads a chunk of ids, verifies drafted ones, decodes. Each is compiled on first use.
 import type { BackendName, Device } from './device.ts';
 import { Graph } from './graph.ts';
-import type { Memory } from './memory/memory.ts';
+import type { Passage, RunPlan } from './memory/memory.ts';
 import type { Architecture, ForwardOptions, Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
@@ -27,16 +27,8 @@ export function sequencesAtOnce(backend: BackendName, length: number): number {
   return Math.min(64, Math.floor(rows / chunk));
 }
 
-/** Splits a length into [start, size] chunks, large ones first. */
-export function* chunksOf(length: number, sizes: readonly number[]): Generator<[start: number, size: number]> {
-  let at = 0;
-  for (const size of sizes) {
-    for (; length - at >= size; at += size) yield [at, size];
-  }
-}
-
-/** What a chunk gives back beside the updated state. */
-export type ChunkOutput = 'state' | 'logits' | 'nll';
+/** What a chunk gives back beside the updated state; 'skip': not even all of that (`Memory.skippable`). */
+export type ChunkOutput = 'skip' | 'state' | 'logits' | 'nll';
 
 export interface ChunkPlan {
   plan: Plan;
@@ -105,41 +97,42 @@ export function activationsOf(device: Device, config: ModelConfig, weights: Weig
 
 /** Plans over the memory of `batch` sequences. They share an arena, since only one of them runs at a time. */
 export class SessionPlans {
-  /** Chunks that lengths are made of, large ones first. */
+  /** Chunks that lengths are made of, large ones first; the last is 1. */
   readonly sizes: readonly number[];
   readonly #device: Device;
   readonly #architecture: Architecture<ModelConfig>;
   readonly #config: ModelConfig;
   readonly #weights: Weights;
   readonly #batch: number;
-  readonly #memory: Memory;
   readonly #activations: 'bf16' | undefined;
   readonly #arena: Arena;
   /** What plans read and write beside the memory: it outlives them. */
   readonly #tensors = new Map<string, Tensor>();
   readonly #made = new Map<string, Promise<{ plan: Plan }>>();
 
-  constructor(device: Device, config: ModelConfig, weights: Weights, batch: number, memory: Memory) {
+  /** @param period what chunks of more than one id are a multiple of */
+  constructor(device: Device, config: ModelConfig, weights: Weights, batch: number, period: number) {
     this.#device = device;
     this.#architecture = architectureOf(config);
     this.#config = config;
     this.#weights = weights;
     this.#batch = batch;
-    this.#memory = memory;
     this.#arena = new Arena(device);
     const { backend } = device.info;
     const [rows = 1, ...smaller] = CHUNKS[backend];
-    this.sizes = [rows, ...smaller].filter((size) => size === 1 || size * batch <= rows);
+    const fitting = [rows, ...smaller].filter((size) => size * batch <= rows);
+    const whole = fitting.map((size) => Math.max(period, size - (size % period)));
+    this.sizes = [...new Set([...whole, 1])];
     this.#activations = activationsOf(device, config, weights);
   }
 
   /** Reads `size` ids of every sequence. */
-  chunk(output: ChunkOutput, size: number): Promise<ChunkPlan> {
-    return this.once(`${output} ${size}`, async () => {
+  chunk(output: ChunkOutput, size: number, from: Passage): Promise<ChunkPlan> {
+    return this.once(`${output} ${size} ${from.key}`, async () => {
       const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
       const g = new Graph();
-      const x = await this.backbone(g, ids, this.forward(this.#batch * size));
-      if (output === 'state') return { plan: await this.compile(g), ids };
+      const x = await this.backbone(g, ids, from);
+      if (output === 'state' || output === 'skip') return { plan: await this.compile(g), ids };
       const logits = await this.head(g, x);
       if (output === 'logits') return { plan: await this.compile(g, logits), ids, output: logits };
       const targets = this.tensor(`targets ${size}`, [this.#batch, size], 'i32');
@@ -149,42 +142,53 @@ export class SessionPlans {
   }
 
   /** Reads `steps` ids of one sequence in a single pass, any prefix of which can be accepted. */
-  verify(steps: number, penalty: boolean, biased: boolean): Promise<VerifyPlan> {
-    return this.once(`verify ${steps} ${penalty} ${biased}`, async () => {
+  verify(steps: number, penalty: boolean, biased: boolean, from: Passage): Promise<VerifyPlan> {
+    return this.once(`verify ${steps} ${penalty} ${biased} ${from.key}`, async () => {
       const ids = this.tensor(`ids ${steps}`, [1, steps], 'i32');
       const draw = this.drawTensors('verify', steps, penalty, biased);
       const g = new Graph();
-      const x = await this.backbone(g, ids, { ...this.forward(steps), state: this.#memory.verifying(steps) });
+      const x = await this.backbone(g, ids, from);
       const logits = await this.head(g, x.reshape(steps, x.cols));
       sample(g, { ...draw, logits });
       return { plan: await this.compile(g, logits), ids, logits, draw };
     });
   }
 
-  /** Reads one id of one sequence; `state` says what it goes on from and leaves; `key` tells plans apart. */
-  step({ key, state }: { key: string; state: () => unknown }): Promise<StepPlan> {
-    return this.once(`step ${key}`, async () => {
+  /** Reads one id of one sequence. */
+  step(from: Passage): Promise<StepPlan> {
+    return this.once(`step ${from.key}`, async () => {
       const ids = this.tensor('ids 1', [1, 1], 'i32');
       const g = new Graph();
-      const x = await this.backbone(g, ids, { ...this.forward(1), state: state() });
+      const x = await this.backbone(g, ids, from);
       const logits = await this.head(g, x.reshape(1, x.cols));
       return { plan: await this.compile(g, logits), ids, logits };
     });
   }
 
   /** Reads the last id of every sequence and draws the next. */
-  decode(penalty: boolean, biased: boolean): Promise<DecodePlan> {
-    return this.once(`decode ${penalty} ${biased}`, async () => {
+  decode(penalty: boolean, biased: boolean, from: Passage): Promise<DecodePlan> {
+    return this.once(`decode ${penalty} ${biased} ${from.key}`, async () => {
       const B = this.#batch;
       const draw = this.drawTensors('decode', B, penalty, biased);
       const g = new Graph();
-      const x = await this.backbone(g, draw.ids.reshape(B, 1), this.forward(B));
+      const x = await this.backbone(g, draw.ids.reshape(B, 1), from);
       const logits = await this.head(g, x.reshape(B, x.cols));
       // The drawn ids are the next step's input: a run of steps never leaves native code.
       sample(g, { ...draw, logits });
       return { ...draw, plan: await this.compile(g) };
     });
   }
+
+  /** Runs what a memory computes by itself. */
+  readonly run: RunPlan = async (key, rows, record) => {
+    const { plan } = await this.once(key, async () => {
+      const g = new Graph();
+      const weights = await prepared(this.#device, this.#config, this.#weights);
+      record(g, weights, this.forward(rows));
+      return { plan: await this.compile(g) };
+    });
+    await plan.run();
+  };
 
   /** Drops all plans: what they read and write of the memory lies elsewhere now. */
   async forget(): Promise<void> {
@@ -238,8 +242,9 @@ export class SessionPlans {
     return compile(this.#device, g, outputs, this.#arena);
   }
 
-  private async backbone(g: Graph, ids: Tensor, options: ForwardOptions): Promise<Tensor> {
+  private async backbone(g: Graph, ids: Tensor, from: Passage): Promise<Tensor> {
     const weights = await prepared(this.#device, this.#config, this.#weights);
+    const options = { ...this.forward(ids.elems), state: from.state() };
     return this.#architecture.backbone(g, this.#config, weights, ids, options);
   }
 
@@ -250,6 +255,6 @@ export class SessionPlans {
   /** How `rows` rows run: few of them through fused blocks, whose activations are f32. */
   private forward(rows: number): ForwardOptions {
     const blockRows = BLOCK_ROWS[this.#device.info.backend];
-    return { state: this.#memory.state, blockRows, activations: rows > blockRows ? this.#activations : undefined };
+    return { blockRows, activations: rows > blockRows ? this.#activations : undefined };
   }
 }

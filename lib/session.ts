@@ -5,7 +5,7 @@ import type { Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import type { RunResult } from './native.ts';
 import { SAMPLE_COLUMNS, SAMPLE_PARAMS } from './ops/sample.ts';
-import { activationsOf, type ChunkOutput, chunksOf, type DrawTensors, SessionPlans } from './session-plans.ts';
+import { activationsOf, type ChunkOutput, type DrawTensors, SessionPlans } from './session-plans.ts';
 import type { Tensor } from './tensor.ts';
 
 /** Most bytes that one verify pass reads. */
@@ -68,7 +68,7 @@ export class Session {
     this.batch = batch;
     const dtype = activationsOf(device, config, weights) ?? 'f32';
     this.#memory = architectureOf(config).memory(device, config, { batch, mostVerified: VERIFY_STEPS, dtype });
-    this.#plans = new SessionPlans(device, config, weights, batch, this.#memory);
+    this.#plans = new SessionPlans(device, config, weights, batch, this.#memory.period);
   }
 
   /** Number of classes of an id. */
@@ -148,8 +148,13 @@ export class Session {
     return out;
   }
 
+  /** Most ids that a verify pass can read from the current state. */
+  get verifiable(): number {
+    return Math.min(VERIFY_STEPS, this.stretch);
+  }
+
   /**
-   * Reads K <= 32 ids in one pass from the current state, and draws what would follow each of them. The state moves on
+   * Reads K <= `verifiable` ids in one pass from the current state, and draws what would follow each of them. The state moves on
    * by all of them, and the states in between are kept for `accept`.
    * @param start how the id after ids[0] is drawn; the one after ids[k] is drawn as the k-th after that
    * @throws RangeError for no ids or too many; TypeError for a session of several sequences
@@ -157,11 +162,13 @@ export class Session {
   async verify(ids: ArrayLike<number>, start: DrawStart = GREEDY): Promise<Verified> {
     const where = 'session.verify';
     if (this.batch !== 1) throw new TypeError(expected(where, 'the session', 'be of one sequence', `${this.batch}`));
-    const steps = checkInteger(where, 'the number of ids', ids.length, { min: 1, max: VERIFY_STEPS });
+    const steps = checkInteger(where, 'the number of ids', ids.length, { min: 1, max: this.verifiable });
     const { settings, seen = [], drawn = 0 } = start;
     const penalty = settings.repetitionPenalty !== 1;
     await this.reserve(steps);
-    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined);
+    await this.prepare();
+    const from = this.#memory.verifying(steps);
+    const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined, from);
     const { plan, draw, logits } = made;
     this.#device.write(made.ids, Int32Array.from(ids));
     const rows = Array.from({ length: steps }, (_, k) => ({
@@ -171,7 +178,6 @@ export class Session {
     }));
     this.writeRows(draw, 0, rows);
     this.#verified = 0;
-    this.#memory.beginVerify();
     await plan.run();
     this.#memory.advanced(steps);
     this.#verified = steps;
@@ -204,6 +210,7 @@ export class Session {
     await this.reserve(1);
     const { plan, ids, logits } = await this.#plans.step(trail.at(position));
     this.#device.write(ids, Int32Array.of(id));
+    await this.prepare();
     await plan.run();
     this.#memory.advanced(1);
     return plan.read(logits) as Float32Array;
@@ -214,7 +221,8 @@ export class Session {
     const penalty = rows.some((row) => row.settings.repetitionPenalty !== 1);
     const bias = rows.some((row) => row.settings.bias);
     await this.reserve(1);
-    let decode = await this.#plans.decode(penalty, bias);
+    const next = () => this.#plans.decode(penalty, bias, this.#memory.reading(1));
+    let decode = await next();
     const { plan: _, ...draw } = decode;
     this.writeRows(draw, 0, rows);
     this.writePending(draw, 0, rows);
@@ -222,8 +230,9 @@ export class Session {
       run: async (options) => {
         this.#verified = 0;
         await this.reserve(1);
-        decode = await this.#plans.decode(penalty, bias);
-        const steps = Math.min(options.steps, this.#memory.room);
+        decode = await next();
+        await this.prepare();
+        const steps = Math.min(options.steps, this.#memory.room, this.stretch);
         const result = await decode.plan.run({ ...options, steps, watch: draw.ids });
         this.#memory.advanced(result.steps);
         return result;
@@ -246,6 +255,14 @@ export class Session {
       if (!(error instanceof OutOfMemoryError) || !this.onShort?.()) throw error;
       await make();
     }
+  }
+
+  /** Ids that can be read, once prepared, before the memory must be prepared again. */
+  private get stretch(): number {
+    return this.#memory.stretch ?? Infinity;
+  }
+  private async prepare(): Promise<void> {
+    await this.#memory.prepare?.(this.#plans.run);
   }
 
   /** Sets the ids that the sequences from `b` on go on from. */
@@ -290,10 +307,22 @@ export class Session {
     use?: (at: number, result: Float32Array) => void,
   ): Promise<void> {
     if (steps > 0) await this.reserve(steps);
-    for (const [at, size] of chunksOf(steps, this.#plans.sizes)) {
-      signal?.throwIfAborted();
-      const result = await this.runChunk(output, size, rows, at);
-      use?.(at, result);
+    const skipped = output === 'state' ? (this.#memory.skippable?.(steps) ?? 0) : 0;
+    const { singles } = this.#memory;
+    try {
+      for (let at = 0; at < steps; ) {
+        signal?.throwIfAborted();
+        const skips = at < skipped;
+        const most = skips ? skipped - at : Math.min(steps - at, this.stretch);
+        const size = this.#plans.sizes.find((chunk) => at >= singles && chunk <= most) ?? 1;
+        const result = await this.runChunk(skips ? 'skip' : output, size, rows, at);
+        use?.(at, result);
+        at += size;
+      }
+    } catch (error) {
+      // Between the first and the last id the state is that of no text.
+      if (skipped > 0) await this.#memory.clear();
+      throw error;
     }
   }
 
@@ -303,21 +332,24 @@ export class Session {
     rows: readonly ArrayLike<number>[],
     at: number,
   ): Promise<Float32Array> {
-    const chunk = await this.#plans.chunk(output, size);
+    const passage = output === 'skip' ? this.#memory.skipping : undefined;
+    const chunk = await this.#plans.chunk(output, size, passage ?? this.#memory.reading(size));
     this.#verified = 0;
     const from = (start: number) =>
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
     this.#device.write(chunk.ids, from(at));
     if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
+    if (output !== 'skip') await this.prepare();
     await chunk.plan.run();
-    this.#memory.advanced(size);
+    if (output === 'skip') this.#memory.skipped?.(size);
+    else this.#memory.advanced(size);
     return chunk.output ? (chunk.plan.read(chunk.output) as Float32Array) : new Float32Array(0);
   }
 }
 
 /** A decode loop over one session. */
 export interface DecodeLoop {
-  /** Makes up to `steps` ids of every sequence; fewer where memory must grow first. */
+  /** Makes up to `steps` ids of every sequence; fewer where memory must grow first, or another plan must read on. */
   run(options: { steps: number; maxMs?: number; stops?: Int32Array[]; history?: Int32Array }): Promise<RunResult>;
   /** Ends the current run within one step. */
   cancel(): void;

@@ -11,7 +11,8 @@ function signature(config: ModelConfig): string {
 
 /**
  * What a model remembers of a text. Save it, copy it, go on from it later. Of a Mamba it is constant in size, whatever the
- * length of the text; of a Transformer it is its cache, which grows.
+ * length of the text, and so of a gated S4D; of a Transformer or a PerceiverAR it is its caches, which grow, and of a
+ * MegaByte one that grows with every patch.
  */
 export class State {
   /** Bytes read so far. */
@@ -20,7 +21,10 @@ export class State {
   pending: number | undefined;
   /**
    * What was read, but for `pending`. Per layer, of a Mamba: the last K-1 convolution inputs (K-1, E), oldest first, then
-   * the SSM state (E, N); of a Transformer with n bytes read: keys (n, key heads x width), then values alike.
+   * the SSM state (E, N); of a gated S4D its state (E, N / 2, 2); of a Transformer with n bytes read: keys (n, key heads x
+   * width), then values alike. Of a MegaByte with patches of M bytes: n mod M; then per layer keys and values of n / M + 1
+   * patches; per local layer those of n mod M + 1 places; what the patch is told (M, width); its n mod M embeddings. Of a
+   * PerceiverAR: how many latents its block holds, keys and values of the whole text, the latents, their keys and values.
    */
   data: Float32Array;
   readonly #config: ModelConfig;

@@ -70,7 +70,7 @@ const KEYS = [
 export interface Batch {
   /**
    * batch x (T + 1) bytes or ids, row by row: T inputs and, one further on, T targets. -1, in an Int32Array, is padding
-   * at the end of a row: never counted as a target.
+   * at the end of a row: never counted as a target, and refused where only the last ids of a row are learned from.
    */
   bytes: Uint8Array | Int32Array;
   batch: number;
@@ -104,7 +104,7 @@ type Pass = 'first' | 'more' | 'loss';
 const [LOSS, VOTES, NORM] = [0, 1, 2];
 
 interface Compiled {
-  /** (2, batch, T) i32: inputs and targets. */
+  /** (2, batch, T) i32: inputs and, one behind the other, the targets of the rows that are learned from. */
   ids: Tensor;
   plan: Plan;
 }
@@ -303,6 +303,11 @@ export class Trainer {
         if (id < -1 || id >= vocab) throw new RangeError(expected(where, 'ids', `lie in 0..${vocab - 1}`, `${id}`));
       }
     }
+    const rows = this.trainedRows(row - 1);
+    if (rows < row - 1 && b.bytes.includes(-1)) {
+      const what = `hold no padding, for ${this.model.architecture.name} learns from the last ${rows} of ${row - 1} ids`;
+      throw new RangeError(expected(where, 'rows', what, 'one that is shorter'));
+    }
     return row - 1;
   }
 
@@ -323,11 +328,12 @@ export class Trainer {
     const { ids, plan } = await this.compiled(pass, b.batch, T, last && this.#rank !== undefined);
     if (this.#rank) this.model.runtime.write(this.#dloss, Float32Array.of(b.weight ?? 1));
     const { ignore } = this.#options;
+    const rows = this.trainedRows(T);
     const both = new Int32Array(2 * b.batch * T);
     const targets = both.subarray(b.batch * T);
     for (let r = 0; r < b.batch; r++) {
       both.set(b.bytes.subarray(r * (T + 1), r * (T + 1) + T), r * T);
-      targets.set(b.bytes.subarray(r * (T + 1) + 1, (r + 1) * (T + 1)), r * T);
+      targets.set(b.bytes.subarray((r + 1) * (T + 1) - rows, (r + 1) * (T + 1)), r * rows);
     }
     for (let i = 0; i < targets.length; i++) {
       if ((both[i] ?? 0) < 0) both[i] = 0; // nothing counted follows padding
@@ -392,7 +398,13 @@ export class Trainer {
   graph(pass: Pass, ids: Tensor, summed = false, again = this.levelFor(ids)): Graph {
     const { model, precision } = this;
     const [, batch = 0, T = 0] = ids.shape;
-    const [inputs, targets] = [0, 1].map((i) => ids.slice(i).reshape(batch, T)) as [Tensor, Tensor];
+    const rows = this.trainedRows(T);
+    const inputs = ids.slice(0).reshape(batch, T);
+    const targets = ids
+      .slice(1)
+      .reshape(batch * T)
+      .slice(0, batch * rows)
+      .reshape(batch, rows);
     const g = new Graph();
     // Here rather than after the update: whoever writes to the weights between two steps is heard.
     if (pass !== 'more') this.refreshCopies(g);
@@ -421,6 +433,12 @@ export class Trainer {
     recompute(g, backward);
     if (summed) reduceGradients(g, this.#buckets);
     return g;
+  }
+
+  /** Of the rows of a window of T ids, how many are learned from: the last so many. */
+  private trainedRows(T: number): number {
+    const { architecture, config } = this.model;
+    return architecture.trainedRows?.(config, T) ?? T;
   }
 
   private refreshCopies(g: Graph): void {

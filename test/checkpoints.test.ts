@@ -71,10 +71,24 @@ async function written(tensors: TensorSource[], { rename = (n) => n, config, dro
   return path;
 }
 
+/** What the tensors of a model do not tell, but its config.json must. */
+function untold(config: ModelConfig): Record<string, unknown> | undefined {
+  if (config.architecture === 'transformer') return { num_attention_heads: config.heads };
+  if (config.architecture === 'gated-s4d') return { architecture: 'gated-s4d' };
+  if (config.architecture === 'megabyte') {
+    const [local, global] = [config.heads, config.globalHeads].map((heads) => ({ num_attention_heads: heads }));
+    return { architecture: 'megabyte', global, local };
+  }
+  if (config.architecture === 'perceiver-ar') {
+    return { architecture: 'perceiver-ar', num_attention_heads: config.heads, num_latents: config.latents };
+  }
+  return undefined;
+}
+
 for (const preset of Object.keys(PRESETS)) {
   const config = presetConfig(preset);
-  const json = config.architecture === 'transformer' ? { num_attention_heads: config.heads } : undefined;
-  test(`the configuration of ${preset} follows from its tensors${json ? ' and the number of heads' : ' alone'}`, async (t) => {
+  const json = untold(config);
+  test(`the configuration of ${preset} follows from its tensors${json ? ` and ${Object.keys(json)}` : ' alone'}`, async (t) => {
     t.deepEqual((await inferConfig('model', headers(config), json)).config, config);
   });
 }

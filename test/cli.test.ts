@@ -434,6 +434,44 @@ test.serial('a Transformer is trained, resumed, inspected, scored and generates'
   t.regex((await run([...wrong, '--heads', '2'])).err, /heads/);
 });
 
+for (const [name, model, shown] of [
+  ['gated-s4d', ['--layers', '1', '--d-model', '32', '--d-state', '8'], /architecture +gated-s4d\n(.*\n)*dState +8/],
+  [
+    'megabyte',
+    [
+      ...['--layers', '1', '--d-model', '32', '--heads', '4', '--patch-size', '4'],
+      ...['--global-layers', '1', '--global-d-model', '48', '--global-heads', '4', '--global-key-heads', '2'],
+    ],
+    /architecture +megabyte\npatchSize +4\n(.*\n)*globalKeyHeads +2/,
+  ],
+  [
+    'perceiver-ar',
+    ['--layers', '1', '--d-model', '32', '--heads', '4', '--latents', '24', '--latent-stride', '9'],
+    /architecture +perceiver-ar\n(.*\n)*latentStride +9/,
+  ],
+] as const) {
+  test.serial(`a ${name} is trained, resumed, inspected, scored, measured and generates`, async (t) => {
+    const [out, data] = [join(folder(), 'run'), corpus()];
+    const shape = ['--architecture', name, ...model];
+    const args = ['train', ...training(out), '--data', data, ...shape, '--schedule', 'constant', '--json'];
+    const begun = await run([...args, '--steps', '3']);
+    t.is(begun.code, 0, begun.err);
+    const resumed = await run([...args, '--steps', '5', '--resume']);
+    t.is(resumed.code, 0, resumed.err);
+    t.is(JSON.parse(resumed.text.split('\n')[0] ?? '').step, 4);
+    const latest = join(out, 'latest');
+    t.regex((await run(['inspect', latest])).text, shown);
+    const scored = await run(['eval', latest, data, '--max-bytes', '400', '--context', '64', '--json']);
+    t.true(JSON.parse(scored.text).bitsPerByte > 0, scored.err);
+    const generate = ['generate', '--model', latest, 'line', '--max-bytes', '100', '--seed', '5', '--raw'];
+    const made = await run(generate);
+    t.is(made.out.length, 100, made.err);
+    t.deepEqual((await run([...generate, '--draft', latest])).out, made.out);
+    const measured = await run(['bench', latest, '--repeats', '1', '--decode', '40', '--prefill', '80', '--json']);
+    t.is(measured.code, 0, measured.err);
+  });
+}
+
 test.serial('Ctrl-C during training saves a checkpoint, and --resume goes on from it', async (t) => {
   const [out, data] = [join(folder(), 'run'), corpus()];
   const model = ['--layers', '1', '--d-model', '32', '--schedule', 'constant'];

@@ -182,6 +182,10 @@ test('a batch holds the windows row by row; only documents that are too short ar
   t.true(bytes instanceof Int32Array);
   const rows = [bytes.subarray(0, 10), bytes.subarray(10)].map((row) => [...row].join()).sort();
   t.deepEqual(rows, [Array(10).fill(97).join(), [...Array(6).fill(98), ...Array(4).fill(-1)].join()].sort());
+  t.throws(() => new WindowSampler(data, { context: 9, sampling: 'document', seed: 0, whole: true }), {
+    instanceOf: DataError,
+    message: /document 1 to hold a window of 10 bytes, got 6 bytes\. Only the end/,
+  });
   using long = await corpus([400, 60]);
   t.true(new WindowSampler(long, { context: 9, sampling: 'document', seed: 0 }).batch(2).bytes instanceof Uint8Array);
 });

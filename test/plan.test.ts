@@ -9,6 +9,7 @@ import { mambaBackbone, mambaHead, mambaParams } from '../lib/models/mamba.ts';
 import { initialValues } from '../lib/models/params.ts';
 import { crossEntropy } from '../lib/ops/cross-entropy.ts';
 import { add, mul, scale, silu } from '../lib/ops/elementwise.ts';
+import { embedding } from '../lib/ops/embedding.ts';
 import { linear } from '../lib/ops/linear.ts';
 import { rmsNorm } from '../lib/ops/norm.ts';
 import { Arena, arenaBytes, compile, evaluate } from '../lib/plan.ts';
@@ -53,6 +54,22 @@ test('memory reuse on = off', async (t) => {
   t.deepEqual(reused.results, apart.results);
   t.is(apart.arenaBytes, 0);
   t.true(reused.arenaBytes > 0);
+});
+
+test('a constant is there in every plan of its graph, and only where it is read', async (t) => {
+  using device = open();
+  const table = device.tensorFrom(Float32Array.of(1, 2, 3, 4), [4, 1], 'f32', 'table');
+  const g = new Graph();
+  const picked = embedding(g, g.constant(Int32Array.of(3, 0, 3)), table);
+  g.constant(Int32Array.of(7));
+  for (let round = 0; round < 2; round++) {
+    using plan = await compile(device, g, [picked]);
+    for (let again = 0; again < 2; again++) {
+      await plan.run();
+      t.deepEqual([...plan.read(picked)], [4, 1, 4]);
+    }
+  }
+  t.is(arenaBytes(g, [picked]), 0);
 });
 
 test('values share memory when they do not live together', async (t) => {

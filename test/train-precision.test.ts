@@ -17,6 +17,9 @@ const SHAPES = [
   { layers: 2, dModel: 24, dState: 4 },
   { layers: 2, dModel: 24, dState: 4, tied: true, norm: 'rms' },
   { architecture: 'transformer', layers: 2, dModel: 24, heads: 6, keyHeads: 2, dInner: 40 },
+  { architecture: 'perceiver-ar', layers: 2, dModel: 24, heads: 6, keyHeads: 2, dInner: 40, latents: 20 },
+  { architecture: 'gated-s4d', layers: 2, dModel: 24, dState: 4 },
+  { architecture: 'megabyte', layers: 2, dModel: 24, heads: 6, globalLayers: 2, globalDModel: 48, globalHeads: 6 },
 ] as const;
 
 const batchAt = (step: number, rows = 2, T = 70) => ({

@@ -26,7 +26,11 @@ export function evalCommand(): Command {
       ).choices(['sliding', 'stateful']),
     )
     .option('--context <n>', 'bytes or tokens a window reads (default: 8192, or 2048 tokens)', parsePositive)
-    .option('--stride <n>', 'from one window to the next (default: half a context)', parsePositive)
+    .option(
+      '--stride <n>',
+      'from one window to the next (default: half a context, or what the model learns from if less)',
+      parsePositive,
+    )
     .option('--max-bytes <n>', 'score about this much: the middle of every document', parsePositive)
     .addOption(separatorOption())
     .option('--json', 'print JSON');

@@ -15,17 +15,16 @@ import { runRanks } from './ranks.ts';
 import { defined, parseCount, parseNumber, parsePositive, separatorOption, UsageError } from './usage.ts';
 
 /** The flags that make the shape of a new model: fields of its configuration. */
-const SHAPE = ['architecture', 'layers', 'dModel', 'dState', 'heads', 'keyHeads', 'dInner'] as const;
+const SIZES = [
+  ...(['layers', 'dModel', 'dState', 'heads', 'keyHeads', 'dInner', 'latents', 'latentStride', 'patchSize'] as const),
+  ...(['globalLayers', 'globalDModel', 'globalHeads', 'globalKeyHeads', 'globalDInner'] as const),
+];
+const SHAPE = ['architecture', ...SIZES] as const;
 
 interface TrainFlags
-  extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress' | 'onEncode'> {
+  extends Omit<TrainOptions, 'config' | 'betas' | 'separator' | 'signal' | 'onProgress' | 'onEncode'>,
+    Partial<Record<(typeof SIZES)[number], number>> {
   architecture?: ArchitectureName;
-  layers?: number;
-  dModel?: number;
-  dState?: number;
-  heads?: number;
-  keyHeads?: number;
-  dInner?: number;
   beta1?: number;
   beta2?: number;
   separator?: string;
@@ -46,10 +45,34 @@ export function trainCommand(): Command {
     .option('--layers <n>', 'blocks of a new model', parsePositive)
     .option('--d-model <n>', 'its width', parsePositive)
     .addOption(new Option('--architecture <name>', '(default: mamba)').choices(Object.keys(ARCHITECTURES)))
-    .option('--d-inner <n>', 'inner channels of a mamba (default: 2 x d-model), or width of an MLP', parsePositive)
-    .option('--d-state <n>', 'states per channel of a mamba (default: 16)', parsePositive)
-    .option('--heads <n>', 'attention heads of a transformer (default: of 64 columns)', parsePositive)
+    .option(
+      '--d-inner <n>',
+      'inner channels of a mamba or gated-s4d (default: 2 x d-model), or width of an MLP',
+      parsePositive,
+    )
+    .option('--d-state <n>', 'states per channel of a mamba (default: 16) or gated-s4d (default: 64)', parsePositive)
+    .option(
+      '--heads <n>',
+      'attention heads of a transformer, perceiver-ar or megabyte (default: of 64 columns)',
+      parsePositive,
+    )
     .option('--key-heads <n>', 'heads of its keys and values (default: as many)', parsePositive)
+    .option(
+      '--latents <n>',
+      'last positions of a window that a perceiver-ar learns from (default: 1024)',
+      parsePositive,
+    )
+    .option('--latent-stride <n>', 'from one block of them to the next (default: half)', parsePositive)
+    .option(
+      '--patch-size <n>',
+      'bytes of a patch of a megabyte (default: 8), whose local model the above describe',
+      parsePositive,
+    )
+    .option('--global-layers <n>', 'blocks of its global model', parsePositive)
+    .option('--global-d-model <n>', 'its width, a multiple of the bytes of a patch', parsePositive)
+    .option('--global-heads <n>', 'its attention heads (default: of 64 columns)', parsePositive)
+    .option('--global-key-heads <n>', 'heads of its keys and values (default: as many)', parsePositive)
+    .option('--global-d-inner <n>', 'width of its MLP', parsePositive)
     .option('--init <model>', 'start from a shipped model, a folder or a file')
     .option('--tokenizer <file>', 'a tokenizer.json: make a subword model, whose context counts tokens')
     .optionsGroup('Length:')
@@ -145,12 +168,17 @@ async function run(flags: TrainFlags, signal: AbortSignal, rank?: Rank): Promise
 }
 
 function trainOptions(flags: TrainFlags, rank = 0): TrainOptions {
-  const { architecture, layers, dModel, dState, heads, keyHeads, dInner, ...others } = flags;
-  const { beta1, beta2, separator, devices, json, quiet, ...rest } = others;
+  const { beta1, beta2, separator, devices, json, quiet, ...rest } = withoutShape(flags);
   const config = shape(flags);
   const betas = beta1 === undefined && beta2 === undefined ? undefined : ([beta1 ?? 0.9, beta2 ?? 0.95] as const);
   const device = devices ? `cuda:${devices[rank]}` : rest.device;
   return { ...rest, ...defined({ config, betas, device, separator: separator === '' ? null : separator }) };
+}
+
+function withoutShape(flags: TrainFlags): Omit<TrainFlags, (typeof SHAPE)[number]> {
+  const others = { ...flags };
+  for (const key of SHAPE) delete others[key];
+  return others;
 }
 
 function shape(flags: TrainFlags): TrainOptions['config'] {

@@ -29,6 +29,8 @@ export interface WindowOptions {
   context: number;
   sampling: Sampling;
   seed: number;
+  /** Refuse documents that are shorter than a window; default: they are followed by padding. */
+  whole?: boolean;
 }
 
 /** Where a sampler is: serialise it, and a sampler that is set to it goes on with the same windows. */
@@ -68,7 +70,7 @@ export class WindowSampler {
   #epoch = 0;
   #index = 0;
 
-  /** @throws DataError when the documents hold less than one window */
+  /** @throws DataError when the documents, or with `whole` one of them, hold less than one window */
   constructor(data: Documents, options: WindowOptions) {
     const where = 'data';
     checkInteger(where, 'context', options.context, { min: 1 });
@@ -79,6 +81,7 @@ export class WindowSampler {
       const got = `${data.units} ${data.unit}s in ${data.documents} document${data.documents > 1 ? 's' : ''}`;
       throw new DataError(expected(where, 'the data set', `hold at least one window of ${window} ${data.unit}s`, got));
     }
+    if (options.whole) checkWhole(data, window);
     this.#data = data;
     this.#options = options;
     this.#ends = new Float64Array(data.documents);
@@ -146,6 +149,17 @@ export class WindowSampler {
       whole && this.#data.unit === 'byte' ? new Uint8Array(rows * width) : new Int32Array(rows * width).fill(PADDING);
     for (const [r, w] of windows.entries()) bytes.set(this.#data.slice(w.document, w.start, w.length), r * width);
     return { bytes, batch: rows };
+  }
+}
+
+function checkWhole(data: Documents, window: number): void {
+  for (let i = 0; i < data.documents; i++) {
+    const length = data.length(i);
+    if (length >= window) continue;
+    const hint = 'Only the end of a window is learned from. Take a smaller context, or join the documents.';
+    throw new DataError(
+      expected('data', `document ${i}`, `hold a window of ${window} ${data.unit}s`, `${length} ${data.unit}s`, hint),
+    );
   }
 }
 

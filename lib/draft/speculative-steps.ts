@@ -120,7 +120,7 @@ export class SpeculativeSteps implements Steps {
   async #propose(most: number): Promise<number[]> {
     const { settings, speculation } = this.#options;
     const fixed = speculation.draftLength;
-    const limit = Math.min(most, VERIFY_STEPS - 1, fixed ?? VERIFY_STEPS - 1);
+    const limit = Math.min(most, this.#session.verifiable - 1, fixed ?? VERIFY_STEPS - 1);
     if (limit < 1) return [];
     const start = performance.now();
     const least = fixed === undefined ? this.#pace.least : 0;

@@ -5,7 +5,7 @@ import { Graph } from '../graph.ts';
 import { compile } from '../plan.ts';
 import { dtypeBytes, type Tensor } from '../tensor.ts';
 import { narrowed, widened } from '../weights/dtypes.ts';
-import type { Memory, Trail } from './memory.ts';
+import type { Memory, Passage, Trail } from './memory.ts';
 import { region } from './region.ts';
 
 /** Sizes of a cache: `layers` pairs of keys and values with `columns` numbers a step. */
@@ -40,6 +40,8 @@ interface Caches {
 
 /** Caches of B sequences that hold different numbers of steps. On the host their states are f32, whatever they are here. */
 export class CacheMemory implements Memory {
+  readonly period = 1;
+  readonly singles = 0;
   readonly emptyFloats = 0;
   readonly #device: Device;
   readonly #shape: CacheShape;
@@ -67,12 +69,16 @@ export class CacheMemory implements Memory {
     if (!this.#state) throw new Error('cache: expected room to be reserved first.');
     return this.#state;
   }
+  /** Steps that fit. */
+  get capacity(): number {
+    return this.#capacity;
+  }
   get room(): number {
     return this.#capacity - Math.max(...this.#lengths);
   }
-  /** Steps that the first sequence holds. */
-  get length(): number {
-    return this.#lengths[0] ?? 0;
+  /** Steps that sequence `b` holds. */
+  lengthOf(b: number): number {
+    return this.#lengths[b] ?? 0;
   }
 
   async reserve(steps: number): Promise<boolean> {
@@ -136,16 +142,17 @@ export class CacheMemory implements Memory {
     return data.length / cacheFloats(this.#shape, 1);
   }
 
-  verifying(steps: number): CacheState {
-    return { ...this.state, positions: this.#positions.slice(0, steps) };
+  reading(): Passage {
+    return { key: '', state: () => this.state };
   }
-  beginVerify(): void {
-    this.#verifiedFrom = this.length;
-    const from = this.length;
+  verifying(steps: number): Passage {
+    const from = this.lengthOf(0);
+    this.#verifiedFrom = from;
     this.#device.write(
       this.#positions,
       Int32Array.from({ length: this.#positions.elems }, (_, i) => from + i),
     );
+    return { key: '', state: () => ({ ...this.state, positions: this.#positions.slice(0, steps) }) };
   }
   async accept(steps: number): Promise<void> {
     this.moveTo(0, this.#verifiedFrom + steps);
@@ -237,7 +244,7 @@ export class CacheMemory implements Memory {
 }
 
 /** The first `count` steps of sequence `b` of a cache (B, capacity, columns): (count, columns). */
-function steps(cache: Tensor, b: number, count: number): Tensor {
+export function steps(cache: Tensor, b: number, count: number): Tensor {
   const [B = 0, capacity = 0, columns = 0] = cache.shape;
   return cache.reshape(B * capacity, columns).slice(b * capacity, count);
 }
@@ -253,11 +260,11 @@ export class CacheTrail implements Trail {
   }
 
   begin(): void {
-    this.#start = this.#memory.length;
+    this.#start = this.#memory.lengthOf(0);
   }
-  at(position: number): { key: string; state: () => CacheState } {
+  at(position: number): Passage {
     this.#memory.moveTo(0, this.#start + position);
-    return { key: '', state: () => this.#memory.state };
+    return this.#memory.reading();
   }
   dispose(): void {}
 }

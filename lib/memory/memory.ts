@@ -1,11 +1,23 @@
+import type { Graph } from '../graph.ts';
+import type { ForwardOptions, Weights } from '../models/architecture.ts';
+
+/** Runs a plan over `rows` rows, which is recorded and compiled once for each key. */
+export type RunPlan = (
+  key: string,
+  rows: number,
+  record: (g: Graph, weights: Weights, options: Pick<ForwardOptions, 'activations'>) => void,
+) => Promise<void>;
+
 /**
  * What the sequences of a session carry from id to id on a device, in the form in which their architecture keeps it. A
  * session moves it on by running plans; everything else that may happen to it is here.
  */
 export interface Memory {
-  /** What the architecture's backbone goes on from and leaves. Another object after `reserve` returned true. */
-  readonly state: unknown;
-  /** Ids that every sequence can still read before `reserve` must make room. */
+  /** Plans of more than one id read a multiple of so many. */
+  readonly period: number;
+  /** Ids to be read one by one before plans of more can read on. */
+  readonly singles: number;
+  /** Ids that one plan of a single id, run again and again, can read of every sequence before it must be asked for again. */
   readonly room: number;
   /** Floats of the state of a text not yet begun. */
   readonly emptyFloats: number;
@@ -16,6 +28,18 @@ export interface Memory {
    * @throws OutOfMemoryError; the state is intact
    */
   reserve(steps: number): Promise<boolean>;
+  /** Ids that every sequence can read from here, once prepared, before it must be prepared again; left out: any number. */
+  readonly stretch?: number;
+  /** Computes what must be there before the next id is read, where that depends on the position. */
+  prepare?(run: RunPlan): Promise<void>;
+  /**
+   * Of `steps` ids ahead, where only the state after the last of them is wanted: how many of the first need no more than a
+   * pass with the state `skipping`. Once one of them is read, the state is of use only after all `steps`.
+   */
+  skippable?(steps: number): number;
+  readonly skipping?: Passage;
+  /** A run with `skipping` has read `steps` ids of every sequence. */
+  skipped?(steps: number): void;
   /** A run has read `steps` ids of every sequence. */
   advanced(steps: number): void;
   /** Forgets everything: the state of texts not yet begun. */
@@ -32,21 +56,29 @@ export interface Memory {
   /** Nobody reads sequence `b` any more: it need not grow. */
   leave(b: number): void;
 
-  /** What a pass over `steps` ids of one sequence is recorded with, so that any prefix of them can be accepted. */
-  verifying(steps: number): unknown;
-  /** Before each such pass. */
-  beginVerify(): void;
-  /** After it: goes back to the state after the first `steps` of its ids. May be called again with another count. */
+  /** For the next run, over `steps` ids of every sequence. Room is reserved. */
+  reading(steps: number): Passage;
+  /** For the next run, a pass over `steps` ids of one sequence any prefix of which can be accepted. Room is reserved. */
+  verifying(steps: number): Passage;
+  /** After such a pass: goes back to the state after the first `steps` of its ids. May be called again with another count. */
   accept(steps: number): Promise<void>;
 
   dispose(): void;
+}
+
+/** What a run goes on from and leaves. */
+export interface Passage {
+  /** Runs of one kind with the same key may use one plan, until `reserve` returns true. */
+  readonly key: string;
+  /** What the architecture's backbone is recorded with. */
+  readonly state: () => unknown;
 }
 
 /** Where the states of one sequence lie that is read id by id and may go back. */
 export interface Trail {
   /** Position 0 is the state that the session's memory has now. */
   begin(): void;
-  /** What the step from `position` reads and leaves; plans of one `key` are the same. */
-  at(position: number): { key: string; state: () => unknown };
+  /** For the next step, which reads one id from `position`. */
+  at(position: number): Passage;
   dispose(): void;
 }

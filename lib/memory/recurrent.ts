@@ -4,7 +4,7 @@ import type { Device } from '../device.ts';
 import { Graph } from '../graph.ts';
 import { compile, type Plan } from '../plan.ts';
 import type { Tensor } from '../tensor.ts';
-import type { Memory, Trail } from './memory.ts';
+import type { Memory, Passage, Trail } from './memory.ts';
 import { elements, region } from './region.ts';
 
 /** The f32 tensors that a layer carries, and how its architecture calls them. */
@@ -40,6 +40,8 @@ function tensorsIn(memory: Tensor, { layers, shapes }: RecurrentLayers<unknown>,
 
 export class RecurrentMemory<S> implements Memory {
   readonly state: readonly S[];
+  readonly period = 1;
+  readonly singles = 0;
   readonly room = Infinity;
   readonly emptyFloats: number;
   readonly #device: Device;
@@ -70,7 +72,6 @@ export class RecurrentMemory<S> implements Memory {
   }
   advanced(): void {}
   leave(): void {}
-  beginVerify(): void {}
   stepsIn(): number {
     return 0;
   }
@@ -108,9 +109,15 @@ export class RecurrentMemory<S> implements Memory {
     });
   }
 
-  verifying(steps: number): readonly S[] {
-    const kept = this.#keptTensors(steps);
-    return this.#tensors.map((own, l) => this.#kind.layer(own, { kept: kept[l] ?? [] }));
+  reading(): Passage {
+    return { key: '', state: () => this.state };
+  }
+  verifying(steps: number): Passage {
+    const state = () => {
+      const kept = this.#keptTensors(steps);
+      return this.#tensors.map((own, l) => this.#kind.layer(own, { kept: kept[l] ?? [] }));
+    };
+    return { key: '', state };
   }
 
   async accept(steps: number): Promise<void> {
@@ -191,7 +198,7 @@ export class RecurrentTrail<S> implements Trail {
     this.#device.write(this.#states.slice(0), this.#start.read(0));
   }
 
-  at(position: number): { key: string; state: () => readonly S[] } {
+  at(position: number): Passage {
     const from = position % this.#slots.length;
     const next = this.#slots[(from + 1) % this.#slots.length] ?? [];
     const layer = (own: Tensor[], l: number) => this.#kind.layer(own, { next: next[l] ?? [] });

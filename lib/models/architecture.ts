@@ -88,8 +88,10 @@ export interface Architecture<C extends BaseConfig = BaseConfig> {
 
   /** What all plans need of weights that do not change: names of tensors of their own, and what computes them. */
   derived?(g: Graph, config: C, weights: Weights): Map<string, Tensor>;
-  /** The residual stream before the final norm: ids (B, T) to (B, T, D). */
+  /** The residual stream before the final norm: ids (B, T) to (B, T, D); without a state, to its trained rows alone. */
   backbone(g: Graph, config: C, weights: Weights, ids: Tensor, options?: ForwardOptions): Tensor;
+  /** Rows of a window of `window` ids that training learns from: the last so many. Left out: all. */
+  trainedRows?(config: C, window: number): number;
   /** Final norm and head: (..., D) to logits (..., V) of x's dtype; `activations` of what lies between them. */
   head(g: Graph, config: C, weights: Weights, x: Tensor, options?: Pick<ForwardOptions, 'activations'>): Tensor;
 
@@ -101,7 +103,7 @@ export interface Architecture<C extends BaseConfig = BaseConfig> {
 
   /**
    * Floating-point operations of the forward pass for one id, on average over windows of `window` ids; a multiplication and
-   * an addition are two.
+   * an addition are two. Where only some rows are trained on: of the window, for each of these.
    */
   flops(config: C, window: number): number;
 

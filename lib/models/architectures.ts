@@ -2,15 +2,29 @@
 import { describe, expected } from '../errors.ts';
 import type { Architecture } from './architecture.ts';
 import type { MambaConfig, PartialMambaConfig } from './config.ts';
+import { type GatedS4dConfig, gatedS4d, type PartialGatedS4dConfig } from './gated-s4d.ts';
 import { mamba } from './mamba.ts';
+import { type MegabyteConfig, megabyte, type PartialMegabyteConfig } from './megabyte.ts';
+import { type PartialPerceiverArConfig, type PerceiverArConfig, perceiverAr } from './perceiver-ar.ts';
 import { type PartialTransformerConfig, type TransformerConfig, transformer } from './transformer.ts';
 
 /** Shape of a model of any architecture. */
-export type ModelConfig = MambaConfig | TransformerConfig;
+export type ModelConfig = MambaConfig | TransformerConfig | GatedS4dConfig | MegabyteConfig | PerceiverArConfig;
 /** A configuration with everything that follows from the rest left out. */
-export type PartialModelConfig = PartialMambaConfig | PartialTransformerConfig;
+export type PartialModelConfig =
+  | PartialMambaConfig
+  | PartialTransformerConfig
+  | PartialGatedS4dConfig
+  | PartialMegabyteConfig
+  | PartialPerceiverArConfig;
 
-export const ARCHITECTURES = { mamba, transformer } as const;
+export const ARCHITECTURES = {
+  mamba,
+  transformer,
+  'gated-s4d': gatedS4d,
+  megabyte,
+  'perceiver-ar': perceiverAr,
+} as const;
 export type ArchitectureName = keyof typeof ARCHITECTURES;
 
 /** What a configuration is a shape of. @throws TypeError for an unknown one */

@@ -5,6 +5,10 @@ export type Init =
   | { kind: 'constant'; value: number }
   | { kind: 'normal'; std: number }
   | { kind: 'uniform'; bound: number }
+  /** The logarithm of what is drawn log-uniformly from [min, max]: uniform itself. */
+  | { kind: 'log-uniform'; min: number; max: number }
+  /** `slope` times the column. */
+  | { kind: 'ramp'; slope: number }
   /** A_log[e][n] = log(n + 1): S4D-real (Gu et al. 2022). */
   | { kind: 's4d-real' }
   /** softplus⁻¹ of steps drawn log-uniformly from [min, max] (Gu & Dao 2023). */
@@ -34,12 +38,19 @@ function draw(init: Init, rng: Philox, column: number): number {
       return rng.normal() * init.std;
     case 'uniform':
       return (2 * rng.uniform() - 1) * init.bound;
+    case 'log-uniform':
+      return logUniform(init, rng);
+    case 'ramp':
+      return init.slope * column;
     case 's4d-real':
       return Math.log(column + 1);
     case 'dt-bias': {
-      const log = Math.log(init.min) + rng.uniform() * (Math.log(init.max) - Math.log(init.min));
-      const dt = Math.max(Math.exp(log), init.floor);
+      const dt = Math.max(Math.exp(logUniform(init, rng)), init.floor);
       return dt + Math.log(-Math.expm1(-dt));
     }
   }
+}
+
+function logUniform({ min, max }: { min: number; max: number }, rng: Philox): number {
+  return Math.log(min) + rng.uniform() * (Math.log(max) - Math.log(min));
 }

@@ -1,5 +1,6 @@
 // The pre-norm block that all Transformers here share (docs/baselines.md): attention with rotary positions, then SwiGLU.
 // D width, H heads of queries, J of keys and values, P = D / H their width, F inner width of the MLP.
+import { checkInteger, expected } from '../errors.ts';
 import type { Graph } from '../graph.ts';
 import type { CacheState } from '../memory/cache.ts';
 import { attention, cacheWrite } from '../ops/attention.ts';
@@ -13,7 +14,7 @@ import { type ForwardOptions, recomputing, type Weights, weightOf } from './arch
 import type { Init, ParamSpec } from './params.ts';
 
 /** Sizes of a stack of blocks. */
-export interface BlockConfig {
+export interface BlockSizes {
   readonly layers: number;
   /** D */
   readonly dModel: number;
@@ -23,6 +24,9 @@ export interface BlockConfig {
   readonly keyHeads: number;
   /** F */
   readonly dInner: number;
+}
+
+export interface BlockConfig extends BlockSizes {
   readonly normEps: number;
   readonly ropeTheta: number;
 }
@@ -33,7 +37,49 @@ export interface BlockCache extends Omit<CacheState, 'layers'> {
   readonly values: Tensor;
 }
 
+/** Where steps stand in the text: step t of a sequence at length + first + t, each of them 0 where it is left out. */
+export interface Place extends Partial<Pick<CacheState, 'length' | 'positions'>> {
+  readonly first?: number;
+}
+
 type BlockOptions = Pick<ForwardOptions, 'activations' | 'recompute'>;
+type AttentionName = 'self_attn' | 'cross_attn';
+
+/** Of a head whose number is left out: as nearly as its width divides. */
+const HEAD_WIDTH = 64;
+
+/**
+ * Fills in what was left out of the sizes of a stack: heads of 64 columns, as many of keys, an inner width of 8 D / 3 rounded
+ * up to a multiple of 64.
+ * @param nameOf what a field is called in messages
+ * @throws TypeError or RangeError naming the field
+ */
+export function completeBlocks(
+  where: string,
+  sizes: { readonly [K in keyof BlockSizes]?: BlockSizes[K] | undefined },
+  nameOf: (field: keyof BlockSizes) => string = (field) => field,
+): BlockSizes {
+  const size = (field: keyof BlockSizes, value: unknown, max: number) =>
+    checkInteger(where, nameOf(field), value, { min: 1, max });
+  const dModel = size('dModel', sizes.dModel, 65536);
+  const heads = size('heads', sizes.heads ?? defaultHeads(dModel), 1024);
+  const keyHeads = size('keyHeads', sizes.keyHeads ?? heads, 1024);
+  if (dModel % (2 * heads) !== 0) {
+    const shouldBe = `split a width of ${dModel} into heads of even width`;
+    throw new RangeError(expected(where, nameOf('heads'), shouldBe, `${heads}`));
+  }
+  if (heads % keyHeads !== 0) {
+    throw new RangeError(expected(where, nameOf('keyHeads'), `divide ${heads} heads`, `${keyHeads}`));
+  }
+  const dInner = size('dInner', sizes.dInner ?? 64 * Math.ceil((8 * dModel) / 3 / 64), 1 << 20);
+  return { layers: size('layers', sizes.layers, 1024), dModel, heads, keyHeads, dInner };
+}
+
+/** Heads of 64 columns, or of the next smaller even width that divides `dModel`. */
+function defaultHeads(dModel: number): number {
+  for (let width = HEAD_WIDTH; width >= 2; width -= 2) if (dModel % width === 0) return dModel / width;
+  return 1;
+}
 
 /** Numbers that a step leaves in a cache of keys, and in one of values. */
 export function keyColumns({ dModel, heads, keyHeads }: BlockConfig): number {
@@ -43,26 +89,36 @@ export function keyColumns({ dModel, heads, keyHeads }: BlockConfig): number {
 export const ONES: Init = { kind: 'constant', value: 1 };
 export const NORMAL: Init = { kind: 'normal', std: 0.02 };
 
-/** Parameters of the blocks named `<prefix>layers.<l>`, initialised like GPT-2 (Radford et al. 2019). */
-export function blockParams(c: BlockConfig, prefix: string): ParamSpec[] {
+/**
+ * Parameters of the blocks named `<prefix>layers.<l>`, initialised like GPT-2 (Radford et al. 2019).
+ * @param depth layers of the residual stream in all
+ */
+export function blockParams(c: BlockConfig, prefix: string, depth = c.layers): ParamSpec[] {
+  const layer = (l: number) => layerParams(c, `${prefix}layers.${l}`, 'self_attn', depth);
+  return Array.from({ length: c.layers }, (_, l) => layer(l)).flat();
+}
+
+/** Parameters of a layer in which the residual stream attends to something else: one norm more. */
+export function crossParams(c: BlockConfig, p: string, depth: number): ParamSpec[] {
+  const [input, ...others] = layerParams(c, p, 'cross_attn', depth) as [ParamSpec, ...ParamSpec[]];
+  return [input, { ...input, name: `${p}.context_layernorm.weight` }, ...others];
+}
+
+function layerParams(c: BlockConfig, p: string, attention: AttentionName, depth: number): ParamSpec[] {
   const { dModel: D, dInner: F } = c;
   const C = keyColumns(c);
-  const out: Init = { kind: 'normal', std: 0.02 / Math.sqrt(2 * c.layers) };
-  const layer = (l: number): ParamSpec[] => {
-    const p = `${prefix}layers.${l}`;
-    return [
-      { name: `${p}.input_layernorm.weight`, shape: [D], init: ONES },
-      { name: `${p}.self_attn.q_proj.weight`, shape: [D, D], init: NORMAL },
-      { name: `${p}.self_attn.k_proj.weight`, shape: [C, D], init: NORMAL },
-      { name: `${p}.self_attn.v_proj.weight`, shape: [C, D], init: NORMAL },
-      { name: `${p}.self_attn.o_proj.weight`, shape: [D, D], init: out },
-      { name: `${p}.post_attention_layernorm.weight`, shape: [D], init: ONES },
-      { name: `${p}.mlp.gate_proj.weight`, shape: [F, D], init: NORMAL },
-      { name: `${p}.mlp.up_proj.weight`, shape: [F, D], init: NORMAL },
-      { name: `${p}.mlp.down_proj.weight`, shape: [D, F], init: out },
-    ];
-  };
-  return Array.from({ length: c.layers }, (_, l) => layer(l)).flat();
+  const out: Init = { kind: 'normal', std: 0.02 / Math.sqrt(2 * depth) };
+  return [
+    { name: `${p}.input_layernorm.weight`, shape: [D], init: ONES },
+    { name: `${p}.${attention}.q_proj.weight`, shape: [D, D], init: NORMAL },
+    { name: `${p}.${attention}.k_proj.weight`, shape: [C, D], init: NORMAL },
+    { name: `${p}.${attention}.v_proj.weight`, shape: [C, D], init: NORMAL },
+    { name: `${p}.${attention}.o_proj.weight`, shape: [D, D], init: out },
+    { name: `${p}.post_attention_layernorm.weight`, shape: [D], init: ONES },
+    { name: `${p}.mlp.gate_proj.weight`, shape: [F, D], init: NORMAL },
+    { name: `${p}.mlp.up_proj.weight`, shape: [F, D], init: NORMAL },
+    { name: `${p}.mlp.down_proj.weight`, shape: [D, F], init: out },
+  ];
 }
 
 /** Names of the weights that products read. */
@@ -82,6 +138,7 @@ export function blockFlops(c: BlockConfig, keys: number): number {
  * Block `l` of those named `<prefix>layers.<l>`.
  * @param x (B, T, D)
  * @param cache of keys and values, which T more are written to; left out: step t sees steps 0 ... t of x
+ * @param options.place of the steps of x in the text; default: behind the steps of the cache
  * @returns (B, T, D)
  */
 export function block(
@@ -92,11 +149,55 @@ export function block(
   l: number,
   x: Tensor,
   cache: BlockCache | undefined,
-  { activations, recompute = 'none' }: BlockOptions,
+  options: BlockOptions & { place?: Place },
 ): Tensor {
-  const p = `${prefix}layers.${l}`;
-  const { dModel: D, dInner: F } = c;
+  const layer = partsOf(g, c, w, `${prefix}layers.${l}`, options);
+  const { dModel: D } = c;
   const C = keyColumns(c);
+  const a = layer.norm('input_layernorm', x);
+  const qkv = layer.together(a, 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
+  const apart = (name: string) => layer.project(a, `self_attn.${name}_proj`);
+  const [q, k, v] = (qkv ? split(qkv, D, C, C) : ['q', 'k', 'v'].map(apart)) as [Tensor, Tensor, Tensor];
+  const { place = cache ?? {} } = options;
+  const turned = layer.cheap(() => rotatedHeads(g, c, { q, k, v }, qkv, place));
+  return layer.mlp(layer.project(layer.attend(turned, cache), 'self_attn.o_proj', x));
+}
+
+/**
+ * A layer named `p` in which the last steps of a text attend to all of it.
+ * @param x (B, T, D): the steps that ask
+ * @param context (B, S, D) with S >= T, the text, which ends with the same step; with a cache: the steps of x
+ * @param cache of the keys and values of all earlier steps of the text, which T more are written to
+ * @returns (B, T, D)
+ */
+export function crossBlock(
+  g: Graph,
+  c: BlockConfig,
+  w: Weights,
+  p: string,
+  { x, context }: { x: Tensor; context: Tensor },
+  cache: BlockCache | undefined,
+  options: BlockOptions,
+): Tensor {
+  const layer = partsOf(g, c, w, p, options);
+  const C = keyColumns(c);
+  const q = layer.project(layer.norm('input_layernorm', x), 'cross_attn.q_proj');
+  const b = layer.norm('context_layernorm', context);
+  const kv = layer.together(b, 'cross_attn.k_proj', 'cross_attn.v_proj');
+  const apart = (name: string) => layer.project(b, `cross_attn.${name}_proj`);
+  const [k, v] = (kv ? split(kv, C, C) : ['k', 'v'].map(apart)) as [Tensor, Tensor];
+  const behind = (context.shape[1] ?? 0) - (x.shape[1] ?? 0);
+  const turned = layer.cheap(() => ({
+    q: rotated(g, c, q, c.heads, cache ?? { first: behind }),
+    k: rotated(g, c, k, c.keyHeads, cache ?? {}),
+    v,
+  }));
+  return layer.mlp(layer.project(layer.attend(turned, cache), 'cross_attn.o_proj', x));
+}
+
+/** What the layer named `p` is made of. */
+function partsOf(g: Graph, c: BlockConfig, w: Weights, p: string, options: BlockOptions) {
+  const { activations, recompute = 'none' } = options;
   const { costly, cheap } = recomputing(g, recompute);
   const norm = (name: string, h: Tensor) =>
     cheap(() => rmsNorm(g, h, weightOf(w, `${p}.${name}.weight`), c.normEps, activations));
@@ -114,22 +215,23 @@ export function block(
     if (!weight || (weight.dtype === 'i8' && !scale)) return undefined;
     return costly(() => g.scope(names.join(' '), () => linear(g, h, weight, { scale })));
   };
-
-  const a = norm('input_layernorm', x);
-  const qkv = together(a, 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
-  const apart = (name: string) => project(a, `self_attn.${name}_proj`);
-  const [q, k, v] = (qkv ? split(qkv, D, C, C) : ['q', 'k', 'v'].map(apart)) as [Tensor, Tensor, Tensor];
-  const turned = cheap(() => rotatedHeads(g, c, { q, k, v }, qkv, cache));
-  const y = costly(() => (cache ? cached(g, c, turned, cache) : attention(g, turned, { heads: c.heads })));
-  const h = project(y, 'self_attn.o_proj', x);
-
-  const m = norm('post_attention_layernorm', h);
-  const both = together(m, 'mlp.gate_proj', 'mlp.up_proj');
-  const [gate, up] = both ? split(both, F, F) : ['mlp.gate_proj', 'mlp.up_proj'].map((name) => project(m, name));
-  const inner = cheap(() => mul(g, silu(g, gate as Tensor), up as Tensor));
-  // Not by `project`: the next layer's input is always kept.
-  const down = `${p}.mlp.down_proj.weight`;
-  return g.scope('mlp.down_proj', () => linear(g, inner, weightOf(w, down), { scale: w.get(`${down}.scale`), add: h }));
+  const attend = (heads: Heads, cache: BlockCache | undefined) =>
+    costly(() => (cache ? cached(g, c, heads, cache) : attention(g, heads, { heads: c.heads })));
+  /** h + SwiGLU(norm(h)) */
+  const mlp = (h: Tensor) => {
+    const m = norm('post_attention_layernorm', h);
+    const both = together(m, 'mlp.gate_proj', 'mlp.up_proj');
+    const [gate, up] = both
+      ? split(both, c.dInner, c.dInner)
+      : ['mlp.gate_proj', 'mlp.up_proj'].map((name) => project(m, name));
+    const inner = cheap(() => mul(g, silu(g, gate as Tensor), up as Tensor));
+    // Not by `project`: the next layer's input is always kept.
+    const down = `${p}.mlp.down_proj.weight`;
+    return g.scope('mlp.down_proj', () =>
+      linear(g, inner, weightOf(w, down), { scale: w.get(`${down}.scale`), add: h }),
+    );
+  };
+  return { cheap, norm, project, together, attend, mlp };
 }
 
 /** (B, T, D) each, or as many columns as there are heads. */
@@ -157,26 +259,21 @@ function stacked(parts: readonly (Tensor | undefined)[]): Tensor | undefined {
 }
 
 /** Queries and keys turned by their positions: at once, where `together` holds both side by side. */
-function rotatedHeads(
-  g: Graph,
-  c: BlockConfig,
-  { q, k, v }: Heads,
-  together: Tensor | undefined,
-  cache: BlockCache | undefined,
-): Heads {
-  if (!together) return { q: rotated(g, c, q, c.heads, cache), k: rotated(g, c, k, c.keyHeads, cache), v };
-  const both = rotated(g, c, together.columns(0, q.cols + k.cols), c.heads + c.keyHeads, cache);
+function rotatedHeads(g: Graph, c: BlockConfig, { q, k, v }: Heads, together: Tensor | undefined, place: Place): Heads {
+  if (!together) return { q: rotated(g, c, q, c.heads, place), k: rotated(g, c, k, c.keyHeads, place), v };
+  const both = rotated(g, c, together.columns(0, q.cols + k.cols), c.heads + c.keyHeads, place);
   const [turnedQ, turnedK] = split(both, q.cols, k.cols) as [Tensor, Tensor];
   return { q: turnedQ, k: turnedK, v };
 }
 
-/** Heads turned by their positions: from 0, or from where a cache ends. */
-function rotated(g: Graph, c: BlockConfig, x: Tensor, heads: number, cache: BlockCache | undefined): Tensor {
+/** Heads turned by the positions of their steps. */
+function rotated(g: Graph, c: BlockConfig, x: Tensor, heads: number, place: Place): Tensor {
   const { ropeTheta: base } = c;
-  if (!cache?.positions) return rope(g, x, { heads, base, position: cache?.length });
+  const { length, positions, first } = place;
+  if (!positions) return rope(g, x, { heads, base, position: length, first });
   // One step is turned by its own angle, several by repeated turns, whose last bits may differ: here each by its own.
   const [, T = 0, D = 0] = x.shape;
-  return rope(g, x.reshape(T, 1, D), { heads, base, position: cache.positions }).reshape(1, T, D);
+  return rope(g, x.reshape(T, 1, D), { heads, base, position: positions, first }).reshape(1, T, D);
 }
 
 /** Most steps whose attention has the bits of one step alone: keys are cut into the same pieces for all of them. */

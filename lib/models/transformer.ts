@@ -1,6 +1,6 @@
 // A Transformer like LLaMA (Touvron et al. 2023), under the tensor names of transformers' LlamaForCausalLM, over bytes or
 // tokens. Equations: docs/baselines.md.
-import { checkBoolean, checkInteger, checkNumber, checkOptions, expected } from '../errors.ts';
+import { checkBoolean, checkInteger, checkNumber, checkOptions } from '../errors.ts';
 import type { Graph } from '../graph.ts';
 import { CacheMemory, type CacheState, CacheTrail, cacheFloats } from '../memory/cache.ts';
 import { advance } from '../ops/attention.ts';
@@ -17,6 +17,7 @@ import {
   blockFlops,
   blockMatrices,
   blockParams,
+  completeBlocks,
   keyColumns,
   NORMAL,
   ONES,
@@ -41,42 +42,21 @@ export type PartialTransformerConfig = Partial<TransformerConfig> &
 
 type TransformerOptions = ForwardOptions<CacheState>;
 
-const EMBEDDING = 'model.embed_tokens.weight';
+export const EMBEDDING = 'model.embed_tokens.weight';
 const PREFIX = 'model.';
-/** Of a head whose number is left out: as nearly as its width divides. */
-const HEAD_WIDTH = 64;
-
 /** @throws TypeError or RangeError naming the field */
 export function completeTransformer(config: Partial<TransformerConfig>): TransformerConfig {
   const where = 'config';
   const own = ['architecture', 'layers', 'dModel', 'heads', 'keyHeads', 'dInner', 'vocab', 'tied'];
   checkOptions(where, config, [...own, 'normEps', 'ropeTheta']);
-  const size = (name: string, value: unknown, max: number) => checkInteger(where, name, value, { min: 1, max });
-  const dModel = size('dModel', config.dModel, 65536);
-  const heads = size('heads', config.heads ?? defaultHeads(dModel), 1024);
-  const keyHeads = size('keyHeads', config.keyHeads ?? heads, 1024);
-  if (dModel % (2 * heads) !== 0) {
-    throw new RangeError(expected(where, 'heads', `split a width of ${dModel} into heads of even width`, `${heads}`));
-  }
-  if (heads % keyHeads !== 0) throw new RangeError(expected(where, 'keyHeads', `divide ${heads} heads`, `${keyHeads}`));
   return {
     architecture: 'transformer',
-    layers: size('layers', config.layers, 1024),
-    dModel,
-    heads,
-    keyHeads,
-    dInner: size('dInner', config.dInner ?? 64 * Math.ceil((8 * dModel) / 3 / 64), 1 << 20),
+    ...completeBlocks(where, config),
     vocab: checkInteger(where, 'vocab', config.vocab ?? 256, { min: 2, max: 1 << 20 }),
     tied: checkBoolean(where, 'tied', config.tied ?? false),
     normEps: checkNumber(where, 'normEps', config.normEps ?? 1e-5, { min: 0, max: 1 }),
     ropeTheta: checkNumber(where, 'ropeTheta', config.ropeTheta ?? 10000, { above: 0 }),
   };
-}
-
-/** Heads of 64 columns, or of the next smaller even width that divides `dModel`. */
-function defaultHeads(dModel: number): number {
-  for (let width = HEAD_WIDTH; width >= 2; width -= 2) if (dModel % width === 0) return dModel / width;
-  return 1;
 }
 
 export function transformerParams(c: TransformerConfig): ParamSpec[] {
@@ -89,7 +69,8 @@ export function transformerParams(c: TransformerConfig): ParamSpec[] {
   ];
 }
 
-const headOf = ({ tied }: TransformerConfig) => (tied ? EMBEDDING : 'lm_head.weight');
+/** The name of the head's weight. */
+export const headOf = ({ tied }: Pick<BaseConfig, 'tied'>): string => (tied ? EMBEDDING : 'lm_head.weight');
 
 /**
  * The residual stream before the final norm.
@@ -117,7 +98,7 @@ export function transformerBackbone(
 /** Final norm and head: (..., D) to logits (..., V) of x's dtype. */
 export function transformerHead(
   g: Graph,
-  c: TransformerConfig,
+  c: Pick<BaseConfig, 'tied' | 'normEps'>,
   w: Weights,
   x: Tensor,
   { activations }: Pick<TransformerOptions, 'activations'> = {},

@@ -23,11 +23,18 @@ export function cast(g: Graph, x: Tensor, dtype: DType): Tensor {
   return y;
 }
 
-/** Joins tensors of equal row counts along the last axis. */
+/** Joins tensors of equal row counts along the last axis. Tensors of one row are joined row behind row. */
 export function concat(g: Graph, parts: readonly Tensor[]): Tensor {
   const [first] = parts;
   if (!first) throw new TypeError('concat: expected at least one part, got none.');
   const y = g.value([...first.shape.slice(0, -1), parts.reduce((sum, p) => sum + p.cols, 0)], first.dtype);
-  g.op('concat', { y }, { parts_: parts });
+  g.op('concat', { y }, { parts_: parts }, {}, (d, into) => {
+    let at = 0;
+    for (const [i, { cols }] of parts.entries()) {
+      const dx = into(`parts_${i}`);
+      if (dx) g.op('copy', { y: dx }, { x: d.y?.columns(at, cols) });
+      at += cols;
+    }
+  });
   return y;
 }

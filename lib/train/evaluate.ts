@@ -18,7 +18,10 @@ export interface EvaluateOptions {
   mode?: 'sliding' | 'stateful';
   /** Units a window reads; default 8192 bytes, or 2048 tokens. */
   context?: number;
-  /** Units from one window to the next; default half a context. */
+  /**
+   * Units from one window to the next; default half a context, or, of a model that learns from the end of a window alone, as
+   * many as it learns from there, where that is less.
+   */
   stride?: number;
   /**
    * Score about this many bytes: the middle of every document, in proportion to its length, for a subword model from one
@@ -76,7 +79,9 @@ export async function evaluate(
   const mode = checkChoice(where, 'mode', options.mode ?? 'sliding', ['sliding', 'stateful'] as const);
   const { tokenizer } = model;
   const context = checkInteger(where, 'context', options.context ?? (tokenizer ? 2048 : 8192), { min: 1 });
-  const stride = checkInteger(where, 'stride', options.stride ?? Math.ceil(context / 2), { min: 1, max: context });
+  const learned = model.architecture.trainedRows?.(model.config, context) ?? context;
+  const usual = Math.min(Math.ceil(context / 2), learned);
+  const stride = checkInteger(where, 'stride', options.stride ?? usual, { min: 1, max: context });
   if (options.maxBytes !== undefined) checkInteger(where, 'maxBytes', options.maxBytes, { min: 2 });
   if (!tokenizer && model.config.vocab !== 256) {
     const got = `${model.config.vocab} classes and no tokenizer`;

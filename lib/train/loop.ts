@@ -168,7 +168,9 @@ async function openRun(
     checkSameTokens(from?.stored, tokens);
     const bytesPerUnit = tokens?.bytesPerToken ?? 1;
     const settings = settingsFor(bytesPerUnit);
-    const sampler = new WindowSampler(tokens ?? data, settings);
+    const { context } = settings;
+    const whole = (model.architecture.trainedRows?.(model.config, context) ?? context) < context;
+    const sampler = new WindowSampler(tokens ?? data, { ...settings, whole });
     await rank?.join(model.runtime);
     const trainer = await createTrainer(model, trainerOptions(settings, options), rank);
     const leads = !rank || rank.rank === 0;

@@ -294,9 +294,9 @@ export function shapeContradiction(stored: ModelConfig, given: ModelConfig): str
   return undefined;
 }
 
-/** Weight decay by parameter, as state-spaces/mamba does it. */
+/** Weight decay by parameter, as state-spaces/mamba does it; nor do the rates and steps of S4D decay, and pads. */
 export function decayOf(name: string, weightDecay: number): number {
-  return /(\.bias|norm(_f)?\.weight|\.A_log|\.D)$/.test(name) ? 0 : weightDecay;
+  return /(\.bias|norm(_f)?\.weight|\.A_log|\.D|\.log_dt|\.log_A_real|\.A_imag|\.pad)$/.test(name) ? 0 : weightDecay;
 }
 
 /** Options of the data set that settings decide. */

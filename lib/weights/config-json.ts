@@ -132,6 +132,13 @@ function read<T>(
   return { key, value };
 }
 
+/** For models that transformers does not have. @throws ModelFormatError for its dialect */
+export function refuseHf(what: string, dialect: ConfigDialect): void {
+  if (dialect !== 'hf') return;
+  const hint = 'Write the "mambabyte" dialect instead.';
+  throw new ModelFormatError(expected('hf config', 'the model', 'be one that transformers has', what, hint));
+}
+
 /**
  * The config.json of a Mamba in one of the dialects.
  *

@@ -1,7 +1,7 @@
 // What the readers of all architectures ask of a file's tensors.
 import { describe, expected, listNames, ModelFormatError } from '../errors.ts';
 import type { Architecture, BaseConfig } from '../models/architecture.ts';
-import type { Stated } from './config-json.ts';
+import { count, type Stated } from './config-json.ts';
 import { type StoredTensor, sameContents } from './stored-tensor.ts';
 
 /** The head, where it is not the embedding. */
@@ -47,6 +47,27 @@ export function dims(
 
 function missing(where: string, names: readonly string[]): ModelFormatError {
   return new ModelFormatError(expected(where, 'all tensors', 'be there', `none named ${listNames(names)}`));
+}
+
+/**
+ * Holds the sizes that config.json states, by their keys, against those that the tensors have.
+ * @param file names the config.json in messages.
+ * @throws ModelFormatError naming both values of each contradiction
+ */
+export function checkSizes(
+  where: string,
+  file: string,
+  json: Record<string, unknown>,
+  seen: Readonly<Record<string, number>>,
+): void {
+  const faults = Object.entries(seen).flatMap(([key, value]) => {
+    const claim = count(file, json, key);
+    return claim && claim.value !== value ? [`${key} ${claim.value} but ${value}`] : [];
+  });
+  if (faults.length === 0) return;
+  throw new ModelFormatError(
+    expected(where, 'config.json', 'agree with the tensors', `${faults.join(', ')} in the tensors`),
+  );
 }
 
 /** Whether the head is the embedding, named `embeddingName`; `tied`: what config.json says. */

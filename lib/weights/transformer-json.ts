@@ -2,10 +2,11 @@
 import { describe, expected, ModelFormatError } from '../errors.ts';
 import type { Inferred } from '../models/architecture.ts';
 import type { TransformerConfig } from '../models/transformer.ts';
+import type { BlockSizes } from '../models/transformer-block.ts';
 import { count, DEFAULT_NORM_EPS, flag, positive, type Stated } from './config-json.ts';
 import type { StoredTensor } from './stored-tensor.ts';
 import { isObject } from './strict-json.ts';
-import { dims, inferTied, layersIn } from './tensor-checks.ts';
+import { checkSizes, dims, inferTied, layersIn } from './tensor-checks.ts';
 
 const EMBEDDING = 'model.embed_tokens.weight';
 const DEFAULT_ROPE_THETA = 10000;
@@ -25,23 +26,48 @@ export async function inferTransformer(
   const file = `${where}: config.json`;
   refuseVariants(file, configJson);
   const warnings: string[] = [];
-  const layers = layersIn(where, tensors, 'model.layers.', 'model.layers.0.self_attn.q_proj.weight');
-  const first = (name: string) => dims(where, tensors, [`model.layers.0.${name}.weight`], 2);
-  const [vocab = 0, dModel = 0] = dims(where, tensors, [EMBEDDING], 2);
+  const [vocab = 0] = dims(where, tensors, [EMBEDDING], 2);
+  const sizes = inferBlocks(where, file, tensors, 'model.', configJson, { vocab_size: vocab });
+  const tied = await inferTied(where, tensors, EMBEDDING, flag(file, configJson, 'tie_word_embeddings'), warnings);
+  const normEps = positive(file, configJson, 'rms_norm_eps')?.value ?? DEFAULT_NORM_EPS;
+  const ropeTheta = statedTheta(file, configJson)?.value ?? DEFAULT_ROPE_THETA;
+  return { config: { architecture: 'transformer', ...sizes, vocab, tied, normEps, ropeTheta }, warnings };
+}
+
+/**
+ * Sizes of the blocks named `<prefix>layers.<l>`, held against what `json` states, by the keys of LlamaForCausalLM.
+ * @param file names the config.json, and the part of it that is `json`, in messages.
+ * @param more other sizes to hold against it, by key
+ * @throws ModelFormatError if it contradicts the tensors or does not state the number of heads, which they do not tell
+ */
+export function inferBlocks(
+  where: string,
+  file: string,
+  tensors: ReadonlyMap<string, StoredTensor>,
+  prefix: string,
+  json: Record<string, unknown>,
+  more: Readonly<Record<string, number>> = {},
+): BlockSizes {
+  const layers = layersIn(where, tensors, `${prefix}layers.`, `${prefix}layers.0.self_attn.q_proj.weight`);
+  const first = (name: string) => dims(where, tensors, [`${prefix}layers.0.${name}.weight`], 2);
+  const [, dModel = 0] = first('self_attn.q_proj');
   const [keyRows = 0] = first('self_attn.k_proj');
   const [dInner = 0] = first('mlp.gate_proj');
-  const heads = count(file, configJson, 'num_attention_heads')?.value;
+  const heads = count(file, json, 'num_attention_heads')?.value;
   if (heads === undefined) {
     const hint = 'The tensors do not tell.';
     throw new ModelFormatError(expected(file, 'num_attention_heads', 'be there', 'none', hint));
   }
   const keyHeads = (keyRows * heads) / dModel;
-  checkStated(where, file, configJson, { layers, dModel, dInner, vocab, keyHeads, headWidth: dModel / heads });
-  const tied = await inferTied(where, tensors, EMBEDDING, flag(file, configJson, 'tie_word_embeddings'), warnings);
-  const normEps = positive(file, configJson, 'rms_norm_eps')?.value ?? DEFAULT_NORM_EPS;
-  const ropeTheta = statedTheta(file, configJson)?.value ?? DEFAULT_ROPE_THETA;
-  const sizes = { layers, dModel, heads, keyHeads, dInner, vocab };
-  return { config: { architecture: 'transformer', ...sizes, tied, normEps, ropeTheta }, warnings };
+  checkSizes(where, file, json, {
+    num_hidden_layers: layers,
+    hidden_size: dModel,
+    intermediate_size: dInner,
+    ...more,
+    num_key_value_heads: keyHeads,
+    head_dim: dModel / heads,
+  });
+  return { layers, dModel, heads, keyHeads, dInner };
 }
 
 /** Everything in which a model may differ from the block of docs/baselines.md. */
@@ -64,34 +90,6 @@ function refuseVariants(file: string, json: Record<string, unknown>): void {
 function statedTheta(file: string, json: Record<string, unknown>): Stated<number> | undefined {
   const { rope_parameters: rope } = json;
   return (isObject(rope) ? positive(file, rope, 'rope_theta') : undefined) ?? positive(file, json, 'rope_theta');
-}
-
-interface Seen {
-  layers: number;
-  dModel: number;
-  dInner: number;
-  vocab: number;
-  keyHeads: number;
-  headWidth: number;
-}
-
-function checkStated(where: string, file: string, json: Record<string, unknown>, seen: Seen): void {
-  const keys: [string, number][] = [
-    ['num_hidden_layers', seen.layers],
-    ['hidden_size', seen.dModel],
-    ['intermediate_size', seen.dInner],
-    ['vocab_size', seen.vocab],
-    ['num_key_value_heads', seen.keyHeads],
-    ['head_dim', seen.headWidth],
-  ];
-  const faults = keys.flatMap(([key, value]) => {
-    const claim = count(file, json, key);
-    return claim && claim.value !== value ? [`${key} ${claim.value} but ${value}`] : [];
-  });
-  if (faults.length === 0) return;
-  throw new ModelFormatError(
-    expected(where, 'config.json', 'agree with the tensors', `${faults.join(', ')} in the tensors`),
-  );
 }
 
 /** The config.json of a Transformer: LlamaForCausalLM's in either dialect, which disregards `architecture`. */

@@ -15,7 +15,7 @@ import { linear } from '../../lib/ops/linear.ts';
 import { layerNorm, rmsNorm } from '../../lib/ops/norm.ts';
 import { rope } from '../../lib/ops/rope.ts';
 import { selectiveScan } from '../../lib/ops/selective-scan.ts';
-import { cast, split } from '../../lib/ops/shape.ts';
+import { cast, concat, split } from '../../lib/ops/shape.ts';
 import { compile, type Plan } from '../../lib/plan.ts';
 import type { Tensor } from '../../lib/tensor.ts';
 import { compare } from '../support/close.ts';
@@ -137,6 +137,17 @@ gradientTest('embedding', { table: [5, 3] }, (g, i, d) => {
   const ids = d.tensorFrom(Int32Array.of(0, 4, 4, 2), [2, 2], 'i32', 'ids');
   return weighted(g, d, embedding(g, ids, i('table')));
 });
+gradientTest('embedding of rows of a value, some taken twice and one from nowhere', { x: [5, 3] }, (g, i, d) =>
+  weighted(g, d, embedding(g, g.constant(Int32Array.of(4, 0, 4, -1), [2, 2]), silu(g, i('x')))),
+);
+gradientTest('concat', { x: [2, 3], w: [2, 2] }, (g, i, d) => {
+  const y = silu(g, i('x'));
+  return weighted(g, d, concat(g, [y, i('w'), y.columns(1, 2), mul(g, y, y)]));
+});
+gradientTest('concat of rows, read as rows', { a: [1, 6], b: [4, 3] }, (g, i, d) => {
+  const rows = concat(g, [i('a'), silu(g, i('b')).reshape(1, 12)]).reshape(6, 3);
+  return weighted(g, d, mul(g, rows, rows));
+});
 gradientTest('rmsNorm', { x: [2, 2, 6], w: [6] }, (g, i, d) => weighted(g, d, rmsNorm(g, i('x'), i('w'))));
 gradientTest('layerNorm', { x: [2, 2, 6], w: [6], b: [6] }, (g, i, d) =>
   weighted(g, d, layerNorm(g, i('x'), i('w'), i('b'))),
@@ -214,7 +225,7 @@ gradientTest('longConv of a kernel used twice', { u: [2, 5, 3], k: [3, 5] }, (g,
 );
 gradientTest('rope', { x: [2, 5, 12] }, (g, i, d) => {
   const position = d.tensorFrom(Int32Array.of(0, 1000), [2], 'i32', 'position');
-  return weighted(g, d, rope(g, i('x'), { heads: 2, position }));
+  return weighted(g, d, rope(g, i('x'), { heads: 2, position, first: 3 }));
 });
 for (const [T, S, heads, keyHeads] of [
   [1, 1, 1, 1],
@@ -273,3 +284,23 @@ test('gradient of a whole model equals central differences · Transformer, untie
   modelCheck(t, { ...transformer, vocab: BYTES }, 5));
 test('gradient of a whole model equals central differences · Transformer, tied', (t) =>
   modelCheck(t, { ...transformer, keyHeads: 4, vocab: BYTES, tied: true }, 5));
+test('gradient of a whole model equals central differences · gated S4D', (t) =>
+  modelCheck(t, { architecture: 'gated-s4d', layers: 2, dModel: 4, dInner: 6, dState: 4, vocab: BYTES }, 5));
+const megabyte = {
+  architecture: 'megabyte',
+  patchSize: 2,
+  layers: 1,
+  dModel: 4,
+  heads: 2,
+  dInner: 6,
+  globalLayers: 1,
+  globalDModel: 8,
+  globalHeads: 2,
+  globalKeyHeads: 1,
+  globalDInner: 6,
+  vocab: BYTES,
+} as const;
+for (const T of [4, 5]) {
+  test(`gradient of a whole model equals central differences · MegaByte, ${T} ids in patches of 2`, (t) =>
+    modelCheck(t, { ...megabyte, tied: T === 4 }, T));
+}

@@ -82,8 +82,8 @@ export function corpus(length: number): Uint8Array {
 }
 
 /** Trains on windows of a text; returns the losses. */
-export async function overfit(model: Model, text: Uint8Array, steps: number): Promise<number[]> {
-  const trainer = await createTrainer(model, { lr: 1e-2, schedule: 'cosine', warmup: 10, steps });
+export async function overfit(model: Model, text: Uint8Array, steps: number, lr = 1e-2): Promise<number[]> {
+  const trainer = await createTrainer(model, { lr, schedule: 'cosine', warmup: 10, steps });
   const [batch, row] = [8, 65];
   const windows = Math.floor((text.length - 1) / 64);
   const losses: number[] = [];

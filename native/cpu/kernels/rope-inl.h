@@ -1,4 +1,4 @@
-// Rotary positions (Su et al. 2021): pairs (i, i + P/2) of each head of x(B,T,H*P) turn by (position[b] + t)
+// Rotary positions (Su et al. 2021): pairs (i, i + P/2) of each head of x(B,T,H*P) turn by (position[b] + first + t)
 // base^(-2i/P).
 //
 // A task is a block of steps of one sequence. Its first angles come from the sine and cosine in double, the next ones
@@ -67,13 +67,13 @@ static void k_rope(const Node& node, const Team& team) {
   const int32_t* position = node.in(at::rope::in::position).ptr<int32_t>();
   const int64_t B = x.dim(0), T = x.dim(1), heads = static_cast<int64_t>(node.attr(at::rope::attr::heads));
   const int64_t half = x.dim(2) / heads / 2, blocks = (T + kRopeSteps - 1) / kRopeSteps;
-  const double base = node.attr(at::rope::attr::base);
+  const double base = node.attr(at::rope::attr::base), first = node.attr(at::rope::attr::first);
   const double sign = node.attr(at::rope::attr::inverse) != 0 ? -1 : 1;
   const Rotation r = Rotation::at(team.scratch + team.index * Rotation::bytes(half), half);
   const Team::Range tasks = team.share(B * blocks);
   for (int64_t task = tasks.begin; task < tasks.end; task++) {
     const int64_t b = task / blocks, t0 = task % blocks * kRopeSteps, t1 = min64(T, t0 + kRopeSteps);
-    rope_start(r, half, static_cast<double>((position ? position[b] : 0) + t0), base, sign);
+    rope_start(r, half, static_cast<double>((position ? position[b] : 0) + t0) + first, base, sign);
     for (int64_t t = t0; t < t1; t++) {
       if (t > t0) rope_next(r, half);
       rope_row(r, half, heads, x.row<float>(b * T + t), y.row<float>(b * T + t));

@@ -6,6 +6,7 @@ const rows = pairs({
   heads: [1, 2, 5],
   P: [2, 8, 14, 16, 32, 34, 64, 66],
   position: ['none', 'near', 'far'],
+  first: [0, 300, -5],
   inverse: [false, true],
   pad: [0, 3],
   padOut: [0, 1],
@@ -13,15 +14,15 @@ const rows = pairs({
 
 export const rope: OpCase[] = cases(
   'rope',
-  [...rows, { B: 1, T: 2049, heads: 2, P: 64, position: 'far', inverse: false, pad: 0, padOut: 0 }],
-  ({ B, T, heads, P, position, inverse, pad, padOut }, random) => ({
+  [...rows, { B: 1, T: 2049, heads: 2, P: 64, position: 'far', first: 7, inverse: false, pad: 0, padOut: 0 }],
+  ({ B, T, heads, P, position, first, inverse, pad, padOut }, random) => ({
     outs: { y: blank([B, T, heads * P], padOut) },
     ins: {
       x: given('f32', [B, T, heads * P], random.normal(size(B, T, heads, P)), pad),
       position:
         position === 'none' ? undefined : given('i32', [B], random.integers(B, 0, position === 'far' ? 2 ** 20 : 100)),
     },
-    attrs: { heads, base: P === 64 ? 500000 : 10000, inverse: Number(inverse) },
+    attrs: { heads, base: P === 64 ? 500000 : 10000, first, inverse: Number(inverse) },
     close: 'f32',
   }),
 );
