@@ -7,6 +7,7 @@ import { benchCommand } from './bench.ts';
 import { convertCommand } from './convert.ts';
 import { doctorCommand } from './doctor.ts';
 import { evalCommand } from './eval.ts';
+import { experimentCommand } from './experiment.ts';
 import { generateCommand } from './generate.ts';
 import { inspectCommand } from './inspect.ts';
 import { Interrupted, watchPipes } from './interrupt.ts';
@@ -24,6 +25,7 @@ const COMMANDS = [
   convertCommand,
   doctorCommand,
   benchCommand,
+  experimentCommand,
 ];
 
 const EXAMPLES = `

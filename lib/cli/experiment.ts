@@ -1,0 +1,82 @@
+import { resolve } from 'node:path';
+import { Command } from 'commander';
+import { checkChoice } from '../errors.ts';
+import { Corpora } from '../experiments/corpora.ts';
+import { EXPERIMENT_NAMES, experimentsOf } from '../experiments/experiments.ts';
+import { Lab } from '../experiments/lab.ts';
+import { FAMILIES, LINEUP, SPEED_LINEUP } from '../experiments/lineup.ts';
+import { runExperiment } from '../experiments/runner.ts';
+import { interruptible } from './interrupt.ts';
+import { note, print, warn } from './output.ts';
+import { parsePositive, UsageError } from './usage.ts';
+
+interface ExperimentFlags {
+  out?: string;
+  data?: string;
+  quick?: boolean;
+  full?: boolean;
+  seeds?: number;
+  corpus?: string[];
+  model?: string[];
+  device?: string;
+  threads?: number;
+  quiet?: boolean;
+}
+
+export function experimentCommand(): Command {
+  return new Command('experiment')
+    .description("the paper's comparisons in small; the same call again goes on where the last one ended")
+    .argument('<name>', `${EXPERIMENT_NAMES.join(', ')}, or all`)
+    .option('--data <folder>', 'holds a folder for each corpus, such as books/ with train.txt, valid.txt and test.txt')
+    .option('--out <folder>', 'for records, models and samples (default: experiments/<scale>)')
+    .option('--quick', 'the smallest settings: all of them in minutes on two cores')
+    .option('--full', 'the settings for a GPU: hours')
+    .option('--seeds <n>', 'trainings of each model (default: 2, or 3 with --full)', parsePositive)
+    .option('--corpus <name...>', 'only these corpora')
+    .option('--model <name...>', 'only these models')
+    .option('--device <name>', 'auto (a GPU if there is one), cuda, cuda:1, cpu')
+    .option('--threads <n>', 'threads (default: one per core)', parsePositive)
+    .option('-q, --quiet', 'no progress on stderr')
+    .addHelpText(
+      'after',
+      '\ndocs/experiments.md says what each of them does; `mambabyte report <folder>` shows the results.',
+    )
+    .action((name: string, flags: ExperimentFlags) => interruptible((signal) => run(name, flags, signal)));
+}
+
+async function run(name: string, flags: ExperimentFlags, signal: AbortSignal): Promise<void> {
+  if (flags.quick && flags.full) throw new UsageError('--quick and --full are two scales: give one');
+  const scale = flags.quick ? 'quick' : flags.full ? 'full' : 'default';
+  const experiments = experimentsOf(name);
+  const names = new Set(
+    [
+      ...LINEUP[scale],
+      ...SPEED_LINEUP[scale],
+      ...FAMILIES[scale],
+      ...FAMILIES[scale].flatMap(({ sizes }) => sizes),
+    ].map((m) => m.name),
+  );
+  for (const model of flags.model ?? []) checkChoice('experiment', '--model', model, [...names]);
+  const lab = new Lab({
+    ...{ out: resolve(flags.out ?? `experiments/${scale}`), scale, corpora: new Corpora(flags.data), signal },
+    ...{ device: flags.device, threads: flags.threads, seeds: flags.seeds },
+    only: { corpora: flags.corpus, models: flags.model },
+    note: flags.quiet ? () => undefined : note,
+  });
+  const command = ['mambabyte', ...process.argv.slice(2)].map(quoted).join(' ');
+  const written: string[] = [];
+  for (const experiment of experiments) {
+    // One of many whose data is not there is no reason to leave out the others.
+    const { name, corpora } = experiment;
+    if (experiments.length > 1 && corpora.length > 0 && !lab.hasAny(corpora)) {
+      warn(`left out ${name}: none of ${corpora.join(', ')} is in ${flags.data ?? '--data, which was not given'}`);
+      continue;
+    }
+    written.push(await runExperiment(experiment, lab, command));
+  }
+  await print(written.map((path) => `${path}\n`).join(''));
+}
+
+function quoted(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
