@@ -12,6 +12,7 @@ import { generateCommand } from './generate.ts';
 import { inspectCommand } from './inspect.ts';
 import { Interrupted, watchPipes } from './interrupt.ts';
 import { note } from './output.ts';
+import { reportCommand } from './report.ts';
 import { tokenizerCommand } from './tokenizer.ts';
 import { trainCommand } from './train.ts';
 import { isUsageError, UsageError } from './usage.ts';
@@ -26,6 +27,7 @@ const COMMANDS = [
   doctorCommand,
   benchCommand,
   experimentCommand,
+  reportCommand,
 ];
 
 const EXAMPLES = `

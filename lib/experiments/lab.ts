@@ -73,6 +73,13 @@ export interface Trained {
   test: { bitsPerByte: number; wordPerplexity: number; bytes: number };
 }
 
+export interface TrainedTokenizer {
+  path: string;
+  tokenizer: Tokenizer;
+  /** Of its training text. */
+  bytesPerUnit: number;
+}
+
 /** Forward and backward. */
 const PASSES = 3;
 const CURVE_POINTS = 12;
@@ -81,6 +88,7 @@ const TOKENIZER_BYTES = 16e6;
 export class Lab {
   readonly options: LabOptions;
   readonly #samples = new Map<string, Promise<Sample>>();
+  readonly #tokenizers = new Map<string, Promise<TrainedTokenizer>>();
 
   constructor(options: LabOptions) {
     this.options = options;
@@ -164,11 +172,15 @@ export class Lab {
   }
 
   /** A tokenizer of the training text of a corpus, trained once. */
-  async tokenizer(
-    sample: Sample,
-    vocab: number,
-  ): Promise<{ path: string; tokenizer: Tokenizer; bytesPerUnit: number }> {
-    const path = join(this.folder('tokenizers'), `${sample.hash}-${vocab}.json`);
+  tokenizer(sample: Sample, vocab: number): Promise<TrainedTokenizer> {
+    const key = `${sample.hash}-${vocab}`;
+    const found = this.#tokenizers.get(key) ?? this.trainedTokenizer(sample, vocab, `${key}.json`);
+    this.#tokenizers.set(key, found);
+    return found;
+  }
+
+  private async trainedTokenizer(sample: Sample, vocab: number, name: string): Promise<TrainedTokenizer> {
+    const path = join(this.folder('tokenizers'), name);
     const limits = { maxBytes: TOKENIZER_BYTES, signal: this.signal };
     if (!existsSync(path)) {
       const made = await trainTokenizer(sample.path, { vocab, ...limits });
