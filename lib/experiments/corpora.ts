@@ -13,8 +13,10 @@ export type Split = (typeof SPLITS)[number];
 export interface SampleOptions {
   /** About so many bytes ... */
   maxBytes: number;
-  /** ... from the middles of evenly spread documents, at most so many of each. */
+  /** ... from the middles of evenly spread documents, at most so many of each ... */
   maxDocument: number;
+  /** ... and of none that has fewer than these. */
+  minDocument?: number;
 }
 
 /** A text that was cut out of a corpus. */
@@ -61,15 +63,15 @@ export class Corpora {
 
   /** Writes a sample of one split to a folder, where it is found the next time. @throws DataError */
   async sample(name: string, split: Split, options: SampleOptions, folder: string): Promise<Sample> {
-    const { maxBytes, maxDocument } = options;
     const [paths, whole] = this.files(name, split);
     using data = await openDataset(paths);
     const [from, to] = whole ? [0, 1] : CUTS[split];
-    const pieces = samplePieces(data, from, to, maxBytes, maxDocument);
+    const pieces = samplePieces(data, from, to, options);
     const separator = Buffer.from(DEFAULT_SEPARATOR);
     const text = Buffer.concat(pieces.flatMap((piece, i) => (i === 0 ? [piece] : [separator, piece])));
-    if (text.length < 2) {
-      throw new DataError(expected(paths.join(', '), `the ${split} data`, 'hold text', `${text.length} bytes`));
+    if (pieces.length === 0) {
+      const be = `hold a document of ${options.minDocument ?? 2} bytes`;
+      throw new DataError(expected(paths.join(', '), `the ${split} data`, be, `none in ${data.documents}`));
     }
     const hash = createHash('sha256').update(text).digest('hex').slice(0, 16);
     const path = join(folder, `${name}-${split}-${hash}.txt`);
@@ -94,12 +96,18 @@ export class Corpora {
 }
 
 /** Texts of evenly spread documents, each between two fractions of its length. */
-function samplePieces(data: Dataset, from: number, to: number, maxBytes: number, maxDocument: number): Buffer[] {
-  const spans = Array.from({ length: data.documents }, (_, i) => {
+function samplePieces(
+  data: Dataset,
+  from: number,
+  to: number,
+  { maxBytes, maxDocument, minDocument = 2 }: SampleOptions,
+): Buffer[] {
+  const all = Array.from({ length: data.documents }, (_, i) => {
     const [start, end] = [Math.floor(data.length(i) * from), Math.floor(data.length(i) * to)];
     const length = Math.min(end - start, maxDocument);
     return { document: i, start: start + Math.floor((end - start - length) / 2), length };
   });
+  const spans = all.filter(({ length }) => length >= minDocument);
   const total = spans.reduce((sum, { length }) => sum + length, 0);
   const share = Math.min(1, maxBytes / total);
   const pieces: Buffer[] = [];
@@ -108,7 +116,7 @@ function samplePieces(data: Dataset, from: number, to: number, maxBytes: number,
   for (const { document, start, length } of spans) {
     passed += length;
     const wanted = Math.min(length, Math.ceil(maxBytes - taken));
-    if (taken >= passed * share || wanted < 2) continue;
+    if (taken >= passed * share || wanted < minDocument) continue;
     const piece = characters(Buffer.from(data.slice(document, start, wanted)));
     if (piece.length < 2) continue;
     pieces.push(piece);

@@ -1,10 +1,17 @@
 // The experiments there are, in the order in which `all` runs them.
 import { checkChoice } from '../errors.ts';
+import { bytes } from './bytes.ts';
 import { compute } from './compute.ts';
 import type { Experiment } from './experiment.ts';
+import { length } from './length.ts';
+import { noise } from './noise.ts';
+import { scaling } from './scaling.ts';
 import { speed } from './speed.ts';
 
-export const EXPERIMENTS = { compute, speed } as const satisfies Record<string, Experiment<never> | Experiment>;
+export const EXPERIMENTS = { compute, scaling, length, noise, speed, bytes } as const satisfies Record<
+  string,
+  Experiment<never> | Experiment
+>;
 export type ExperimentName = keyof typeof EXPERIMENTS;
 export const EXPERIMENT_NAMES = Object.keys(EXPERIMENTS) as ExperimentName[];
 

@@ -130,6 +130,13 @@ export class Lab {
     return { ...(device !== undefined && { device }), ...(threads !== undefined && { threads }) };
   }
 
+  /** A folder below `out`, made if it is not there. */
+  folder(name: string): string {
+    const path = join(this.options.out, name);
+    mkdirSync(path, { recursive: true });
+    return path;
+  }
+
   /** A text of a corpus, cut once. */
   sample(corpus: string, split: Split, options: SampleOptions): Promise<Sample> {
     const key = JSON.stringify([corpus, split, options]);
@@ -160,6 +167,14 @@ export class Lab {
     return { folder, ...trained };
   }
 
+  /** Number of parameters of a byte model. */
+  parametersOf(config: PartialModelConfig): number {
+    const full = configFor(config, undefined);
+    const sizes = architectureOf(full)
+      .params(full)
+      .map(({ shape }) => shape.reduce((a, b) => a * b, 1));
+    return sizes.reduce((a, b) => a + b, 0);
+  }
   /** What training a byte model on so many bytes takes. */
   flopsOf(config: PartialModelConfig, context: number, bytes: number): number {
     const full = configFor(config, undefined);
@@ -228,13 +243,6 @@ export class Lab {
       curve,
       test: { bitsPerByte, wordPerplexity, bytes },
     };
-  }
-
-  /** A folder below `out`, made if it is not there. */
-  private folder(name: string): string {
-    const path = join(this.options.out, name);
-    mkdirSync(path, { recursive: true });
-    return path;
   }
 }
 

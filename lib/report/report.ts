@@ -5,15 +5,23 @@ import { DataError, expected } from '../errors.ts';
 import { EXPERIMENT_NAMES, type ExperimentName } from '../experiments/experiments.ts';
 import { type ExperimentRecord, readRecord } from '../experiments/records.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
+import { bytesView } from './bytes.ts';
 import { computeView } from './compute.ts';
+import { lengthView } from './length.ts';
+import { noiseView } from './noise.ts';
 import { pageOf, type Section } from './page.ts';
 import { drawing, rasterising } from './plots.ts';
+import { scalingView } from './scaling.ts';
 import { speedView } from './speed.ts';
 import type { View } from './view.ts';
 
 const VIEWS: Readonly<Record<ExperimentName, (record: ExperimentRecord<never>) => View | undefined>> = {
   compute: computeView,
+  scaling: scalingView,
+  length: lengthView,
+  noise: noiseView,
   speed: speedView,
+  bytes: bytesView,
 };
 
 export interface ReportFiles {

@@ -1,0 +1,62 @@
+import { MAMBABYTE, SUBWORD } from '../experiments/lineup.ts';
+import type { NoiseResult } from '../experiments/noise.ts';
+import { bars } from './plots.ts';
+import { comparison, groupsOf, type Spread, spreadOf, spreadWords, type ViewOf } from './view.ts';
+
+type Noisy = NoiseResult['noisy'][number];
+
+const nameOf = ({ noise, rate }: Noisy) => (rate === null ? noise : `${noise} ${rate}`);
+
+export const noiseView: ViewOf<NoiseResult> = ({ units }) => {
+  const results = units.map(({ result }) => result);
+  const noises = [...new Set(results.flatMap(({ noisy }) => noisy.map(nameOf)))];
+  if (noises.length === 0) return undefined;
+  const models = [...groupsOf(results, ({ model }) => model)];
+  const [corpus = ''] = results.map((result) => result.corpus);
+  const increase = (of: readonly NoiseResult[], name: string, key: 'bitsPerByte' | 'wordPerplexity'): Spread =>
+    spreadOf(of.map(({ clean, noisy }) => (noisy.find((n) => nameOf(n) === name)?.[key] ?? Number.NaN) - clean[key]));
+  const plot = bars({
+    title: `${corpus}: what noise costs`,
+    y: { title: 'more bits per byte', format: '.1f' },
+    values: noises.flatMap((name) =>
+      models.map(([model, of]) => {
+        const { mean, deviation } = increase(of, name, 'bitsPerByte');
+        return { group: name, series: model, value: mean, deviation };
+      }),
+    ),
+  });
+  const rows = (key: 'bitsPerByte' | 'wordPerplexity', digits: number) => [
+    ['none: the clean text', ...models.map(([, of]) => spreadWords(spreadOf(of.map((r) => r.clean[key])), digits))],
+    ...noises.map((name) => [
+      name,
+      ...models.map(([, of]) => {
+        const spread = increase(of, name, key);
+        return `${spread.mean < 0 ? '' : '+'}${spreadWords(spread, digits)}`;
+      }),
+    ]),
+  ];
+  const head = ['noise', ...models.map(([model]) => model)];
+  const [byte, subword] = [MAMBABYTE, SUBWORD].map((name) => models.find(([model]) => model === name)?.[1]);
+  return {
+    plots: [{ name: 'noise', caption: 'Increase over the clean text, by noise and rate; over its bytes.', spec: plot }],
+    tables: [
+      {
+        caption: `${corpus}: increase in bits per byte, over the bytes of the clean text.`,
+        head,
+        rows: rows('bitsPerByte', 3),
+      },
+      {
+        caption: `${corpus}: increase in word perplexity, over the words of the clean text.`,
+        head,
+        rows: rows('wordPerplexity', 1),
+      },
+    ],
+    findings:
+      byte && subword
+        ? noises.map((name) => {
+            const [a, b] = [increase(byte, name, 'bitsPerByte'), increase(subword, name, 'bitsPerByte')];
+            return `${name}: it costs the byte model ${a.mean.toFixed(3)} bits per byte, the subword model ${b.mean.toFixed(3)}; ${comparison(MAMBABYTE, a, SUBWORD, b, 'bits per byte')}.`;
+          })
+        : [],
+  };
+};
