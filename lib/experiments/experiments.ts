@@ -2,13 +2,14 @@
 import { checkChoice } from '../errors.ts';
 import { bytes } from './bytes.ts';
 import { compute } from './compute.ts';
+import { draft } from './draft.ts';
 import type { Experiment } from './experiment.ts';
 import { length } from './length.ts';
 import { noise } from './noise.ts';
 import { scaling } from './scaling.ts';
 import { speed } from './speed.ts';
 
-export const EXPERIMENTS = { compute, scaling, length, noise, speed, bytes } as const satisfies Record<
+export const EXPERIMENTS = { compute, scaling, length, noise, speed, draft, bytes } as const satisfies Record<
   string,
   Experiment<never> | Experiment
 >;

@@ -1,7 +1,7 @@
 // Texts far longer than the windows of training: by window, and by the place in the longest one.
 import { DEFAULT_SEPARATOR } from '../data/dataset.ts';
 import type { Model } from '../model.ts';
-import { evaluate } from '../train/evaluate.ts';
+import { evaluate, sliding } from '../train/evaluate.ts';
 import { trainingOf } from './compute.ts';
 import type { Sample, SampleOptions } from './corpora.ts';
 import type { Experiment, Scale } from './experiment.ts';
@@ -27,12 +27,15 @@ export interface WindowPoint {
   bitsPerByte: number;
 }
 
-/** Bytes [from, to) of every document, read from its start. */
+/** Bytes [from, to) of every document. */
 export interface PositionPoint {
   /** In training windows. */
   from: number;
   to: number;
+  /** Of a model that has read all of the document before. */
   bitsPerByte: number;
+  /** Of the same bytes in sliding windows of the training length, each from nothing. */
+  restarted: number;
 }
 
 const TIMES = [1, 2, 4, 8, 16, 32, 64];
@@ -65,7 +68,7 @@ export const length: Experiment<LengthResult> = {
             const trained = await lab.trained(training);
             using opened = await lab.open(trained.folder);
             const windows = await byWindow(lab, opened, text, trained.context);
-            const positions = await byPosition(lab, opened, text, training.context);
+            const positions = await byPosition(lab, opened, text, training.context, trained.context);
             return { corpus, model: model.name, seed, context: training.context, windows, positions };
           },
         };
@@ -83,37 +86,55 @@ function longTexts(scale: Scale, documents: number): SampleOptions {
 async function byWindow(lab: Lab, model: Model, text: Sample, context: number): Promise<WindowPoint[]> {
   const points: WindowPoint[] = [];
   for (const times of TIMES) {
-    for (const sliding of [false, true]) {
+    for (const slides of [false, true]) {
       const window = times * context;
-      const stride = sliding ? Math.ceil(window / 2) : window;
+      const stride = slides ? Math.ceil(window / 2) : window;
       const { bitsPerByte } = await evaluate(model, text.path, { context: window, stride, signal: lab.signal });
-      points.push({ times, sliding, bitsPerByte });
+      points.push({ times, sliding: slides, bitsPerByte });
     }
   }
   return points;
 }
 
-async function byPosition(lab: Lab, model: Model, text: Sample, context: number): Promise<PositionPoint[]> {
-  const sums = [0, ...TIMES].map(() => ({ nats: 0, bytes: 0 }));
-  const ends = [0.5, ...TIMES].map((times) => times * context);
+async function byPosition(
+  lab: Lab,
+  model: Model,
+  text: Sample,
+  bytes: number,
+  context: number,
+): Promise<PositionPoint[]> {
+  const ends = [0.5, ...TIMES].map((times) => times * bytes);
+  const sums = ends.map(() => ({ whole: 0, restarted: 0, bytes: 0 }));
   for (const document of textOf(text).toString('latin1').split(DEFAULT_SEPARATOR)) {
-    const bytes = Buffer.from(document, 'latin1');
-    const { nll } = await model.score(bytes, { signal: lab.signal });
-    const ids = model.tokenizer ? model.tokenizer.encode(bytes) : bytes;
+    const read = Buffer.from(document, 'latin1');
+    const ids = model.tokenizer ? model.tokenizer.encode(read) : Uint8Array.from(read);
+    const whole = await nllIn(lab, model, ids, ids.length);
+    const restarted = await nllIn(lab, model, ids, context);
     let at = model.bytesOfId(ids[0] ?? 0).length;
-    for (const [i, nats] of nll.entries()) {
+    for (const [i, nats] of whole.entries()) {
       const size = model.bytesOfId(ids[i + 1] ?? 0).length;
       const sum = sums[ends.findIndex((end) => at < end)];
-      if (sum) {
-        sum.nats += nats;
-        sum.bytes += size;
-      }
       at += size;
+      if (!sum) continue;
+      sum.whole += nats;
+      sum.restarted += restarted[i] ?? Number.NaN;
+      sum.bytes += size;
     }
   }
-  return sums.map(({ nats, bytes }, i) => ({
-    from: (ends[i - 1] ?? 0) / context,
-    to: (ends[i] ?? 0) / context,
-    bitsPerByte: nats / Math.LN2 / bytes,
+  return sums.map((sum, i) => ({
+    from: (ends[i - 1] ?? 0) / bytes,
+    to: (ends[i] ?? 0) / bytes,
+    bitsPerByte: sum.whole / Math.LN2 / sum.bytes,
+    restarted: sum.restarted / Math.LN2 / sum.bytes,
   }));
+}
+
+/** -log p of all ids but the first, in windows of `context` that overlap by half. */
+async function nllIn(lab: Lab, model: Model, ids: Uint8Array | Int32Array, context: number): Promise<Float32Array> {
+  const out = new Float32Array(ids.length - 1);
+  for (const { from, scored, to } of sliding(ids.length, context, Math.ceil(context / 2))) {
+    const { nll } = await model.score(ids.slice(from, to), { signal: lab.signal });
+    out.set(nll.subarray(scored - 1 - from), scored - 1);
+  }
+  return out;
 }

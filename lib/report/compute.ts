@@ -2,7 +2,17 @@ import { type ComputeResult, MATCHES, type Match } from '../experiments/compute.
 import { MAMBABYTE } from '../experiments/lineup.ts';
 import { type LinePoint, lines } from './plots.ts';
 import type { Table, ViewOf } from './view.ts';
-import { comparison, groupsOf, ordering, type Plot, type Spread, short, spreadOf, spreadWords } from './view.ts';
+import {
+  comparison,
+  groupsOf,
+  ordering,
+  type Plot,
+  type Spread,
+  short,
+  shortSpreadWords,
+  spreadOf,
+  spreadWords,
+} from './view.ts';
 
 /** What the budget is of, in words, and the axis that all models of it share. */
 const SHOWN = {
@@ -13,20 +23,21 @@ const SHOWN = {
 export const computeView: ViewOf<ComputeResult> = ({ units }) => {
   const results = units.map(({ result }) => result);
   if (results.length === 0) return undefined;
-  const corpora = [...groupsOf(results, ({ corpus }) => corpus)];
+  const shown = [...groupsOf(results, ({ corpus, match }) => `${corpus} ${match}`).values()];
   return {
-    plots: corpora.flatMap(([corpus, of]) => MATCHES.map((match) => curves(corpus, match, of))),
-    tables: MATCHES.map((match) => tableOf(match, results)),
-    findings: corpora.flatMap(([corpus, of]) => MATCHES.map((match) => finding(corpus, match, of))),
+    plots: shown.map(curves),
+    tables: MATCHES.flatMap((match) => tableOf(match, results)),
+    findings: shown.map(finding),
   };
 };
 
-const ofMatch = (results: readonly ComputeResult[], match: Match) => results.filter((result) => result.match === match);
 const bits = (results: readonly ComputeResult[]) => spreadOf(results.map(({ trained }) => trained.test.bitsPerByte));
 
-function curves(corpus: string, match: Match, results: readonly ComputeResult[]): Plot {
+/** Of one corpus and match. */
+function curves(results: readonly ComputeResult[]): Plot {
+  const [{ corpus, match } = { corpus: '', match: 'compute' as Match }] = results;
   const { words, axis, title } = SHOWN[match];
-  const points: LinePoint[] = ofMatch(results, match).flatMap(({ model, trained }) =>
+  const points: LinePoint[] = results.flatMap(({ model, trained }) =>
     trained.curve.map((point) => ({ series: model, x: point[axis], y: point.bitsPerByte })),
   );
   return {
@@ -41,8 +52,9 @@ function curves(corpus: string, match: Match, results: readonly ComputeResult[])
   };
 }
 
-function tableOf(match: Match, results: readonly ComputeResult[]): Table {
-  const wanted = ofMatch(results, match);
+function tableOf(match: Match, results: readonly ComputeResult[]): Table[] {
+  const wanted = results.filter((result) => result.match === match);
+  if (wanted.length === 0) return [];
   const corpora = [...groupsOf(wanted, ({ corpus }) => corpus).keys()];
   const rows = [...groupsOf(wanted, ({ model }) => model)].map(([model, own]) => {
     const [one] = own;
@@ -50,25 +62,25 @@ function tableOf(match: Match, results: readonly ComputeResult[]): Table {
       const of = own.filter((result) => result.corpus === corpus);
       if (of.length === 0) return ['', ''];
       const words = spreadOf(of.map(({ trained }) => trained.test.wordPerplexity));
-      return [spreadWords(bits(of)), spreadWords(words, 1)];
+      return [spreadWords(bits(of)), shortSpreadWords(words)];
     });
     const { parameters = 0, flopsPerByte = 0, bytes = 0, flops = 0 } = one?.trained ?? {};
     return [model, short(parameters), short(flopsPerByte), short(bytes), short(flops), ...cells];
   });
   const head = ['model', 'parameters', 'FLOPs/byte', 'bytes', 'training FLOPs'];
-  return {
+  const table = {
     caption: `Test text after training with ${SHOWN[match].words}: mean ± standard deviation (seeds). Lower is better.`,
     head: [...head, ...corpora.flatMap((corpus) => [`${corpus}, bits/byte`, `${corpus}, word perplexity`])],
     rows,
   };
+  return [table];
 }
 
-function finding(corpus: string, match: Match, results: readonly ComputeResult[]): string {
-  const wanted = ofMatch(results, match);
-  const spreads = new Map<string, Spread>([...groupsOf(wanted, ({ model }) => model)].map(([k, of]) => [k, bits(of)]));
+function finding(results: readonly ComputeResult[]): string {
+  const [{ corpus, match } = { corpus: '', match: 'compute' as Match }] = results;
+  const spreads = new Map<string, Spread>([...groupsOf(results, ({ model }) => model)].map(([k, of]) => [k, bits(of)]));
   const own = spreads.get(MAMBABYTE);
-  const others = [...spreads].filter(([name]) => name !== MAMBABYTE).sort(([, a], [, b]) => a.mean - b.mean);
-  const [best] = others;
+  const [best] = [...spreads].filter(([name]) => name !== MAMBABYTE).sort(([, a], [, b]) => a.mean - b.mean);
   const against = own && best ? ` ${comparison(MAMBABYTE, own, best[0], best[1], 'bits per byte')}.` : '';
   return `${corpus}, ${SHOWN[match].words}, from the best: ${ordering(spreads)} bits per byte.${against}`;
 }

@@ -1,4 +1,4 @@
-import type { LengthResult } from '../experiments/length.ts';
+import type { LengthResult, PositionPoint } from '../experiments/length.ts';
 import { type Axis, lines } from './plots.ts';
 import { groupsOf, type Plot, spreadOf, spreadWords, type Table, type ViewOf } from './view.ts';
 
@@ -35,17 +35,21 @@ function windowPlot(results: readonly LengthResult[], sliding: boolean): Plot {
 function positionPlot(results: readonly LengthResult[]): Plot {
   return {
     name: 'length-position',
-    caption: 'Bits per byte of the bytes up to a place in the text, from the place before it on; one long window.',
+    caption:
+      'Bits per byte with the whole text before, less those of the same bytes in sliding windows of the training length. ' +
+      'Below 0 what lies further back helps; above 0 the model is lost in long texts.',
     spec: lines({
-      title: 'by place in the text',
+      title: 'what lies beyond the training window is worth',
       x: { title: 'place, in windows of training', log: true, format: '~g', ticks: [0.5, ...timesOf(results)] },
-      y: BITS,
+      y: { title: 'change in bits per byte', format: '.3f' },
       points: results.flatMap(({ model, positions }) =>
-        positions.map(({ to, bitsPerByte }) => ({ series: model, x: to, y: bitsPerByte })),
+        positions.map((place) => ({ series: model, x: place.to, y: change(place) })),
       ),
     }),
   };
 }
+
+const change = ({ bitsPerByte, restarted }: PositionPoint) => bitsPerByte - restarted;
 
 function timesOf(results: readonly LengthResult[]): number[] {
   return [...new Set(results.flatMap(({ windows }) => windows.map(({ times }) => times)))];
@@ -71,25 +75,23 @@ function windowBits({ windows }: LengthResult, times: number, sliding: boolean):
 function positionTable(results: readonly LengthResult[]): Table {
   const [{ positions } = { positions: [] }] = results;
   return {
-    caption: 'Bits per byte by place in the text, in windows of training.',
+    caption: 'Bits per byte by place in the text, less those in sliding windows of the training length.',
     head: ['model', ...positions.map(({ from, to }) => `${from} to ${to}`)],
     rows: [...groupsOf(results, ({ model }) => model)].map(([model, of]) => [
       model,
-      ...positions.map((_, i) => spreadWords(spreadOf(of.map((r) => r.positions[i]?.bitsPerByte ?? Number.NaN)))),
+      ...positions.map((_, i) => spreadWords(spreadOf(of.flatMap((r) => r.positions.slice(i, i + 1).map(change))))),
     ]),
   };
 }
 
-/** The last place against the end of the first training window. */
+/** At the last place, against windows of the training length. */
 function finding(model: string, results: readonly LengthResult[]): string {
-  const at = (place: (r: LengthResult) => number | undefined) => spreadOf(results.map((r) => place(r) ?? Number.NaN));
-  const inside = at(({ positions }) => positions.find(({ to }) => to === 1)?.bitsPerByte);
-  const beyond = at(({ positions }) => positions.at(-1)?.bitsPerByte);
   const last = results[0]?.positions.at(-1);
-  const change = beyond.mean - inside.mean;
-  const words = change <= 0 ? `${(-change).toFixed(3)} fewer` : `${change.toFixed(3)} more`;
+  const { mean, deviation } = spreadOf(results.flatMap(({ positions }) => positions.slice(-1).map(change)));
+  const spread = results.length > 1 ? ` ± ${deviation.toFixed(3)} over seeds` : '';
+  const words = mean <= 0 ? 'helps by' : 'costs';
   return (
-    `${model}: ${inside.mean.toFixed(3)} bits per byte in the second half of the first training window, ` +
-    `${beyond.mean.toFixed(3)} from ${last?.from} to ${last?.to} windows on: ${words}.`
+    `${model}: from ${last?.from} to ${last?.to} training windows on, the whole text before ${words} ` +
+    `${Math.abs(mean).toFixed(3)}${spread} bits per byte, against sliding windows of the training length.`
   );
 }

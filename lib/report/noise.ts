@@ -1,7 +1,7 @@
 import { MAMBABYTE, SUBWORD } from '../experiments/lineup.ts';
 import type { NoiseResult } from '../experiments/noise.ts';
 import { bars } from './plots.ts';
-import { comparison, groupsOf, type Spread, spreadOf, spreadWords, type ViewOf } from './view.ts';
+import { comparison, groupsOf, type Spread, shortSpreadWords, spreadOf, spreadWords, type ViewOf } from './view.ts';
 
 type Noisy = NoiseResult['noisy'][number];
 
@@ -25,13 +25,13 @@ export const noiseView: ViewOf<NoiseResult> = ({ units }) => {
       }),
     ),
   });
-  const rows = (key: 'bitsPerByte' | 'wordPerplexity', digits: number) => [
-    ['none: the clean text', ...models.map(([, of]) => spreadWords(spreadOf(of.map((r) => r.clean[key])), digits))],
+  const rows = (key: 'bitsPerByte' | 'wordPerplexity', words: (spread: Spread) => string) => [
+    ['none: the clean text', ...models.map(([, of]) => words(spreadOf(of.map((r) => r.clean[key]))))],
     ...noises.map((name) => [
       name,
       ...models.map(([, of]) => {
         const spread = increase(of, name, key);
-        return `${spread.mean < 0 ? '' : '+'}${spreadWords(spread, digits)}`;
+        return `${spread.mean < 0 ? '' : '+'}${words(spread)}`;
       }),
     ]),
   ];
@@ -43,12 +43,12 @@ export const noiseView: ViewOf<NoiseResult> = ({ units }) => {
       {
         caption: `${corpus}: increase in bits per byte, over the bytes of the clean text.`,
         head,
-        rows: rows('bitsPerByte', 3),
+        rows: rows('bitsPerByte', spreadWords),
       },
       {
         caption: `${corpus}: increase in word perplexity, over the words of the clean text.`,
         head,
-        rows: rows('wordPerplexity', 1),
+        rows: rows('wordPerplexity', shortSpreadWords),
       },
     ],
     findings:

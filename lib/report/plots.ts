@@ -9,6 +9,8 @@ export interface LinePoint {
   series: string;
   x: number;
   y: number;
+  /** Which line of the series; default: it has one. */
+  line?: string;
   /** For points that are means already. */
   deviation?: number;
 }
@@ -31,11 +33,11 @@ export interface LinePlot {
 
 /** Okabe & Ito 2008: told apart by most people who see colours otherwise. */
 const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#f0e442'];
-const SIZE = { width: 560, height: 320 };
+const SIZE = { width: 500, height: 300 };
 const CONFIG = {
   font: 'DejaVu Sans, Arial, sans-serif',
   axis: { labelFontSize: 11, titleFontSize: 12, titleFontWeight: 'normal', gridColor: '#e5e5e5' },
-  legend: { labelFontSize: 11, symbolStrokeWidth: 3, labelLimit: 240 },
+  legend: { labelFontSize: 11, labelLimit: 240, orient: 'bottom', columns: 4 },
   title: { fontSize: 13, fontWeight: 'normal', anchor: 'start' },
   view: { stroke: null },
 } as const;
@@ -60,7 +62,7 @@ export function lines({ title, x, y, points }: LinePlot): Spec {
   const values = averaged(points);
   const bars = values.filter(({ low, high }) => high > low);
   const colour = colourOf(points.map(({ series }) => series));
-  const encoding = { x: axisOf('x', x), color: colour } as const;
+  const encoding = { x: axisOf('x', x), color: colour, detail: { field: 'line', type: 'nominal' } } as const;
   return {
     ...SIZE,
     background: 'white',
@@ -85,6 +87,7 @@ export function lines({ title, x, y, points }: LinePlot): Spec {
 
 interface Averaged {
   series: string;
+  line: string;
   x: number;
   y: number;
   low: number;
@@ -94,15 +97,15 @@ interface Averaged {
 function averaged(points: readonly LinePoint[]): Averaged[] {
   const groups = new Map<string, LinePoint[]>();
   for (const point of points) {
-    const key = `${point.series} ${point.x}`;
+    const key = `${point.series} ${point.line} ${point.x}`;
     groups.set(key, [...(groups.get(key) ?? []), point]);
   }
   return [...groups.values()].map((group) => {
-    const [{ series, x, deviation = 0 } = { series: '', x: 0 }] = group;
+    const [{ series, line = '', x, deviation = 0 } = { series: '', x: 0 }] = group;
     const y = group.reduce((sum, point) => sum + point.y, 0) / group.length;
     const square = group.reduce((sum, point) => sum + (point.y - y) ** 2, 0);
     const spread = group.length > 1 ? Math.sqrt(square / (group.length - 1)) : deviation;
-    return { series, x, y, low: y - spread, high: y + spread };
+    return { series, line, x, y, low: y - spread, high: y + spread };
   });
 }
 
@@ -165,7 +168,7 @@ export async function rasterising(): Promise<(svg: string) => Uint8Array> {
 }
 
 /** Packages that only the report needs, which are not installed for those who never make one. */
-async function optional<T>(name: string): Promise<T> {
+export async function optional<T>(name: string): Promise<T> {
   try {
     return (await import(name)) as T;
   } catch (cause) {

@@ -7,6 +7,7 @@ import { type ExperimentRecord, readRecord } from '../experiments/records.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
 import { bytesView } from './bytes.ts';
 import { computeView } from './compute.ts';
+import { draftView } from './draft.ts';
 import { lengthView } from './length.ts';
 import { noiseView } from './noise.ts';
 import { pageOf, type Section } from './page.ts';
@@ -21,6 +22,7 @@ const VIEWS: Readonly<Record<ExperimentName, (record: ExperimentRecord<never>) =
   length: lengthView,
   noise: noiseView,
   speed: speedView,
+  draft: draftView,
   bytes: bytesView,
 };
 

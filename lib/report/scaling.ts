@@ -56,13 +56,13 @@ function sizesOf(results: readonly ScalingResult[]): Size[] {
 function efficiency(results: readonly ScalingResult[]): Plot {
   return {
     name: 'scaling-efficiency',
-    caption: 'Bits per byte of held-out text against training FLOPs so far, a line for each model.',
+    caption: 'Bits per byte of held-out text against training FLOPs so far, a line for each size.',
     spec: lines({
       title: 'while training',
       x: { title: 'training FLOPs', log: true },
       y: { title: 'bits per byte, held out', format: '.2f' },
-      points: results.flatMap(({ model, trained }) =>
-        trained.curve.map(({ flops, bitsPerByte }) => ({ series: model, x: flops, y: bitsPerByte })),
+      points: results.flatMap(({ family, model, trained }) =>
+        trained.curve.map(({ flops, bitsPerByte }) => ({ series: family, line: model, x: flops, y: bitsPerByte })),
       ),
     }),
   };

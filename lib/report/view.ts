@@ -51,6 +51,11 @@ export function spreadWords({ mean, deviation, n }: Spread, digits = 3): string 
   return n === 1 ? `${mean.toFixed(digits)} (1)` : `${mean.toFixed(digits)} ± ${deviation.toFixed(digits)} (${n})`;
 }
 
+/** The same for figures of any size: "364 k ± 4.37 k (2)" */
+export function shortSpreadWords({ mean, deviation, n }: Spread): string {
+  return n === 1 ? `${short(mean)} (1)` : `${short(mean)} ± ${short(deviation)} (${n})`;
+}
+
 /** Items by a key, in the order in which the keys first come. */
 export function groupsOf<T>(items: readonly T[], keyOf: (item: T) => string): Map<string, T[]> {
   const groups = new Map<string, T[]>();
