@@ -2,11 +2,11 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { writeRandomCheckpoint } from '../cli/random-checkpoint.ts';
 import { OutOfMemoryError } from '../errors.ts';
 import { loadModel, type Model } from '../model.ts';
 import { architectureOf } from '../models/architectures.ts';
 import type { WeightDType } from '../weights/load.ts';
+import { writeRandomCheckpoint } from '../weights/random-checkpoint.ts';
 import type { Experiment, Scale, Unit } from './experiment.ts';
 import type { Lab } from './lab.ts';
 import { type Contender, SPEED_LINEUP } from './lineup.ts';
