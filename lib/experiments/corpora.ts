@@ -17,6 +17,8 @@ export interface SampleOptions {
   maxDocument: number;
   /** ... and of none that has fewer than these. */
   minDocument?: number;
+  /** All documents as one, with blank lines between them: every window of a training is full then. */
+  joined?: boolean;
 }
 
 /** A text that was cut out of a corpus. */
@@ -67,7 +69,7 @@ export class Corpora {
     using data = await openDataset(paths);
     const [from, to] = whole ? [0, 1] : CUTS[split];
     const pieces = samplePieces(data, from, to, options);
-    const separator = Buffer.from(DEFAULT_SEPARATOR);
+    const separator = Buffer.from(options.joined ? '\n\n\n' : DEFAULT_SEPARATOR);
     const text = Buffer.concat(pieces.flatMap((piece, i) => (i === 0 ? [piece] : [separator, piece])));
     if (pieces.length === 0) {
       const be = `hold a document of ${options.minDocument ?? 2} bytes`;

@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { configFor, loadModel, type Model } from '../model.ts';
-import { architectureOf, type PartialModelConfig } from '../models/architectures.ts';
+import { architectureOf, type ModelConfig, type PartialModelConfig } from '../models/architectures.ts';
 import { measureTokenizer } from '../tokenizer/measure.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { trainTokenizer } from '../tokenizer/train-bpe.ts';
@@ -49,7 +49,7 @@ export interface Training {
 /** A point of a training curve. */
 export interface CurvePoint {
   bytes: number;
-  /** Floating-point operations so far: forward and backward, the backward pass counted as two forward ones. */
+  /** Floating-point operations so far. */
   flops: number;
   /** Of held-out text. */
   bitsPerByte: number;
@@ -63,7 +63,7 @@ export interface Trained {
   bytesPerUnit: number;
   /** Bytes, or tokens. */
   context: number;
-  /** Of the forward pass. */
+  /** Of training. */
   flopsPerByte: number;
   steps: number;
   bytes: number;
@@ -80,7 +80,7 @@ export interface TrainedTokenizer {
   bytesPerUnit: number;
 }
 
-/** Forward and backward. */
+/** Forward and backward; the backward pass counts as two forward ones. */
 const PASSES = 3;
 const CURVE_POINTS = 12;
 const TOKENIZER_BYTES = 16e6;
@@ -177,8 +177,7 @@ export class Lab {
   }
   /** What training a byte model on so many bytes takes. */
   flopsOf(config: PartialModelConfig, context: number, bytes: number): number {
-    const full = configFor(config, undefined);
-    return PASSES * architectureOf(full).flops(full, context) * bytes;
+    return trainingFlops(configFor(config, undefined), context) * bytes;
   }
 
   /** Opens a trained model. */
@@ -217,9 +216,9 @@ export class Lab {
     const bytesPerUnit = made?.bytesPerUnit ?? 1;
     const context = Math.max(1, Math.round(training.context / bytesPerUnit));
     const config = configFor(model.config, made?.tokenizer);
-    const flopsPerByte = architectureOf(config).flops(config, context) / bytesPerUnit;
+    const flopsPerByte = trainingFlops(config, context) / bytesPerUnit;
     const perStep = batch * context * bytesPerUnit;
-    const wanted = 'bytes' in budget ? budget.bytes : budget.flops / (PASSES * flopsPerByte);
+    const wanted = 'bytes' in budget ? budget.bytes : budget.flops / flopsPerByte;
     const steps = Math.max(1, Math.round(wanted / perStep));
     const result = await train({
       config: model.config,
@@ -231,7 +230,7 @@ export class Lab {
       signal: this.signal,
     });
     if (result.stopped === 'aborted') this.signal.throwIfAborted();
-    const flopsOf = (bytes: number) => PASSES * flopsPerByte * bytes;
+    const flopsOf = (bytes: number) => flopsPerByte * bytes;
     const curve = curveOf(join(folder, 'log.jsonl'), flopsOf);
     using opened = await this.open(folder);
     const { bitsPerByte, wordPerplexity, bytes } = await evaluate(opened, test.path, { context, signal: this.signal });
@@ -244,6 +243,11 @@ export class Lab {
       test: { bitsPerByte, wordPerplexity, bytes },
     };
   }
+}
+
+/** Floating-point operations of training on a window, for each of its bytes or tokens. */
+function trainingFlops(config: ModelConfig, window: number): number {
+  return PASSES * architectureOf(config).flops(config, window);
 }
 
 /** Text of a sample, for what reads it whole. */

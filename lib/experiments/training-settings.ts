@@ -10,7 +10,7 @@ const SETTINGS: Readonly<Record<Scale, Pick<Training, 'samples' | 'context' | 'b
 /** Held-out texts are pieces of documents, long enough that most of their windows are full. */
 function samplesOf(train: number, heldOut: number, context: number): Training['samples'] {
   const part = { maxBytes: heldOut, maxDocument: 16 * context };
-  return { train: { maxBytes: train, maxDocument: Number.MAX_SAFE_INTEGER }, valid: part, test: part };
+  return { train: { maxBytes: train, maxDocument: Number.MAX_SAFE_INTEGER, joined: true }, valid: part, test: part };
 }
 
 /** What all trained models of a scale share: data, windows and the peak learning rate. */

@@ -67,7 +67,7 @@ function tableOf(match: Match, results: readonly ComputeResult[]): Table[] {
     const { parameters = 0, flopsPerByte = 0, bytes = 0, flops = 0 } = one?.trained ?? {};
     return [model, short(parameters), short(flopsPerByte), short(bytes), short(flops), ...cells];
   });
-  const head = ['model', 'parameters', 'FLOPs/byte', 'bytes', 'training FLOPs'];
+  const head = ['model', 'parameters', 'training FLOPs/byte', 'training bytes', 'training FLOPs'];
   const table = {
     caption: `Test text after training with ${SHOWN[match].words}: mean ± standard deviation (seeds). Lower is better.`,
     head: [...head, ...corpora.flatMap((corpus) => [`${corpus}, bits/byte`, `${corpus}, word perplexity`])],
@@ -81,6 +81,6 @@ function finding(results: readonly ComputeResult[]): string {
   const spreads = new Map<string, Spread>([...groupsOf(results, ({ model }) => model)].map(([k, of]) => [k, bits(of)]));
   const own = spreads.get(MAMBABYTE);
   const [best] = [...spreads].filter(([name]) => name !== MAMBABYTE).sort(([, a], [, b]) => a.mean - b.mean);
-  const against = own && best ? ` ${comparison(MAMBABYTE, own, best[0], best[1], 'bits per byte')}.` : '';
+  const against = own && best ? ` ${comparison(MAMBABYTE, own, best[0], best[1])}.` : '';
   return `${corpus}, ${SHOWN[match].words}, from the best: ${ordering(spreads)} bits per byte.${against}`;
 }

@@ -49,10 +49,11 @@ export const draftView: ViewOf<DraftResult> = ({ units }) => {
     ],
     findings: results.map((result) => {
       const { drafter, mode, lossless, identical, plain } = result;
-      const { mean } = ratioOf(result);
-      const verdict = mean > 1 ? 'drafting pays' : 'drafting does not pay';
+      const { mean, deviation } = ratioOf(result);
+      const clear = Math.abs(mean - 1) > deviation;
+      const verdict = !clear ? 'within the spread over prompts' : mean > 1 ? 'drafting pays' : 'drafting does not pay';
       const same = lossless ? `; ${identical} of ${plain.length} texts are those of plain decoding, byte for byte` : '';
-      return `${drafter}, ${mode}: ${mean.toFixed(2)} times plain speed, so ${verdict}${same}.`;
+      return `${drafter}, ${mode}: ${mean.toFixed(2)} ± ${deviation.toFixed(2)} times plain speed: ${verdict}${same}.`;
     }),
   };
 };

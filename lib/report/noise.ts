@@ -1,7 +1,16 @@
 import { MAMBABYTE, SUBWORD } from '../experiments/lineup.ts';
 import type { NoiseResult } from '../experiments/noise.ts';
 import { bars } from './plots.ts';
-import { comparison, groupsOf, type Spread, shortSpreadWords, spreadOf, spreadWords, type ViewOf } from './view.ts';
+import {
+  comparison,
+  groupsOf,
+  type Spread,
+  shortSpreadWords,
+  signed,
+  spreadOf,
+  spreadWords,
+  type ViewOf,
+} from './view.ts';
 
 type Noisy = NoiseResult['noisy'][number];
 
@@ -55,7 +64,8 @@ export const noiseView: ViewOf<NoiseResult> = ({ units }) => {
       byte && subword
         ? noises.map((name) => {
             const [a, b] = [increase(byte, name, 'bitsPerByte'), increase(subword, name, 'bitsPerByte')];
-            return `${name}: it costs the byte model ${a.mean.toFixed(3)} bits per byte, the subword model ${b.mean.toFixed(3)}; ${comparison(MAMBABYTE, a, SUBWORD, b, 'bits per byte')}.`;
+            const cost = `${signed(a.mean)} bits per byte for the byte model, ${signed(b.mean)} for the subword model`;
+            return `${name}: ${cost}; ${comparison(MAMBABYTE, a, SUBWORD, b, 'loses less than')}.`;
           })
         : [],
   };

@@ -15,7 +15,7 @@ const STYLE = `
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 .question { font-size: 1.1rem; font-style: italic; }
-.plots { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; max-width: 100%; } figure svg { max-width: 100%; height: auto; } figcaption { font-size: .85rem; color: #555; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-size: .85rem; color: #555; padding-bottom: .3rem; }

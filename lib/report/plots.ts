@@ -125,7 +125,13 @@ export function bars({ title, y, values }: { title: string; y: Axis; values: rea
     high: bar.value + deviation,
   }));
   const colour = colourOf(values.map(({ series }) => series));
-  const x = { field: 'group', type: 'nominal', title: null, sort: null, axis: { labelAngle: -30 } } as const;
+  const x = {
+    field: 'group',
+    type: 'nominal',
+    title: null,
+    sort: null,
+    axis: { labelAngle: -30, labelLimit: 240 },
+  } as const;
   const xOffset = { field: 'series', sort: null } as const;
   const axis = { ...axisOf('value', y), scale: y.log ? ({ type: 'symlog', constant: 1 } as const) : { zero: true } };
   return {

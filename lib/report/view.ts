@@ -63,19 +63,24 @@ export function groupsOf<T>(items: readonly T[], keyOf: (item: T) => string): Ma
   return groups;
 }
 
-/** Which of two spreads is lower, in words: "A is ahead of B by 0.12 bits per byte (3.4 %), ...". */
-export function comparison(a: string, first: Spread, b: string, second: Spread, unit: string, digits = 3): string {
+/** Which of two spreads is lower, in words: "A is ahead of B by 0.123 bits per byte (3.4 %), ...". */
+export function comparison(a: string, first: Spread, b: string, second: Spread, verb = 'is ahead of'): string {
   const [lead, low, other, high] = first.mean <= second.mean ? [a, first, b, second] : [b, second, a, first];
   const gap = high.mean - low.mean;
   const noise = Math.hypot(low.deviation, high.deviation);
-  const relative = `${((100 * gap) / high.mean).toFixed(1)} %`;
+  const relative = low.mean > 0 ? ` (${((100 * gap) / high.mean).toFixed(1)} %)` : '';
   const repeated = Math.min(low.n, high.n) > 1;
   const trust = !repeated
     ? 'of a single seed each'
     : gap > 2 * noise
       ? 'more than twice the deviation over seeds'
       : 'which the deviation over seeds can explain';
-  return `${lead} is ahead of ${other} by ${gap.toFixed(digits)} ${unit} (${relative}), ${trust}`;
+  return `${lead} ${verb} ${other} by ${gap.toFixed(3)} bits per byte${relative}, ${trust}`;
+}
+
+/** "+0.12" or "-0.12". */
+export function signed(value: number): string {
+  return `${value < 0 ? '' : '+'}${value.toFixed(3)}`;
 }
 
 /** From the best, the lowest, on: "A 1.234, B 1.300, C 1.500". */
