@@ -140,7 +140,7 @@ test('an interrupted experiment goes on with what is missing, and computes again
   const stop = new AbortController();
   const interrupted = counting(ran, {}, (key) => key === 'b' && stop.abort(new Error('stopped')));
   await t.throwsAsync(runExperiment(interrupted, labIn(out, stop.signal), 'first'), { message: 'stopped' });
-  const path = await runExperiment(counting(ran), labIn(out), 'second');
+  const path = (await runExperiment(counting(ran), labIn(out), 'second')) ?? '';
   t.deepEqual(ran, ['a', 'b', 'c']);
   await runExperiment(counting(ran, { b: 1 }), labIn(out), 'third');
   t.deepEqual(ran, ['a', 'b', 'c', 'b']);
@@ -222,6 +222,13 @@ const WRONG: [title: string, args: string[], code: number, message: RegExp][] = 
   ],
   ['two scales', ['experiment', 'speed', '--quick', '--full'], 2, /give one/],
   ['an unknown model', ['experiment', 'speed', '--model', 'Mambabite'], 2, /Did you mean "MambaByte"\?/],
+  ['an unknown corpus', ['experiment', 'noise', '--corpus', 'book'], 2, /Did you mean "books"\?/],
+  [
+    'a corpus of other experiments',
+    ['experiment', 'noise', '--corpus', 'genome'],
+    2,
+    /name one of books, .* got genome/,
+  ],
   [
     'no data',
     ['experiment', 'noise', '--quick', '--out', folder()],

@@ -1,6 +1,6 @@
 import { resolve } from 'node:path';
 import { Command } from 'commander';
-import { checkChoice } from '../errors.ts';
+import { checkChoice, DataError } from '../errors.ts';
 import { Corpora } from '../experiments/corpora.ts';
 import { EXPERIMENT_NAMES, experimentsOf } from '../experiments/experiments.ts';
 import { Lab } from '../experiments/lab.ts';
@@ -48,15 +48,10 @@ async function run(name: string, flags: ExperimentFlags, signal: AbortSignal): P
   if (flags.quick && flags.full) throw new UsageError('--quick and --full are two scales: give one');
   const scale = flags.quick ? 'quick' : flags.full ? 'full' : 'default';
   const experiments = experimentsOf(name);
-  const names = new Set(
-    [
-      ...LINEUP[scale],
-      ...SPEED_LINEUP[scale],
-      ...FAMILIES[scale],
-      ...FAMILIES[scale].flatMap(({ sizes }) => sizes),
-    ].map((m) => m.name),
-  );
-  for (const model of flags.model ?? []) checkChoice('experiment', '--model', model, [...names]);
+  const models = [...LINEUP[scale], ...SPEED_LINEUP[scale], ...FAMILIES[scale]].map(({ name }) => name);
+  for (const model of flags.model ?? []) checkChoice('experiment', '--model', model, [...new Set(models)]);
+  const corpora = experimentsOf('all').flatMap((experiment) => experiment.corpora);
+  for (const corpus of flags.corpus ?? []) checkChoice('experiment', '--corpus', corpus, [...new Set(corpora)]);
   const lab = new Lab({
     ...{ out: resolve(flags.out ?? `experiments/${scale}`), scale, corpora: new Corpora(flags.data), signal },
     ...{ device: flags.device, threads: flags.threads, seeds: flags.seeds },
@@ -64,17 +59,29 @@ async function run(name: string, flags: ExperimentFlags, signal: AbortSignal): P
     note: flags.quiet ? () => undefined : note,
   });
   const command = ['mambabyte', ...process.argv.slice(2)].map(quoted).join(' ');
-  const written: string[] = [];
+  const failures: DataError[] = [];
+  let written = 0;
   for (const experiment of experiments) {
-    // One of many whose data is not there is no reason to leave out the others.
     const { name, corpora } = experiment;
     if (experiments.length > 1 && corpora.length > 0 && !lab.hasAny(corpora)) {
       warn(`left out ${name}: none of ${corpora.join(', ')} is in ${flags.data ?? '--data, which was not given'}`);
       continue;
     }
-    written.push(await runExperiment(experiment, lab, command));
+    try {
+      const path = await runExperiment(experiment, lab, command);
+      if (path === undefined) warn(`left out ${name}: it has none of these models: ${flags.model?.join(', ')}`);
+      else await print(`${path}\n`);
+      written += path === undefined ? 0 : 1;
+    } catch (error) {
+      // What is wrong with the data of one is no reason not to run the others.
+      if (!(error instanceof DataError) || experiments.length === 1) throw error;
+      warn(error.message);
+      failures.push(error);
+    }
   }
-  await print(written.map((path) => `${path}\n`).join(''));
+  const [failure] = failures;
+  if (failure) throw failure;
+  if (written === 0) throw new UsageError('experiment: nothing was run; the warnings say why');
 }
 
 function quoted(word: string): string {

@@ -26,7 +26,7 @@ interface ComputeSettings {
 
 const SETTINGS: Readonly<Record<Scale, ComputeSettings>> = {
   quick: { bytes: 2e5, seeds: 2, corpora: 1 },
-  default: { bytes: 2e6, seeds: 2, corpora: 3 },
+  default: { bytes: 6e5, seeds: 2, corpora: 3 },
   full: { bytes: 4e8, seeds: 3, corpora: 3 },
 };
 

@@ -56,11 +56,11 @@ export const draft: Experiment<DraftResult> = {
       .toString('latin1')
       .split(DEFAULT_SEPARATOR)
       .map((text) => Buffer.from(text, 'latin1'));
-    const { device = null, threads = null } = lab.placed;
+    const machine = await lab.machine();
     return DRAFTERS.flatMap((drafter) =>
       MODES.map((mode) => ({
         key: `${drafter}, ${mode.name}`,
-        inputs: { verifier: VERIFIER, drafter, mode, text: sample.hash, made, device, threads, version },
+        inputs: { verifier: VERIFIER, drafter, mode, text: sample.hash, made, machine, version },
         run: () => measured(lab, drafter, mode, texts, made),
       })),
     );

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { expected } from '../errors.ts';
 import { configFor, loadModel, type Model } from '../model.ts';
 import { architectureOf, type ModelConfig, type PartialModelConfig } from '../models/architectures.ts';
 import { measureTokenizer } from '../tokenizer/measure.ts';
@@ -11,6 +12,7 @@ import { evaluate } from '../train/evaluate.ts';
 import { train } from '../train/loop.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
 import { type Corpora, readSample, type Sample, type SampleOptions, type Split } from './corpora.ts';
+import { environment } from './environment.ts';
 import type { Scale } from './experiment.ts';
 import type { Contender } from './lineup.ts';
 import { sameInputs } from './records.ts';
@@ -88,6 +90,7 @@ const TOKENIZER_BYTES = 16e6;
 export class Lab {
   readonly options: LabOptions;
   readonly #samples = new Map<string, Promise<Sample>>();
+  #machine: Promise<string> | undefined;
   readonly #tokenizers = new Map<string, Promise<TrainedTokenizer>>();
 
   constructor(options: LabOptions) {
@@ -114,7 +117,10 @@ export class Lab {
   }
   /** The corpora of an experiment that are there and wanted. @throws DataError where there is none */
   corporaOf(where: string, names: readonly string[]): string[] {
-    return this.options.corpora.present(where, this.wanted(names));
+    const wanted = this.wanted(names);
+    if (wanted.length > 0) return this.options.corpora.present(where, wanted);
+    const got = this.options.only.corpora?.join(', ') ?? 'none';
+    throw new RangeError(expected(where, '--corpus', `name one of ${names.join(', ')}`, got));
   }
   private wanted(names: readonly string[]): readonly string[] {
     const { corpora } = this.options.only;
@@ -135,6 +141,14 @@ export class Lab {
     const path = join(this.options.out, name);
     mkdirSync(path, { recursive: true });
     return path;
+  }
+
+  /** Processor and device, which timings are of. */
+  machine(): Promise<string> {
+    this.#machine ??= environment('', this.placed).then(
+      ({ cpu, cores, device }) => `${cpu}, ${cores} cores, ${device}`,
+    );
+    return this.#machine;
   }
 
   /** A text of a corpus, cut once. */

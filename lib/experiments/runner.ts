@@ -9,10 +9,10 @@ import { type ExperimentRecord, readRecord, sameInputs, type UnitRecord, writeRe
 /**
  * Computes the units of an experiment that its record in `lab.out` does not hold yet. Results of other models, corpora or
  * seeds stay in the record.
- * @returns the record's path
+ * @returns the record's path, or undefined where none of its models is wanted
  * @throws the signal's reason when aborted; all units that were finished are in the record
  */
-export async function runExperiment(experiment: Experiment, lab: Lab, command: string): Promise<string> {
+export async function runExperiment(experiment: Experiment, lab: Lab, command: string): Promise<string | undefined> {
   const path = join(lab.options.out, `${experiment.name}.json`);
   const record = (await readRecord(path)) ?? newRecord(experiment, lab);
   if (record.scale !== lab.scale) {
@@ -22,6 +22,7 @@ export async function runExperiment(experiment: Experiment, lab: Lab, command: s
   const { name, title, question } = experiment;
   Object.assign(record, { experiment: name, title, question });
   const units = await experiment.units(lab);
+  if (units.length === 0) return undefined;
   let run: Environment | undefined;
   for (const [i, unit] of units.entries()) {
     lab.signal.throwIfAborted();

@@ -49,7 +49,7 @@ const powers = (from: number, to: number) => {
 };
 
 const SETTINGS: Readonly<Record<Scale, SpeedSettings>> = {
-  quick: { contexts: powers(1024, 1 << 14), batches: [1, 4], made: 64, repeats: 3, dtype: 'bf16' },
+  quick: { contexts: powers(1024, 1 << 14), batches: [1, 4], made: 32, repeats: 3, dtype: 'bf16' },
   default: { contexts: powers(1024, 1 << 15), batches: [1, 8], made: 192, repeats: 5, dtype: 'bf16' },
   full: { contexts: powers(1024, 1 << 18), batches: [1, 32], made: 256, repeats: 5, dtype: 'bf16' },
 };
@@ -62,16 +62,22 @@ export const speed: Experiment<SpeedResult> = {
   async units(lab) {
     const settings = SETTINGS[lab.scale];
     const models = lab.contenders(SPEED_LINEUP[lab.scale]);
-    return models.flatMap((model) => settings.batches.map((batch) => unitOf(lab, model, batch, settings)));
+    const machine = await lab.machine();
+    return models.flatMap((model) => settings.batches.map((batch) => unitOf(lab, model, batch, settings, machine)));
   },
 };
 
-function unitOf(lab: Lab, model: Contender, batch: number, settings: SpeedSettings): Unit<SpeedResult> {
+function unitOf(
+  lab: Lab,
+  model: Contender,
+  batch: number,
+  settings: SpeedSettings,
+  machine: string,
+): Unit<SpeedResult> {
   const { batches, ...rest } = settings;
-  const { device = null, threads = null } = lab.placed;
   return {
     key: `${model.name}, batch ${batch}`,
-    inputs: { model, batch, device, threads, ...rest },
+    inputs: { model, batch, machine, ...rest },
     run: () => withRandomWeights(lab, model, settings, (opened) => measured(lab, opened, model.name, batch, settings)),
   };
 }

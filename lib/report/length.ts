@@ -1,28 +1,24 @@
 import type { LengthResult, PositionPoint } from '../experiments/length.ts';
 import { type Axis, lines } from './plots.ts';
-import { groupsOf, type Plot, spreadOf, spreadWords, type Table, type ViewOf } from './view.ts';
+import { byCorpus, groupsOf, type Plot, spreadOf, spreadWords, type Table } from './view.ts';
 
 const BITS: Axis = { title: 'bits per byte', format: '.2f' };
 
-export const lengthView: ViewOf<LengthResult> = ({ units }) => {
-  const results = units.map(({ result }) => result);
-  if (results.length === 0) return undefined;
-  return {
-    plots: [windowPlot(results, false), windowPlot(results, true), positionPlot(results)],
-    tables: [windowTable(results, false), windowTable(results, true), positionTable(results)],
-    findings: [...groupsOf(results, ({ model }) => model)].map(([model, of]) => finding(model, of)),
-  };
-};
+export const lengthView = byCorpus<LengthResult>((corpus, results) => ({
+  plots: [windowPlot(corpus, results, false), windowPlot(corpus, results, true), positionPlot(corpus, results)],
+  tables: [windowTable(corpus, results, false), windowTable(corpus, results, true), positionTable(corpus, results)],
+  findings: [...groupsOf(results, ({ model }) => model)].map(([model, of]) => finding(model, of)),
+}));
 
 const kind = (sliding: boolean) => (sliding ? 'sliding window, half of it scored' : 'windows side by side');
 
-function windowPlot(results: readonly LengthResult[], sliding: boolean): Plot {
+function windowPlot(corpus: string, results: readonly LengthResult[], sliding: boolean): Plot {
   const times = timesOf(results);
   return {
     name: sliding ? 'length-sliding' : 'length-windows',
     caption: `Bits per byte against the window of evaluation, in windows of training; ${kind(sliding)}.`,
     spec: lines({
-      title: kind(sliding),
+      title: `${corpus}: ${kind(sliding)}`,
       x: { title: 'window, in windows of training', log: true, format: '~g', ticks: times },
       y: BITS,
       points: results.flatMap(({ model, windows }) =>
@@ -32,14 +28,14 @@ function windowPlot(results: readonly LengthResult[], sliding: boolean): Plot {
   };
 }
 
-function positionPlot(results: readonly LengthResult[]): Plot {
+function positionPlot(corpus: string, results: readonly LengthResult[]): Plot {
   return {
     name: 'length-position',
     caption:
       'Bits per byte with the whole text before, less those of the same bytes in sliding windows of the training length. ' +
       'Below 0 what lies further back helps; above 0 the model is lost in long texts.',
     spec: lines({
-      title: 'what lies beyond the training window is worth',
+      title: `${corpus}: what lies beyond the training window changes`,
       x: { title: 'place, in windows of training', log: true, format: '~g', ticks: [0.5, ...timesOf(results)] },
       y: { title: 'change in bits per byte', format: '.3f' },
       points: results.flatMap(({ model, positions }) =>
@@ -55,9 +51,9 @@ function timesOf(results: readonly LengthResult[]): number[] {
   return [...new Set(results.flatMap(({ windows }) => windows.map(({ times }) => times)))];
 }
 
-function windowTable(results: readonly LengthResult[], sliding: boolean): Table {
+function windowTable(corpus: string, results: readonly LengthResult[], sliding: boolean): Table {
   const times = timesOf(results);
-  const [{ corpus, context } = { corpus: '', context: 0 }] = results;
+  const [{ context } = { context: 0 }] = results;
   return {
     caption: `${corpus}, trained on windows of ${context} bytes, ${kind(sliding)}: bits per byte by window.`,
     head: ['model', ...times.map((n) => `${n}x`)],
@@ -72,10 +68,10 @@ function windowBits({ windows }: LengthResult, times: number, sliding: boolean):
   return windows.flatMap((w) => (w.times === times && w.sliding === sliding ? [w.bitsPerByte] : []));
 }
 
-function positionTable(results: readonly LengthResult[]): Table {
+function positionTable(corpus: string, results: readonly LengthResult[]): Table {
   const [{ positions } = { positions: [] }] = results;
   return {
-    caption: 'Bits per byte by place in the text, less those in sliding windows of the training length.',
+    caption: `${corpus}: bits per byte by place in the text, less those in sliding windows of the training length.`,
     head: ['model', ...positions.map(({ from, to }) => `${from} to ${to}`)],
     rows: [...groupsOf(results, ({ model }) => model)].map(([model, of]) => [
       model,

@@ -2,6 +2,7 @@ import { MAMBABYTE, SUBWORD } from '../experiments/lineup.ts';
 import type { NoiseResult } from '../experiments/noise.ts';
 import { bars } from './plots.ts';
 import {
+  byCorpus,
   comparison,
   groupsOf,
   type Spread,
@@ -9,19 +10,15 @@ import {
   signed,
   spreadOf,
   spreadWords,
-  type ViewOf,
 } from './view.ts';
 
 type Noisy = NoiseResult['noisy'][number];
 
 const nameOf = ({ noise, rate }: Noisy) => (rate === null ? noise : `${noise} ${rate}`);
 
-export const noiseView: ViewOf<NoiseResult> = ({ units }) => {
-  const results = units.map(({ result }) => result);
+export const noiseView = byCorpus<NoiseResult>((corpus, results) => {
   const noises = [...new Set(results.flatMap(({ noisy }) => noisy.map(nameOf)))];
-  if (noises.length === 0) return undefined;
   const models = [...groupsOf(results, ({ model }) => model)];
-  const [corpus = ''] = results.map((result) => result.corpus);
   const increase = (of: readonly NoiseResult[], name: string, key: 'bitsPerByte' | 'wordPerplexity'): Spread =>
     spreadOf(of.map(({ clean, noisy }) => (noisy.find((n) => nameOf(n) === name)?.[key] ?? Number.NaN) - clean[key]));
   const plot = bars({
@@ -69,4 +66,4 @@ export const noiseView: ViewOf<NoiseResult> = ({ units }) => {
           })
         : [],
   };
-};
+});

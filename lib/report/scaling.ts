@@ -2,18 +2,16 @@ import { MAMBABYTE } from '../experiments/lineup.ts';
 import type { ScalingResult } from '../experiments/scaling.ts';
 import { mean } from '../experiments/statistics.ts';
 import { type Axis, lines } from './plots.ts';
-import { groupsOf, type Plot, short, spreadOf, spreadWords, type Table, type ViewOf } from './view.ts';
+import { byCorpus, groupsOf, type Plot, short, spreadOf, spreadWords, type Table } from './view.ts';
 
 const BITS: Axis = { title: 'bits per byte, test', format: '.2f' };
 
-export const scalingView: ViewOf<ScalingResult> = ({ units }) => {
-  const results = units.map(({ result }) => result);
-  if (results.length === 0) return undefined;
+export const scalingView = byCorpus<ScalingResult>((corpus, results) => {
   const plot = (key: 'flops' | 'parameters', title: string): Plot => ({
     name: `scaling-${key}`,
     caption: `Bits per byte of the test text against ${title}; a point for each size.`,
     spec: lines({
-      title: `test text against ${title}`,
+      title: `${corpus}: test text against ${title}`,
       x: { title, log: true },
       y: BITS,
       points: sizesOf(results).map((of) => ({
@@ -25,11 +23,11 @@ export const scalingView: ViewOf<ScalingResult> = ({ units }) => {
     }),
   });
   return {
-    plots: [plot('flops', 'training FLOPs'), plot('parameters', 'parameters'), efficiency(results)],
-    tables: [tableOf(results)],
+    plots: [plot('flops', 'training FLOPs'), plot('parameters', 'parameters'), efficiency(corpus, results)],
+    tables: [tableOf(corpus, results)],
     findings: findings(results),
   };
-};
+});
 
 interface Size {
   family: string;
@@ -53,12 +51,12 @@ function sizesOf(results: readonly ScalingResult[]): Size[] {
 }
 
 /** Held-out text against compute while training, all sizes: how far each got with what was spent so far. */
-function efficiency(results: readonly ScalingResult[]): Plot {
+function efficiency(corpus: string, results: readonly ScalingResult[]): Plot {
   return {
     name: 'scaling-efficiency',
     caption: 'Bits per byte of held-out text against training FLOPs so far, a line for each size.',
     spec: lines({
-      title: 'while training',
+      title: `${corpus}: while training`,
       x: { title: 'training FLOPs', log: true },
       y: { title: 'bits per byte, held out', format: '.2f' },
       points: results.flatMap(({ family, model, trained }) =>
@@ -68,9 +66,9 @@ function efficiency(results: readonly ScalingResult[]): Plot {
   };
 }
 
-function tableOf(results: readonly ScalingResult[]): Table {
+function tableOf(corpus: string, results: readonly ScalingResult[]): Table {
   return {
-    caption: 'Each size with the compute of the byte Mamba of that size: mean ± standard deviation (seeds).',
+    caption: `${corpus}: each size with the compute of the byte Mamba of that size, mean ± standard deviation (seeds).`,
     head: ['model', 'parameters', 'training bytes', 'training FLOPs', 'bits/byte'],
     rows: sizesOf(results).map(({ model, parameters, bytes, flops, bits }) => [
       ...[model, short(parameters), short(bytes), short(flops)],

@@ -29,6 +29,22 @@ export interface View {
 /** @returns undefined where the record holds no result yet */
 export type ViewOf<R> = (record: ExperimentRecord<R>) => View | undefined;
 
+/** A view of results on several corpora: what `one` shows of each, with the corpus in the names of files. */
+export function byCorpus<R extends { corpus: string }>(one: (corpus: string, results: R[]) => View): ViewOf<R> {
+  return ({ units }) => {
+    if (units.length === 0) return undefined;
+    const results = units.map(({ result }) => result);
+    const views = [...groupsOf(results, ({ corpus }) => corpus)].map(
+      ([corpus, of]) => [corpus, one(corpus, of)] as const,
+    );
+    return {
+      plots: views.flatMap(([corpus, { plots }]) => plots.map((plot) => ({ ...plot, name: `${plot.name}-${corpus}` }))),
+      tables: views.flatMap(([, { tables }]) => tables),
+      findings: views.flatMap(([corpus, { findings }]) => findings.map((finding) => `${corpus}: ${finding}`)),
+    };
+  };
+}
+
 /** Runs of a record that its results still come from. */
 export function runsOf(record: ExperimentRecord): Environment[] {
   const used = new Set(record.units.map(({ run }) => run));
