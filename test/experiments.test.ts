@@ -6,11 +6,14 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { Corpora, characters, type SampleOptions, type Split } from '../lib/experiments/corpora.ts';
-import type { Experiment } from '../lib/experiments/experiment.ts';
+import { type Experiment, SCALES } from '../lib/experiments/experiment.ts';
 import { Lab, type Training } from '../lib/experiments/lab.ts';
+import { LINEUP } from '../lib/experiments/lineup.ts';
 import { NOISES, withNoise } from '../lib/experiments/noise-functions.ts';
 import type { ExperimentRecord } from '../lib/experiments/records.ts';
 import { runExperiment } from '../lib/experiments/runner.ts';
+import { configFor } from '../lib/model.ts';
+import { ARCHITECTURES, architectureOf } from '../lib/models/architectures.ts';
 import { folder } from './support/folder.ts';
 import { prose } from './support/prose.ts';
 
@@ -18,6 +21,20 @@ const main = fileURLToPath(new URL('../lib/cli/main.ts', import.meta.url));
 const TEXT = 'The quick brown fox jumps over the lazy dog. Naïve cafés serve it. '.repeat(300);
 const near = (rate: number, wanted: number) => Math.abs(rate - wanted) < 0.02;
 const length = (text: string) => Array.from(text).length;
+
+test('every architecture is compared at every scale, with about as many parameters', (t) => {
+  for (const scale of SCALES) {
+    const sizes = LINEUP[scale].flatMap(({ config, vocab }) => {
+      const full = configFor(config, undefined);
+      const { name, params } = architectureOf(full);
+      const count = params(full).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
+      return vocab === undefined ? [{ name, count }] : [];
+    });
+    t.deepEqual(new Set(sizes.map(({ name }) => name)), new Set(Object.keys(ARCHITECTURES)), scale);
+    const counts = sizes.map(({ count }) => count);
+    t.true(Math.max(...counts) < 1.3 * Math.min(...counts), `${scale}: ${counts}`);
+  }
+});
 
 test('noise does what it says, at its rate', (t) => {
   const n = length(TEXT);

@@ -1,7 +1,7 @@
 // Where and how a result was made, so that it can be made again.
 import { execFileSync } from 'node:child_process';
 import { realpathSync } from 'node:fs';
-import { cpus, release, totalmem } from 'node:os';
+import { cpus, loadavg, release, totalmem } from 'node:os';
 import { isCuda } from '../device.ts';
 import { createModel } from '../model.ts';
 import { packageRoot } from '../native.ts';
@@ -21,6 +21,8 @@ export interface Environment {
   cpu: string;
   cores: number;
   memoryBytes: number;
+  /** Mean number of busy threads in the minute before: what else ran. */
+  load: number;
   device: string;
   /** Of a GPU. */
   driver?: string;
@@ -43,6 +45,7 @@ export async function environment(
     cpu: cpus()[0]?.model.trim() ?? 'unknown',
     cores: cpus().length,
     memoryBytes: totalmem(),
+    load: loadavg()[0] ?? Number.NaN,
     device: model.device,
     ...(isCuda(info) && { driver: info.driver }),
   };

@@ -77,12 +77,13 @@ function tableOf({ caption, head, rows }: Table): string {
 }
 
 function environmentOf(run: Environment): string {
-  const { began, commit, version, node, system, cpu, cores, memoryBytes, device, driver } = run;
+  const { began, commit, version, node, system, cpu, cores, memoryBytes, load, device, driver } = run;
   const rows = [
     ['began', began],
     ['mambabyte', commit === null ? version : `${version}, commit ${commit}`],
     ['device', driver === undefined ? device : `${device}, driver ${driver}`],
     ['machine', `${cpu}, ${cores} cores, ${(memoryBytes / 2 ** 30).toFixed(0)} GiB, ${system}`],
+    ['load before', `${load.toFixed(1)} threads`],
     ['node', node],
   ];
   const cells = rows.map(([name = '', value = '']) => `<tr><td>${name}</td><td>${escaped(value)}</td></tr>`);

@@ -14,6 +14,7 @@ export const RUN: Environment = {
   cpu: 'a processor',
   cores: 2,
   memoryBytes: 2 ** 33,
+  load: 0.5,
   device: 'cpu (scalar, 1 thread)',
 };
 
