@@ -16,6 +16,7 @@ interface ExperimentFlags {
   quick?: boolean;
   full?: boolean;
   seeds?: number;
+  bytes?: number;
   corpus?: string[];
   model?: string[];
   device?: string;
@@ -31,7 +32,8 @@ export function experimentCommand(): Command {
     .option('--out <folder>', 'for records, models and samples (default: experiments/<scale>)')
     .option('--quick', 'the smallest settings: all of them in minutes on two cores')
     .option('--full', 'the settings for a GPU: hours')
-    .option('--seeds <n>', 'trainings of each model (default: 2, or 3 with --full)', parsePositive)
+    .option('--seeds <n>', 'trainings of each model (default: by experiment and scale)', parsePositive)
+    .option('--bytes <n>', 'that the byte Mamba is trained on; not in scaling (default: by scale)', parsePositive)
     .option('--corpus <name...>', 'only these corpora')
     .option('--model <name...>', 'only these models')
     .option('--device <name>', 'auto (a GPU if there is one), cuda, cuda:1, cpu')
@@ -54,7 +56,7 @@ async function run(name: string, flags: ExperimentFlags, signal: AbortSignal): P
   for (const corpus of flags.corpus ?? []) checkChoice('experiment', '--corpus', corpus, [...new Set(corpora)]);
   const lab = new Lab({
     ...{ out: resolve(flags.out ?? `experiments/${scale}`), scale, corpora: new Corpora(flags.data), signal },
-    ...{ device: flags.device, threads: flags.threads, seeds: flags.seeds },
+    ...{ device: flags.device, threads: flags.threads, seeds: flags.seeds, bytes: flags.bytes },
     only: { corpora: flags.corpus, models: flags.model },
     note: flags.quiet ? () => undefined : note,
   });

@@ -62,7 +62,7 @@ export const compute: Experiment<ComputeResult> = {
 
 /** One seed of one model on one corpus. */
 export function trainingOf(lab: Lab, corpus: string, model: Contender, match: Match, seed: number): Training {
-  const { bytes } = SETTINGS[lab.scale];
+  const bytes = lab.options.bytes ?? SETTINGS[lab.scale].bytes;
   const settings = trainingSettings(lab.scale);
   const reference = LINEUP[lab.scale].find(({ name }) => name === MAMBABYTE) ?? model;
   const same = match === 'bytes' || model.name === reference.name;

@@ -25,6 +25,8 @@ export interface LabOptions {
   threads?: number | undefined;
   /** In place of as many as the scale has. */
   seeds?: number | undefined;
+  /** That the byte Mamba is trained on, in place of as many as the scale has; not in `scaling`. */
+  bytes?: number | undefined;
   /** Only these corpora and models, where an experiment has several. */
   only: { corpora?: readonly string[] | undefined; models?: readonly string[] | undefined };
   signal: AbortSignal;
