@@ -1,8 +1,8 @@
 import { existsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { writeRandomCheckpoint } from '../lib/cli/random-checkpoint.ts';
 import { presetConfig } from '../lib/models/presets.ts';
+import { writeRandomCheckpoint } from '../lib/weights/random-checkpoint.ts';
 
 /** A folder with a random bf16 checkpoint of a preset's shape, made on first use and kept in the temporary folder. */
 export async function randomModel(preset: string): Promise<string> {

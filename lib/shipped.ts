@@ -17,6 +17,11 @@ export function shippedModels(): string[] {
     .sort();
 }
 
+/** Where the shipped model of a name lies, whatever else has that name. */
+export function shippedFolder(name: string): string {
+  return join(folder, name);
+}
+
 /**
  * The path that a model is opened from: an existing path as it is, else the folder of the shipped model of that name.
  *
@@ -25,7 +30,7 @@ export function shippedModels(): string[] {
 export function resolveModel(model: string): string {
   if (existsSync(model)) return model;
   const shipped = shippedModels();
-  if (shipped.includes(model)) return join(folder, model);
+  if (shipped.includes(model)) return shippedFolder(model);
   const near = nearest(model, shipped);
   const known = shipped.length === 0 ? 'None is shipped here.' : `Shipped models: ${shipped.join(', ')}.`;
   const hint = near === undefined ? known : `Did you mean "${near}"?`;

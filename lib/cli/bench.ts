@@ -7,10 +7,10 @@ import type { Model } from '../model.ts';
 import { PRESETS, presetConfig } from '../models/presets.ts';
 import { chromeTrace, collectPlans, type DeviceLimits, measureLimits, type PlanProfile, profile } from '../profile.ts';
 import { version } from '../version.ts';
+import { writeRandomCheckpoint } from '../weights/random-checkpoint.ts';
 import { interruptible } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
 import { counted, grouped, print, printJson, sized, table } from './output.ts';
-import { writeRandomCheckpoint } from './random-checkpoint.ts';
 import { parsePositive } from './usage.ts';
 import { assertWritable } from './writable.ts';
 

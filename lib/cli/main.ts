@@ -7,10 +7,12 @@ import { benchCommand } from './bench.ts';
 import { convertCommand } from './convert.ts';
 import { doctorCommand } from './doctor.ts';
 import { evalCommand } from './eval.ts';
+import { experimentCommand } from './experiment.ts';
 import { generateCommand } from './generate.ts';
 import { inspectCommand } from './inspect.ts';
 import { Interrupted, watchPipes } from './interrupt.ts';
 import { note } from './output.ts';
+import { reportCommand } from './report.ts';
 import { tokenizerCommand } from './tokenizer.ts';
 import { trainCommand } from './train.ts';
 import { isUsageError, UsageError } from './usage.ts';
@@ -24,6 +26,8 @@ const COMMANDS = [
   convertCommand,
   doctorCommand,
   benchCommand,
+  experimentCommand,
+  reportCommand,
 ];
 
 const EXAMPLES = `

@@ -3,9 +3,9 @@
 import { architectureOf, type ModelConfig } from '../models/architectures.ts';
 import { initialValues } from '../models/params.ts';
 import { Philox } from '../rng.ts';
-import { saveCheckpoint } from '../weights/checkpoint-files.ts';
-import { fromFloat32 } from '../weights/dtypes.ts';
-import type { TensorSource } from '../weights/safetensors.ts';
+import { saveCheckpoint } from './checkpoint-files.ts';
+import { fromFloat32 } from './dtypes.ts';
+import type { TensorSource } from './safetensors.ts';
 
 /** A block of uniform bf16 in (-bound, bound), repeated: speed does not depend on the values beyond their range. */
 function* repeated(block: Uint8Array, elems: number): Generator<Uint8Array> {
