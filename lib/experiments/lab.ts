@@ -261,9 +261,10 @@ export class Lab {
   }
 }
 
-/** Floating-point operations of training on a window, for each of its bytes or tokens. */
+/** Floating-point operations of training on a window, for each of its bytes or tokens, trained on or only read. */
 function trainingFlops(config: ModelConfig, window: number): number {
-  return PASSES * architectureOf(config).flops(config, window);
+  const { flops, trainedRows } = architectureOf(config);
+  return (PASSES * flops(config, window) * (trainedRows?.(config, window) ?? window)) / window;
 }
 
 /** Text of a sample, for what reads it whole. */

@@ -21,16 +21,34 @@ export const LINEUP: Readonly<Record<Scale, readonly Contender[]>> = {
     { name: MAMBABYTE, config: { layers: 2, dModel: 64 } },
     { name: SUBWORD, config: { layers: 2, dModel: 64 }, vocab: 512 },
     { name: 'Transformer', config: { architecture: 'transformer', layers: 2, dModel: 64, dInner: 96 } },
+    { name: 'gated S4D', config: { architecture: 'gated-s4d', layers: 2, dModel: 64, dState: 32 } },
+    {
+      name: 'MegaByte',
+      config: { architecture: 'megabyte', globalLayers: 1, globalDModel: 64, layers: 1, dModel: 48 },
+    },
+    { name: 'PerceiverAR', config: { architecture: 'perceiver-ar', layers: 1, dModel: 64, dInner: 96, latents: 128 } },
   ],
   default: [
     { name: MAMBABYTE, config: { layers: 4, dModel: 128 } },
     { name: SUBWORD, config: { layers: 4, dModel: 128 }, vocab: 2048 },
     { name: 'Transformer', config: { architecture: 'transformer', layers: 4, dModel: 128, dInner: 128 } },
+    { name: 'gated S4D', config: { architecture: 'gated-s4d', layers: 4, dModel: 128, dState: 32 } },
+    {
+      name: 'MegaByte',
+      config: { architecture: 'megabyte', globalLayers: 1, globalDModel: 128, layers: 2, dModel: 96 },
+    },
+    {
+      name: 'PerceiverAR',
+      config: { architecture: 'perceiver-ar', layers: 3, dModel: 128, dInner: 128, latents: 256 },
+    },
   ],
   full: [
     { name: MAMBABYTE, config: presetConfig('mambabyte-27m') },
     { name: SUBWORD, config: { layers: 16, dModel: 512 }, vocab: 8192 },
     { name: 'Transformer', config: presetConfig('transformer-27m') },
+    { name: 'gated S4D', config: presetConfig('gated-s4d-27m') },
+    { name: 'MegaByte', config: presetConfig('megabyte-27m') },
+    { name: 'PerceiverAR', config: presetConfig('perceiver-ar-27m') },
   ],
 };
 
@@ -39,14 +57,29 @@ export const SPEED_LINEUP: Readonly<Record<Scale, readonly Contender[]>> = {
   quick: [
     { name: MAMBABYTE, config: presetConfig('mambabyte-tiny') },
     { name: 'Transformer', config: { architecture: 'transformer', layers: 4, dModel: 128, dInner: 128 } },
+    { name: 'gated S4D', config: { architecture: 'gated-s4d', layers: 4, dModel: 128, dState: 32 } },
+    {
+      name: 'MegaByte',
+      config: { architecture: 'megabyte', globalLayers: 1, globalDModel: 128, layers: 2, dModel: 96 },
+    },
+    {
+      name: 'PerceiverAR',
+      config: { architecture: 'perceiver-ar', layers: 3, dModel: 128, dInner: 128, latents: 256 },
+    },
   ],
   default: [
     { name: MAMBABYTE, config: presetConfig('mambabyte-5m') },
     { name: 'Transformer', config: presetConfig('transformer-5m') },
+    { name: 'gated S4D', config: presetConfig('gated-s4d-5m') },
+    { name: 'MegaByte', config: presetConfig('megabyte-5m') },
+    { name: 'PerceiverAR', config: presetConfig('perceiver-ar-5m') },
   ],
   full: [
     { name: MAMBABYTE, config: presetConfig('mambabyte-353m') },
     { name: 'Transformer', config: presetConfig('transformer-353m') },
+    { name: 'gated S4D', config: presetConfig('gated-s4d-353m') },
+    { name: 'MegaByte', config: presetConfig('megabyte-758m+262m') },
+    { name: 'PerceiverAR', config: presetConfig('perceiver-ar-353m') },
   ],
 };
 
