@@ -15,7 +15,7 @@
 namespace mb::cpu::MB_TARGET {
 
 constexpr int kTileRows = 16;         // weight rows of one tile; ranges of tiles are what threads share
-constexpr int kPrefetchBytes = 2048;  // how far ahead of the products weights are fetched, over all rows of a tile
+constexpr int kPrefetchBytes = 8192;  // from weights that are multiplied to those that are fetched
 
 MB_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 MB_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -288,22 +288,22 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   for (int g = 0; g < kGroups; g++) p[g] = w + g * kGroup * stride;
 
   const int64_t whole = k - k % F::kStep;
-  constexpr int64_t kAhead = kPrefetchBytes / MR / sizeof(Elem);
-  // Near the end of the rows the fetches go on at the head of the next tile.
-  const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
+  // Several rows are read at once, but fetched one after the other: memory gives soonest what lies in order.
+  constexpr int64_t kStepBytes = F::kStep * sizeof(Elem);
+  const char* fetch = reinterpret_cast<const char*>(w) + kPrefetchBytes;
   for (int64_t j = 0; j < whole; j += F::kStep) {
-    const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; g++) {
 #pragma GCC unroll 16
       for (int i = 0; i < kGroup; i++) {
         const typename F::Weights weights = F::weights(p[g] + i * stride);
-        if constexpr (kFetch && F::kStep * sizeof(Elem) >= 32) prefetch(p[g] + i * stride + ahead);
+        if constexpr (kFetch && kStepBytes >= 32) prefetch(fetch + (g * kGroup + i) * kStepBytes);
 #pragma GCC unroll 16
         for (int r = 0; r < RR; r++) F::step(acc[r][g * kGroup + i], weights, x + r * x_bytes, j);
       }
       p[g] += F::kStep;
     }
+    fetch += MR * kStepBytes;
   }
   if (whole < k) {
     const int n = static_cast<int>(k - whole);
