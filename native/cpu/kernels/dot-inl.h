@@ -224,11 +224,13 @@ struct DotI8 {
 
   static void prepare_row(const float* x, int64_t k, char* to) {
     V largest = zero(), poison = zero();
-    for (int64_t j = 0; j < k; j += W) {
-      const V v = load_n(x + j, static_cast<int>(min64(k - j, W)));
+    const auto weigh = [&](V v) __attribute__((always_inline)) {
       largest = max({_mm512_abs_ps(v.v)}, largest);
       poison = fma(v, zero(), poison);  // NaN once any value is not finite
-    }
+    };
+    const int64_t even = k - k % W;
+    for (int64_t j = 0; j < even; j += W) weigh(load(x + j));
+    if (even < k) weigh(load_n(x + even, static_cast<int>(k - even)));
     const float absmax = reduce_max(largest);
     // 127 * 256 + 127, so that hi stays a signed byte. Rows smaller than 1e-30 count as zero: 1 / s would overflow.
     const V inverse = set1(absmax > 1e-30f ? 32639.0f / absmax : 0.0f);
@@ -236,10 +238,11 @@ struct DotI8 {
     __m512i sum_high = _mm512_setzero_si512(), sum_low = _mm512_setzero_si512();
     for (int64_t j = 0; j < k; j += kStep) {
       __m512i q[4];
+      const bool whole = k - j >= kStep;
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        const int n = static_cast<int>(max64(0, min64(k - j - 16 * i, 16)));
-        const V v = n ? load_n(x + j + 16 * i, n) : zero();
+        const float* p = x + j + 16 * i;
+        const V v = whole ? load(p) : load_n(p, static_cast<int>(max64(0, min64(k - j - 16 * i, 16))));
         q[i] = _mm512_cvtps_epi32((v * inverse).v);
       }
       // Packing takes 128 bits of either operand by turns; the permutation puts the groups of four bytes back in order.

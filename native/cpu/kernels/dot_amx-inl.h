@@ -55,14 +55,17 @@ static bool amx_few(const Tensor& weight, int64_t rows) {
 // [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.
 template <class F, int kParts, int64_t kHead>
 MB_INLINE void amx_pack_few(const DotInput& x, const AmxFew& s, char* to) {
-  for (int64_t i = 0; i < s.depths; i++) {
-    for (int64_t tile = 0; tile < s.tiles; tile++) {
+  for (int64_t tile = 0; tile < s.tiles; tile++) {
+    const char* from[W];  // by column; null: zeros
+    for (int c = 0; c < W; c++) {
+      const int64_t row = tile * s.rows + c % s.rows, part = c / s.rows;
+      from[c] = c < s.cols && row < x.rows ? x.data + row * x.row_bytes + kHead + part * 64 : nullptr;
+    }
+    for (int64_t i = 0; i < s.depths; i++) {
       V t[W];
 #pragma GCC unroll 16
       for (int c = 0; c < W; c++) {
-        const int64_t row = tile * s.rows + c % s.rows, part = c / s.rows;
-        const char* from = x.data + row * x.row_bytes + kHead + (i * kParts + part) * 64;
-        t[c] = c < s.cols && row < x.rows ? load(reinterpret_cast<const float*>(from)) : zero();
+        t[c] = from[c] ? load(reinterpret_cast<const float*>(from[c] + i * kParts * 64)) : zero();
       }
       transpose(t);
       float* group = reinterpret_cast<float*>(to + (i * s.tiles + tile) * s.tile_bytes());
