@@ -14,8 +14,9 @@
 
 namespace mb::cpu::MB_TARGET {
 
-constexpr int kTileRows = 16;         // weight rows of one tile; ranges of tiles are what threads share
-constexpr int kPrefetchBytes = 8192;  // from weights that are multiplied to those that are fetched
+constexpr int kTileRows = 16;           // weight rows of one tile; ranges of tiles are what threads share
+constexpr int kPrefetchBytes = 2048;    // how far ahead of the products weights are fetched, over all rows of a tile
+constexpr int kPrefetchInOrder = 8192;  // the same where they are fetched in the order in which they lie
 
 MB_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 MB_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -291,16 +292,23 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   for (int g = 0; g < kGroups; g++) p[g] = w + g * kGroup * stride;
 
   const int64_t whole = k - k % F::kStep;
-  // Several rows are read at once, but fetched one after the other: memory gives soonest what lies in order.
-  constexpr int64_t kStepBytes = F::kStep * sizeof(Elem);
-  const char* fetch = reinterpret_cast<const char*>(w) + kPrefetchBytes;
+  constexpr int64_t kAhead = kPrefetchBytes / MR / sizeof(Elem), kStepBytes = F::kStep * sizeof(Elem);
+  // Near the end of the rows the fetches go on at the head of the next tile.
+  const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
+  // Memory gives soonest what lies in order. Rows of bytes are so short that the rows behind these can be fetched like
+  // that; of wider weights as many would not fit the first-level cache.
+  const char* fetch = reinterpret_cast<const char*>(w) + kPrefetchInOrder;
   for (int64_t j = 0; j < whole; j += F::kStep) {
+    const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; g++) {
 #pragma GCC unroll 16
       for (int i = 0; i < kGroup; i++) {
         const typename F::Weights weights = F::weights(p[g] + i * stride);
-        if constexpr (kFetch && kStepBytes >= 32) prefetch(fetch + (g * kGroup + i) * kStepBytes);
+        if constexpr (kFetch && kStepBytes >= 32) {
+          if constexpr (sizeof(Elem) == 1) prefetch(fetch + (g * kGroup + i) * kStepBytes);
+          if constexpr (sizeof(Elem) > 1) prefetch(p[g] + i * stride + ahead);
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < RR; r++) F::step(acc[r][g * kGroup + i], weights, x + r * x_bytes, j);
       }
