@@ -58,6 +58,8 @@ export class SpeculativeSteps implements Steps {
   #made = 0;
   /** Ids of the current verify pass, or 0: what was made came from plain decoding. */
   #read = 0;
+  /** Ids of it that the session has yet to go back to; 0: none. */
+  #owed = 0;
   #last: MadeIds = { ids: new Int32Array(0), logprobs: [] };
   /** The ids before it, as far as a stop sequence may begin there. */
   #tail: number[] = [];
@@ -93,17 +95,23 @@ export class SpeculativeSteps implements Steps {
 
   async next(most: number): Promise<MadeIds> {
     const rests = this.#options.speculation.draftLength === undefined && this.#pace.rest > 0;
-    const draft = rests ? [] : await this.#propose(most - 1);
+    const accepting = this.#accept();
+    accepting.catch(() => undefined); // seen below, but perhaps not at once
+    let draft: number[] = [];
+    try {
+      if (!rests) draft = await this.#propose(most - 1);
+    } finally {
+      // Going back takes its time while the drafter thinks: only what is left of it counts.
+      const start = performance.now();
+      await accepting;
+      this.#stats.verifierMs += performance.now() - start;
+    }
     this.#last = draft.length > 0 ? await this.#verify(draft) : await this.#decode(most);
     return this.#last;
   }
 
-  async settle(used: number): Promise<void> {
-    if (this.#read > 0 && used > 0 && used < this.#read) {
-      const start = performance.now();
-      await this.#session.accept(used);
-      this.#stats.verifierMs += performance.now() - start;
-    }
+  settle(used: number): void {
+    if (this.#read > 0 && used > 0 && used < this.#read) this.#owed = used;
     const ids = this.#last.ids.subarray(0, used);
     this.#pending = ids.at(-1) ?? this.#pending;
     this.#made += used;
@@ -113,8 +121,20 @@ export class SpeculativeSteps implements Steps {
     this.unsettled = false;
   }
 
+  end(): Promise<void> {
+    return this.#accept();
+  }
+
   cancel(): void {
     this.#loop?.cancel();
+  }
+
+  async #accept(): Promise<void> {
+    if (this.#owed === 0) return;
+    this.unsettled = true;
+    await this.#session.accept(this.#owed);
+    this.#owed = 0;
+    this.unsettled = false;
   }
 
   async #propose(most: number): Promise<number[]> {

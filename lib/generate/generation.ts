@@ -188,7 +188,7 @@ async function decode(
           const piece = output.push(bytes);
           const ends = piece.stopped || made + piece.used === options.maxBytes;
           const used = ends ? idsWithin(parts, piece.used) : parts.length;
-          await steps.settle(used);
+          steps.settle(used);
           made += piece.used;
           drawn += used;
           last = next.ids[used - 1] ?? last;
@@ -207,6 +207,7 @@ async function decode(
         left.removeEventListener('abort', cancel);
         // A prompt that was not read to its end leaves the state as it was, and so does a run that failed on the way.
         if (state && read && !steps?.unsettled) {
+          await steps?.end();
           state.data = session.readState();
           state.position += (state.pending === undefined ? ids.length : ids.length - 1) + drawn;
           state.pending = last;

@@ -16,8 +16,10 @@ export interface Steps {
   readonly unsettled: boolean;
   /** Makes at least one id, unless it is cancelled, for at most `most` bytes; the last token may have more. */
   next(most: number): Promise<MadeIds>;
-  /** Only the first `used` of the ids just made are wanted: the session's state is the one before the last of these. */
-  settle(used: number): Promise<void>;
+  /** Only the first `used` of the ids just made are wanted. */
+  settle(used: number): void;
+  /** After the last `settle`: the session's state becomes the one before the last id that is wanted. */
+  end(): Promise<void>;
   /** Ends the current run early. */
   cancel(): void;
 }
@@ -77,9 +79,10 @@ export class DecodeSteps implements Steps {
   }
 
   /** The loop ends with the last id that is wanted. */
-  async settle(): Promise<void> {
+  settle(): void {
     this.unsettled = false;
   }
+  async end(): Promise<void> {}
 
   cancel(): void {
     this.#loop.cancel();

@@ -62,7 +62,7 @@ static void conv_block(const Conv& c, int64_t e, int lanes) {
     if (c.kept) {
       float* kept = c.kept + t * c.kept_stride + e;
       MB_UNROLL
-      for (int64_t k = 0; k + 1 < taps; k++) store_part(kept + k * c.channels, window[k + 1], lanes);
+      for (int64_t k = 0; k + 1 < taps; k++) store_kept(kept + k * c.channels, window[k + 1], lanes);
     }
   }
   if (c.state_out) {
@@ -81,6 +81,7 @@ static void conv_channels(const Conv& c, int64_t e0, int64_t e1) {
       conv_block<0>(c, e, lanes);
     }
   }
+  if (c.kept) kept_end();
 }
 
 static const char* w_causal_conv1d(const Node& node) {

@@ -16,6 +16,22 @@ MB_INLINE void store_part(float* p, V x, int lanes) {
   }
 }
 
+// What is kept for later would only push out of the caches what is needed sooner, and its lines need not be read first.
+// So where a register is a line it goes past them; kept_end comes before another thread reads what was kept.
+#if MB_LEVEL == MB_LEVEL_avx512
+MB_INLINE void store_kept(float* p, V x, int lanes) {
+  if (lanes == W && reinterpret_cast<uintptr_t>(p) % 64 == 0) {
+    _mm512_stream_ps(p, x.v);
+  } else {
+    store_part(p, x, lanes);
+  }
+}
+MB_INLINE void kept_end() { _mm_sfence(); }
+#else
+MB_INLINE void store_kept(float* p, V x, int lanes) { store_part(p, x, lanes); }
+MB_INLINE void kept_end() {}
+#endif
+
 // dst[n][W] <- scale * src[lane][n] for the first `lanes` rows; the rest 0.
 MB_INLINE void to_lanes(float* dst, const float* src, int64_t n, int lanes, float scale) {
   for (int64_t i = 0; i < n; i += W) {
@@ -60,6 +76,22 @@ MB_INLINE void from_lanes(float* dst, const float* src, int64_t n, int lanes) {
     MB_UNROLL
     for (int l = 0; l < W; l++) {
       if (l < lanes) store_part(dst + l * n + i, rows[l], part);
+    }
+  }
+}
+
+// dst[lane][n] <- h[n], kept as by store_kept.
+MB_INLINE void keep_lanes(float* dst, const V* h, int64_t n, int lanes) {
+  MB_UNROLL
+  for (int64_t i = 0; i < n; i += W) {
+    const int part = n - i >= W ? W : static_cast<int>(n - i);
+    V rows[W];
+    MB_UNROLL
+    for (int k = 0; k < W; k++) rows[k] = k < part ? h[i + k] : zero();
+    transpose(rows);
+    MB_UNROLL
+    for (int l = 0; l < W; l++) {
+      if (l < lanes) store_kept(dst + l * n + i, rows[l], part);
     }
   }
 }

@@ -14,8 +14,9 @@
 
 namespace mb::cpu::MB_TARGET {
 
-constexpr int kTileRows = 16;         // weight rows of one tile; ranges of tiles are what threads share
-constexpr int kPrefetchBytes = 2048;  // how far ahead of the products weights are fetched, over all rows of a tile
+constexpr int kTileRows = 16;           // weight rows of one tile; ranges of tiles are what threads share
+constexpr int kPrefetchBytes = 2048;    // how far ahead of the products weights are fetched, over all rows of a tile
+constexpr int kPrefetchInOrder = 8192;  // the same where they are fetched in the order in which they lie
 
 MB_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 MB_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -224,11 +225,13 @@ struct DotI8 {
 
   static void prepare_row(const float* x, int64_t k, char* to) {
     V largest = zero(), poison = zero();
-    for (int64_t j = 0; j < k; j += W) {
-      const V v = load_n(x + j, static_cast<int>(min64(k - j, W)));
+    const auto weigh = [&](V v) __attribute__((always_inline)) {
       largest = max({_mm512_abs_ps(v.v)}, largest);
       poison = fma(v, zero(), poison);  // NaN once any value is not finite
-    }
+    };
+    const int64_t even = k - k % W;
+    for (int64_t j = 0; j < even; j += W) weigh(load(x + j));
+    if (even < k) weigh(load_n(x + even, static_cast<int>(k - even)));
     const float absmax = reduce_max(largest);
     // 127 * 256 + 127, so that hi stays a signed byte. Rows smaller than 1e-30 count as zero: 1 / s would overflow.
     const V inverse = set1(absmax > 1e-30f ? 32639.0f / absmax : 0.0f);
@@ -236,10 +239,11 @@ struct DotI8 {
     __m512i sum_high = _mm512_setzero_si512(), sum_low = _mm512_setzero_si512();
     for (int64_t j = 0; j < k; j += kStep) {
       __m512i q[4];
+      const bool whole = k - j >= kStep;
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        const int n = static_cast<int>(max64(0, min64(k - j - 16 * i, 16)));
-        const V v = n ? load_n(x + j + 16 * i, n) : zero();
+        const float* p = x + j + 16 * i;
+        const V v = whole ? load(p) : load_n(p, static_cast<int>(max64(0, min64(k - j - 16 * i, 16))));
         q[i] = _mm512_cvtps_epi32((v * inverse).v);
       }
       // Packing takes 128 bits of either operand by turns; the permutation puts the groups of four bytes back in order.
@@ -288,9 +292,12 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   for (int g = 0; g < kGroups; g++) p[g] = w + g * kGroup * stride;
 
   const int64_t whole = k - k % F::kStep;
-  constexpr int64_t kAhead = kPrefetchBytes / MR / sizeof(Elem);
+  constexpr int64_t kAhead = kPrefetchBytes / MR / sizeof(Elem), kStepBytes = F::kStep * sizeof(Elem);
   // Near the end of the rows the fetches go on at the head of the next tile.
   const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
+  // Memory gives soonest what lies in order. Rows of bytes are so short that the rows behind these can be fetched like
+  // that; of wider weights as many would not fit the first-level cache.
+  const char* fetch = reinterpret_cast<const char*>(w) + kPrefetchInOrder;
   for (int64_t j = 0; j < whole; j += F::kStep) {
     const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16
@@ -298,12 +305,16 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
 #pragma GCC unroll 16
       for (int i = 0; i < kGroup; i++) {
         const typename F::Weights weights = F::weights(p[g] + i * stride);
-        if constexpr (kFetch && F::kStep * sizeof(Elem) >= 32) prefetch(p[g] + i * stride + ahead);
+        if constexpr (kFetch && kStepBytes >= 32) {
+          if constexpr (sizeof(Elem) == 1) prefetch(fetch + (g * kGroup + i) * kStepBytes);
+          if constexpr (sizeof(Elem) > 1) prefetch(p[g] + i * stride + ahead);
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < RR; r++) F::step(acc[r][g * kGroup + i], weights, x + r * x_bytes, j);
       }
       p[g] += F::kStep;
     }
+    fetch += MR * kStepBytes;
   }
   if (whole < k) {
     const int n = static_cast<int>(k - whole);

@@ -28,15 +28,17 @@ __attribute__((target("amx-tile"), noinline)) static void amx_begin(int narrow, 
 }
 __attribute__((target("amx-tile"), noinline)) static void amx_end() { _tile_release(); }
 
-// How activation rows are laid out in tiles: `tiles` column tiles (1, 2 or 4) of `rows` activation rows each.
+// How activation rows are laid out in tiles: `tiles` column tiles (1, 2 or 4) of `rows` activation rows each. A tile of
+// i8 has the hi parts of its eight rows in the first eight columns, the lo parts in the others.
 struct AmxFew {
   int64_t depths, rows, tiles, cols;
   AmxFew(DType weight, int64_t count, int64_t k) {
-    const int64_t parts = weight == DType::i8 ? 2 : 1, most = 16 / parts;
+    const bool bytes = weight == DType::i8;
+    const int64_t most = bytes ? 8 : 16;
     depths = (k + 64 / dtype_size(weight) - 1) / (64 / dtype_size(weight));
     tiles = count <= most ? 1 : count <= 2 * most ? 2 : 4;
-    rows = min64(count, most);
-    cols = rows * parts;
+    rows = bytes ? most : min64(count, most);
+    cols = bytes ? 16 : rows;
   }
   int64_t tile_bytes() const { return 64 * cols; }
   int64_t bytes() const { return depths * tiles * tile_bytes(); }
@@ -53,14 +55,17 @@ static bool amx_few(const Tensor& weight, int64_t rows) {
 // [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.
 template <class F, int kParts, int64_t kHead>
 MB_INLINE void amx_pack_few(const DotInput& x, const AmxFew& s, char* to) {
-  for (int64_t i = 0; i < s.depths; i++) {
-    for (int64_t tile = 0; tile < s.tiles; tile++) {
+  for (int64_t tile = 0; tile < s.tiles; tile++) {
+    const char* from[W];  // by column; null: zeros
+    for (int c = 0; c < W; c++) {
+      const int64_t row = tile * s.rows + c % s.rows, part = c / s.rows;
+      from[c] = c < s.cols && row < x.rows ? x.data + row * x.row_bytes + kHead + part * 64 : nullptr;
+    }
+    for (int64_t i = 0; i < s.depths; i++) {
       V t[W];
 #pragma GCC unroll 16
       for (int c = 0; c < W; c++) {
-        const int64_t row = tile * s.rows + c % s.rows, part = c / s.rows;
-        const char* from = x.data + row * x.row_bytes + kHead + (i * kParts + part) * 64;
-        t[c] = c < s.cols && row < x.rows ? load(reinterpret_cast<const float*>(from)) : zero();
+        t[c] = from[c] ? load(reinterpret_cast<const float*>(from[c] + i * kParts * 64)) : zero();
       }
       transpose(t);
       float* group = reinterpret_cast<float*>(to + (i * s.tiles + tile) * s.tile_bytes());
@@ -93,53 +98,58 @@ static DotInput amx_prepare(DType weight, const float* x, int64_t stride, int64_
   return input;
 }
 
-// sums[weight tile][column tile][weight row][column] for 4 / kTiles tiles of weight rows, each at its own address.
+// Rows of weights that fill no whole tile: past the end of a row may lie anything, NaN included, or nothing.
+static void amx_copy_end(const char* w, int64_t stride, int64_t bytes, char* to) {
+  for (int r = 0; r < 16; r++) {
+    _mm512_store_si512(to + 64 * r, _mm512_maskz_loadu_epi8(first_n64(bytes), w + r * stride));
+  }
+  asm volatile("" : : "r"(to) : "memory");  // the tile loads name only addresses
+}
+
+// 16 lines of weights that are wanted later, in the order in which they lie: memory gives those soonest.
+MB_INLINE void amx_fetch(const char* p) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) prefetch_far(p + 64 * i);
+}
+
+// Tiles of weight rows that are multiplied at once with kTiles column tiles.
+constexpr int amx_side(int tiles) { return tiles == 4 ? 1 : 2; }
+
+// sums[weight tile][column tile][weight row][column] for amx_side(kTiles) tiles of weight rows, each at its own
+// address.
 template <bool kInt, int kTiles>
 __attribute__((target("amx-tile,amx-bf16,amx-int8"), noinline)) static void amx_few_sums(
-    const char* const (&w)[4], int64_t stride, int64_t row_bytes, const char* x, int64_t tile_bytes, float* sums) {
+    const char* const (&w)[2], int64_t stride, int64_t row_bytes, const char* x, int64_t tile_bytes, float* sums) {
 #define MB_DOT(sum, a, b)      \
   if constexpr (kInt) {        \
     _tile_dpbssd(sum, a, b);   \
   } else {                     \
     _tile_dpbf16ps(sum, a, b); \
   }
+  constexpr int kSide = amx_side(kTiles);
   _tile_zero(0);
   _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if constexpr (kTiles > 1) _tile_zero(2);
+  if constexpr (kTiles > 1) _tile_zero(3);
   const int64_t x_stride = tile_bytes / 16;
-  alignas(64) char last[4 / kTiles][kAmxTile];
+  alignas(64) char last[kSide][kAmxTile];
+  const char* fetch = w[0] + kSide * kTileRows * stride;
   for (int64_t at = 0; at < row_bytes; at += 64) {
-    const char* from[4 / kTiles];
-    int64_t from_stride = stride;
-    if (row_bytes - at >= 64) {
-      const int64_t ahead = at + 128 < row_bytes ? 128 : 128 - row_bytes + 64 / kTiles * stride;
-      for (int i = 0; i < 4 / kTiles; i++) {
-        from[i] = w[i] + at;
-        for (int r = 0; r < 16; r++) prefetch(from[i] + r * stride + ahead);
-      }
-    } else {
-      // Past the end of a row may lie anything, NaN included, or nothing.
-      for (int i = 0; i < 4 / kTiles; i++) {
-        from[i] = last[i];
-        for (int r = 0; r < 16; r++) {
-          _mm512_store_si512(last[i] + 64 * r,
-                             _mm512_maskz_loadu_epi8(first_n64(row_bytes - at), w[i] + r * stride + at));
-        }
-      }
-      from_stride = 64;
-      asm volatile("" : : "r"(last) : "memory");  // the tile loads name only addresses
+    const char* from[kSide];
+    const bool whole = row_bytes - at >= 64;
+    const int64_t from_stride = whole ? stride : 64;
+    for (int i = 0; i < kSide; i++) {
+      from[i] = whole ? w[i] + at : last[i];
+      if (!whole) amx_copy_end(w[i] + at, stride, row_bytes - at, last[i]);
+      amx_fetch(fetch);
+      fetch += kAmxTile;
     }
     if constexpr (kTiles == 1) {
       _tile_loadd(5, x, x_stride);
       _tile_loadd(4, from[0], from_stride);
       MB_DOT(0, 4, 5)
-      _tile_loadd(6, from[1], from_stride);
-      MB_DOT(1, 6, 5)
-      _tile_loadd(7, from[2], from_stride);
-      MB_DOT(2, 7, 5)
-      _tile_loadd(4, from[3], from_stride);
-      MB_DOT(3, 4, 5)
+      _tile_loadd(7, from[1], from_stride);
+      MB_DOT(1, 7, 5)
     } else if constexpr (kTiles == 2) {
       _tile_loadd(5, x, x_stride);
       _tile_loadd(4, from[0], from_stride);
@@ -165,41 +175,71 @@ __attribute__((target("amx-tile,amx-bf16,amx-int8"), noinline)) static void amx_
 #undef MB_DOT
   _tile_stored(0, sums, x_stride);
   _tile_stored(1, sums + kAmxSums, x_stride);
-  _tile_stored(2, sums + 2 * kAmxSums, x_stride);
-  _tile_stored(3, sums + 3 * kAmxSums, x_stride);
+  if constexpr (kTiles > 1) _tile_stored(2, sums + 2 * kAmxSums, x_stride);
+  if constexpr (kTiles > 1) _tile_stored(3, sums + 3 * kAmxSums, x_stride);
 }
 
-// One tile of sums [weight row][column] to sums of activation rows, 16 weight rows each.
-template <bool kInt>
-MB_INLINE void amx_few_store(const float* tile, const AmxFew& s, const DotInput& x, int64_t first_row, int64_t skip,
-                             const DotOutput& out, int64_t begin, int64_t n) {
+// One tile of sums [weight row][column] of bf16 to sums of activation rows, 16 weight rows each.
+MB_INLINE void amx_bf16_store(const float* tile, const AmxFew& s, const DotInput& x, int64_t first_row, int64_t skip,
+                              const DotOutput& out, int64_t begin, int64_t n) {
   if (s.cols == 1) return dot_store(out, tile + skip, first_row, begin, n);
-  float sums[W][W];
   V t[W];
   for (int m = 0; m < 16; m++) t[m] = load_n(tile + m * s.cols, static_cast<int>(s.cols));
   transpose(t);
-  for (int c = 0; c < 16; c++) store(sums[c], t[c]);
   const int64_t rows = min64(s.rows, x.rows - first_row);
   for (int64_t r = 0; r < rows; r++) {
-    if constexpr (kInt) {
-      const V sum = DotI8::join_parts(_mm512_loadu_si512(sums[r]), _mm512_loadu_si512(sums[s.rows + r]));
-      store(sums[r], sum * set1(DotI8::scale(x.data + (first_row + r) * x.row_bytes)));
-    }
-    dot_store(out, sums[r] + skip, first_row + r, begin, n);
+    float sums[W];
+    store(sums, t[r]);
+    dot_store(out, sums + skip, first_row + r, begin, n);
   }
+}
+
+// One tile of sums [weight row][hi of 8 rows, lo of 8 rows] to sums of activation rows, 16 weight rows each.
+MB_INLINE void amx_i8_store(const float* tile, const DotInput& x, int64_t first_row, int64_t skip, const DotOutput& out,
+                            int64_t begin, int64_t n) {
+  const int64_t rows = min64(8, x.rows - first_row);
+  alignas(64) float scales[W] = {};
+  for (int64_t r = 0; r < rows; r++) {
+    scales[r] = scales[8 + r] = DotI8::scale(x.data + (first_row + r) * x.row_bytes);
+  }
+  const V scale = load(scales);
+  V t[8], u[8];  // eight activation rows of two weight rows each
+  MB_UNROLL
+  for (int i = 0; i < 8; i++) {
+    const __m512i a = _mm512_load_si512(tile + 32 * i), b = _mm512_load_si512(tile + 32 * i + 16);
+    t[i] = DotI8::join_parts(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee)) * scale;
+  }
+  // A round takes even and odd lanes of two neighbours apart: it makes the lowest bit of the lane the highest of the
+  // number, and the lowest bit of the number the highest of the lane. After three the number is the activation row.
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const auto round = [&](const V* from, V* to) __attribute__((always_inline)) {
+    MB_UNROLL
+    for (int i = 0; i < 4; i++) {
+      to[i].v = _mm512_permutex2var_ps(from[2 * i].v, even, from[2 * i + 1].v);
+      to[4 + i].v = _mm512_permutex2var_ps(from[2 * i].v, odd, from[2 * i + 1].v);
+    }
+  };
+  round(t, u);
+  round(u, t);
+  round(t, u);
+  alignas(64) float sums[8][W];
+  MB_UNROLL
+  for (int r = 0; r < 8; r++) store(sums[r], u[r]);
+  for (int64_t r = 0; r < rows; r++) dot_store(out, sums[r] + skip, first_row + r, begin, n);
 }
 
 template <bool kInt, int kTiles>
 static void amx_few_range(const Tensor& weight, const DotInput& x, const AmxFew& s, int64_t begin, int64_t end,
                           const DotOutput& out) {
-  constexpr int kSide = 4 / kTiles;
+  constexpr int kSide = amx_side(kTiles);
   const int64_t size = dtype_size(weight.dtype), stride = weight.row_stride * size;
   const char* base = weight.ptr<char>();
   // Sums and column tiles are narrow; in amx_few_sums those are 0 to 3 and, by kTiles, 5, 6 and 7.
   amx_begin(0x0f | (kTiles == 1 ? 0x20 : kTiles == 2 ? 0x60 : 0xe0), static_cast<int>(s.cols));
   alignas(64) float sums[4 * kAmxSums];
   for (int64_t m = begin; m < end; m += kSide * kTileRows) {
-    const char* w[4] = {};
+    const char* w[2] = {};
     int64_t from[kSide];
     for (int i = 0; i < kSide; i++) {
       from[i] = min64(m + i * kTileRows, weight.rows() - kTileRows);  // a short tile is moved back to whole rows
@@ -209,19 +249,24 @@ static void amx_few_range(const Tensor& weight, const DotInput& x, const AmxFew&
     for (int i = 0; i < kSide && m + i * kTileRows < end; i++) {
       const int64_t at = m + i * kTileRows, n = min64(kTileRows, end - at);
       for (int64_t tile = 0; tile < kTiles && tile * s.rows < x.rows; tile++) {
-        amx_few_store<kInt>(sums + (i * kTiles + tile) * kAmxSums, s, x, tile * s.rows, at - from[i], out, at, n);
+        const float* own = sums + (i * kTiles + tile) * kAmxSums;
+        if constexpr (kInt) amx_i8_store(own, x, tile * s.rows, at - from[i], out, at, n);
+        if constexpr (!kInt) amx_bf16_store(own, s, x, tile * s.rows, at - from[i], out, at, n);
       }
     }
   }
   amx_end();
 }
 
-template <bool kInt>
 static void amx_few_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   const AmxFew s(weight.dtype, x.rows, x.k);
-  if (s.tiles == 1) return amx_few_range<kInt, 1>(weight, x, s, begin, end, out);
-  if (s.tiles == 2) return amx_few_range<kInt, 2>(weight, x, s, begin, end, out);
-  amx_few_range<kInt, 4>(weight, x, s, begin, end, out);
+  if (weight.dtype == DType::bf16) {
+    if (s.tiles == 1) return amx_few_range<false, 1>(weight, x, s, begin, end, out);
+    return amx_few_range<false, 2>(weight, x, s, begin, end, out);
+  }
+  if (s.tiles == 1) return amx_few_range<true, 1>(weight, x, s, begin, end, out);
+  if (s.tiles == 2) return amx_few_range<true, 2>(weight, x, s, begin, end, out);
+  amx_few_range<true, 4>(weight, x, s, begin, end, out);
 }
 
 }  // namespace mb::cpu::MB_TARGET

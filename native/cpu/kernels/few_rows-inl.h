@@ -29,8 +29,7 @@ static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride
 static void dot_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   if (begin >= end) return;
 #ifdef MB_TILES
-  if (x.tiles && weight.dtype == DType::bf16) return amx_few_run<false>(weight, x, begin, end, out);
-  if (x.tiles) return amx_few_run<true>(weight, x, begin, end, out);
+  if (x.tiles) return amx_few_run(weight, x, begin, end, out);
 #endif
   if (weight.dtype == DType::bf16) return dot_range<DotBf16>(weight, x, begin, end, out);
   if (weight.dtype == DType::i8) return dot_range<DotI8>(weight, x, begin, end, out);

@@ -9,7 +9,8 @@ namespace mb::cpu::MB_TARGET {
 
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr int64_t kMaxStates = 256;
-constexpr int64_t kShortSteps = 4;  // up to here the short form is faster
+// Up to here the short form is faster: without states to keep, or with.
+constexpr int64_t kShortSteps = 4, kShortKeptSteps = 1;
 
 // One sequence's operands. Every pointer is at channel 0 and step 0; strides are in floats, between steps. Absent
 // optional operands are null. state and state_out may be one buffer.
@@ -119,10 +120,7 @@ MB_INLINE void scan_block_long(const Scan& s, int64_t e, int lanes, int64_t t0, 
     const V dt = load(ahead.dt + j * W), input = load(ahead.input + j * W);
     const V y = load(ahead.skip + j * W) + scan_step<kN>(h, n, a, b, c, dt, input);
     store_part(s.y + t * s.y_stride + e, scan_gate(s, y, j, ahead), lanes);
-    if (s.kept) {
-      leave();
-      from_lanes(s.kept + t * s.kept_stride + e * n, held, n, lanes);
-    }
+    if (s.kept) keep_lanes(s.kept + t * s.kept_stride + e * n, h, n, lanes);
   }
   leave();
 }
@@ -229,7 +227,7 @@ MB_INLINE int64_t chunk_steps(double chunk, int64_t steps) {
 // Channels [e0, e1) of one sequence, all its steps. The result of a channel depends on e0 only through which channels
 // share its register, which changes no bit. The short form needs somewhere to leave the state: state_out or kept.
 static void scan_channels(const Scan& s, int64_t e0, int64_t e1) {
-  const bool brief = W > 1 && s.steps <= kShortSteps && (s.state_out || s.kept);
+  const bool brief = W > 1 && s.steps <= (s.kept ? kShortKeptSteps : kShortSteps) && (s.state_out || s.kept);
   const int64_t stride = brief ? kAheadVectors * W : kHeld / s.states / W * W;
   for (int64_t e = e0; e < e1; e += stride) {
     const int64_t end = e1 - e < stride ? e1 : e + stride;
@@ -243,6 +241,7 @@ static void scan_channels(const Scan& s, int64_t e0, int64_t e1) {
       scan_group_long<0>(s, e, end);
     }
   }
+  if (s.kept) kept_end();
 }
 
 static const char* w_selective_scan(const Node& node) {

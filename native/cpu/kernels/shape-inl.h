@@ -125,18 +125,33 @@ static const char* w_concat(const Node& node) {
   return nullptr;
 }
 
-static void k_concat(const Node& node, const Team& team) {
+// Bytes [begin, end) of row r of the result.
+static void concat_part(const Node& node, int64_t r, int64_t begin, int64_t end) {
   const Tensor& y = node.out(at::concat::out::y);
   const int64_t size = dtype_size(y.dtype);
-  const Team::Range rows = team.share(y.rows());
-  for (int64_t r = rows.begin; r < rows.end; r++) {
-    char* to = y.ptr<char>() + r * y.row_stride * size;
-    for (int i = 0; i < node.n_in; i++) {
-      const Tensor& part = node.in(i);
-      const int64_t bytes = part.cols() * size;
-      memcpy(to, part.ptr<char>() + r * part.row_stride * size, static_cast<size_t>(bytes));
-      to += bytes;
-    }
+  char* to = y.ptr<char>() + r * y.row_stride * size;
+  int64_t at = 0;  // where the part begins in the row
+  for (int i = 0; i < node.n_in && at < end; i++) {
+    const Tensor& part = node.in(i);
+    const int64_t bytes = part.cols() * size, from = begin > at ? begin - at : 0, past = end - at;
+    const int64_t n = (past < bytes ? past : bytes) - from;
+    if (n > 0) memcpy(to + at + from, part.ptr<char>() + r * part.row_stride * size + from, static_cast<size_t>(n));
+    at += bytes;
+  }
+}
+
+// Rows may be few and long, as when a state is put together, so threads share pieces of them.
+static void k_concat(const Node& node, const Team& team) {
+  constexpr int64_t kPiece = 16384;
+  const Tensor& y = node.out(at::concat::out::y);
+  const int64_t bytes = y.cols() * dtype_size(y.dtype), pieces = (bytes + kPiece - 1) / kPiece;
+  const Team::Range tasks = team.share(y.rows() * pieces);
+  for (int64_t t = tasks.begin; t < tasks.end;) {
+    const int64_t r = t / pieces, first = t % pieces;
+    const int64_t count = tasks.end - t < pieces - first ? tasks.end - t : pieces - first;
+    const int64_t end = (first + count) * kPiece;
+    concat_part(node, r, first * kPiece, end < bytes ? end : bytes);
+    t += count;
   }
 }
 
