@@ -1,7 +1,6 @@
-#include "constants.h"
-
 #include "../dtype.cuh"
 #include "../reduce.cuh"
+#include "constants.h"
 
 namespace mb::cuda::decode {
 namespace {

@@ -1,5 +1,5 @@
-// What LayerNorm before a product adds that no activation enters (Norm in product.cuh): the matrix (rows, columns), bf16
-// or int8 without its scales, times the norm's weight, and times its bias.
+// What LayerNorm before a product adds that no activation enters (Norm in product.cuh): the matrix (rows, columns),
+// bf16 or int8 without its scales, times the norm's weight, and times its bias.
 #pragma once
 #include <cuda_runtime.h>
 

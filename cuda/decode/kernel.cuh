@@ -181,8 +181,8 @@ class Worker {
   __device__ const float* param(int offset) const { return reinterpret_cast<const float*>(params_ + offset); }
 
   // Product 2l of a step is in_proj of layer l, product 2l + 1 its out_proj, and product 2L the head:
-  // red(k_group, row, m) = rows of own weights times activations, and what the norm needs. All of them share one copy of
-  // the code, since a layer takes less time than fetching instructions from afar.
+  // red(k_group, row, m) = rows of own weights times activations, and what the norm needs. All of them share one copy
+  // of the code, since a layer takes less time than fetching instructions from afar.
   __device__ __forceinline__ void product(int index, int rows, float eps) {
     const bool out = index % 2, last = index == 2 * p_.L;
     const Stream& stream = p_.streams[out ? kOut : last ? kHead : kIn];

@@ -193,8 +193,8 @@ struct Moments {
   float sum = 0.0f, squares = 0.0f;
 };
 
-// The norm before a product W h. A row's mean and factor are known only when all of it has been seen, so they are applied
-// to the result: with h = (x - mean) factor w + b,
+// The norm before a product W h. A row's mean and factor are known only when all of it has been seen, so they are
+// applied to the result: with h = (x - mean) factor w + b,
 //   W h = factor (W (w x) - mean W w) + W b
 // and the product takes w x, while W w and W b, which no activation enters, are found once (constants.cu). With RMSNorm
 // mean and b are zero.
@@ -289,8 +289,8 @@ struct Accumulators {
   float v[C::kMTiles][4] = {};
 };
 
-// acc += the block's `rows` weight rows, as they come through the ring, times the one row of activations; `moments` of the
-// thread's columns, which with a norm are one pass.
+// acc += the block's `rows` weight rows, as they come through the ring, times the one row of activations; `moments` of
+// the thread's columns, which with a norm are one pass.
 template <class C>
 __device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, const Stream& s, bool i8, int rows,
                                              const Source& from, const Norm& norm, Barriers& bars, const char* ring,

@@ -54,8 +54,7 @@ struct Small {
 
 // Byte offsets into a block's shared memory.
 struct Shared {
-  int ring, small, red, red_out, moments, room, conv_in, u, gate, selected, delta, residual, logits, ids,
-      bytes;
+  int ring, small, red, red_out, moments, room, conv_in, u, gate, selected, delta, residual, logits, ids, bytes;
 };
 
 // The parts of a run that change from launch to launch; in memory that the host and the device both see.

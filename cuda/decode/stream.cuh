@@ -154,8 +154,7 @@ __device__ inline Part part_of(const Plan& p, const Share& own, int i, bool head
 #define MB_PART(field, to, skip, bytes) \
   Part { static_cast<int>(offsetof(Layer, field)), to, skip, bytes }
 // A value of each row of in_proj, first the channels' and then their gates', or of the head.
-#define MB_ROWS(field) \
-  (head ? MB_PART(field, s.field, own.v0 * 4, own.v_rows * 4) : MB_PART(field, s.field, e0, ce))
+#define MB_ROWS(field) (head ? MB_PART(field, s.field, own.v0 * 4, own.v_rows * 4) : MB_PART(field, s.field, e0, ce))
 #define MB_GATES(field) MB_PART(field, s.field + ce, p.E * 4 + e0, ce)
   switch (i) {
     case 0:
@@ -198,7 +197,8 @@ __device__ inline Part part_of(const Plan& p, const Share& own, int i, bool head
   return {};
 }
 
-// Fetches the small parameters of one layer after the other, at most two ahead of the computation, and then of the head.
+// Fetches the small parameters of one layer after the other, at most two ahead of the computation, and then of the
+// head.
 template <class W>
 class SmallStreamer {
  public:
