@@ -97,15 +97,17 @@ export class SpeculativeSteps implements Steps {
     const rests = this.#options.speculation.draftLength === undefined && this.#pace.rest > 0;
     const accepting = this.#accept();
     accepting.catch(() => undefined); // seen below, but perhaps not at once
-    let draft: number[] = [];
+    this.#draft = { ids: [], confidence: [] };
     try {
-      if (!rests) draft = await this.#propose(most - 1);
+      if (!rests) await this.#propose(most - 1);
     } finally {
       // Going back takes its time while the drafter thinks: only what is left of it counts.
       const start = performance.now();
       await accepting;
       this.#stats.verifierMs += performance.now() - start;
     }
+    // How much a pass can read may follow from the place that the session went back to.
+    const draft = this.#draft.ids.slice(0, this.#session.verifiable - 1);
     this.#last = draft.length > 0 ? await this.#verify(draft) : await this.#decode(most);
     return this.#last;
   }
@@ -137,11 +139,11 @@ export class SpeculativeSteps implements Steps {
     this.unsettled = false;
   }
 
-  async #propose(most: number): Promise<number[]> {
+  async #propose(most: number): Promise<void> {
     const { settings, speculation } = this.#options;
     const fixed = speculation.draftLength;
-    const limit = Math.min(most, this.#session.verifiable - 1, fixed ?? VERIFY_STEPS - 1);
-    if (limit < 1) return [];
+    const limit = Math.min(most, fixed ?? VERIFY_STEPS - 1);
+    if (limit < 1) return;
     const start = performance.now();
     const least = fixed === undefined ? this.#pace.least : 0;
     this.#drafter.push(this.#news.splice(0));
@@ -150,7 +152,6 @@ export class SpeculativeSteps implements Steps {
     this.#draftingMs = performance.now() - start;
     this.#stats.drafterMs += this.#draftingMs;
     if (this.#draft.ids.length === 0) this.#pace.silent();
-    return this.#draft.ids;
   }
 
   async #verify(draft: readonly number[]): Promise<MadeIds> {
@@ -170,7 +171,7 @@ export class SpeculativeSteps implements Steps {
     this.#stats.verified += made.length;
     const verifying = performance.now() - started;
     this.#stats.verifierMs += verifying;
-    this.#pace.learn(this.#draft.confidence, right, { drafting: this.#draftingMs, verifying });
+    this.#pace.learn(this.#draft.confidence.slice(0, draft.length), right, { drafting: this.#draftingMs, verifying });
     if (!logprobs) return { ids: made, logprobs: [] };
     return {
       ids: made,
