@@ -9,7 +9,7 @@ import {
 } from './errors.ts';
 import { type NativeDevice, type NativePlan, native } from './native.ts';
 import type { Plan } from './plan.ts';
-import { type DType, dtypeBytes, newArray, rootOf, Tensor, type TypedArray } from './tensor.ts';
+import { type DType, dtypeBytes, elements, newArray, rootOf, Tensor, type TypedArray } from './tensor.ts';
 
 /** Names of the backends a device can be opened on. */
 export type BackendName = 'ref' | 'cpu' | 'cuda';
@@ -115,7 +115,7 @@ export class Device {
 
   /** A zero-filled tensor with memory of its own. */
   tensor(shape: readonly number[], dtype: DType, name: string, frozen = false): Tensor {
-    const bytes = shape.reduce((a, b) => a * b, 1) * dtypeBytes(dtype);
+    const bytes = elements(shape) * dtypeBytes(dtype);
     return new Tensor(shape, dtype, name, { storage: { buffer: this.alloc(bytes), offset: 0 }, frozen });
   }
   /** A tensor holding a copy of `data`. */

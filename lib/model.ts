@@ -18,7 +18,7 @@ import { type GenerateResult, Generation } from './generate/generation.ts';
 import { type GenerateOptions, resolveOptions } from './generate/options.ts';
 import type { Architecture, Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig, type PartialModelConfig } from './models/architectures.ts';
-import { initialValues } from './models/params.ts';
+import { initialValues, parameterCount } from './models/params.ts';
 import { Session } from './session.ts';
 import { resolveModel } from './shipped.ts';
 import { State } from './state.ts';
@@ -178,7 +178,7 @@ export class Model {
   }
   /** Number of parameters. */
   get parameters(): number {
-    return this.architecture.params(this.config).reduce((sum, p) => sum + p.shape.reduce((a, b) => a * b, 1), 0);
+    return parameterCount(this.architecture.params(this.config));
   }
   /** Bytes of weights. */
   get bytes(): number {
@@ -460,7 +460,11 @@ export class Model {
 }
 
 /** A device by its public name, and why it is this one. 'auto' takes the first GPU that can be used, else the CPU. */
-function openDevice(where: string, name: string | undefined, threads?: number): { device: Device; note: string } {
+export function openDevice(
+  where: string,
+  name: string | undefined,
+  threads?: number,
+): { device: Device; note: string } {
   const fromEnvironment = name === undefined && process.env.MAMBABYTE_DEVICE;
   const wanted = name ?? (process.env.MAMBABYTE_DEVICE || 'auto');
   if (threads !== undefined) checkInteger(where, 'threads', threads, { min: 1, max: 1024 });

@@ -27,6 +27,11 @@ const ARRAYS = {
   f16: Uint16Array,
 };
 
+/** How many elements a shape has. */
+export function elements(shape: readonly number[]): number {
+  return shape.reduce((a, b) => a * b, 1);
+}
+
 /** A zero-filled typed array of `length` elements of `dtype`. */
 export function newArray(dtype: DType, length: number): TypedArray {
   return new ARRAYS[dtype](length);
@@ -73,7 +78,7 @@ export class Tensor {
   }
 
   get elems(): number {
-    return this.shape.reduce((a, b) => a * b, 1);
+    return elements(this.shape);
   }
   /** Size of the last axis. */
   get cols(): number {
@@ -81,7 +86,7 @@ export class Tensor {
   }
   /** Product of all axes but the last. */
   get rows(): number {
-    return this.shape.slice(0, -1).reduce((a, b) => a * b, 1);
+    return elements(this.shape.slice(0, -1));
   }
   get contiguous(): boolean {
     return this.rowStride === this.cols || this.rows <= 1;
@@ -93,8 +98,7 @@ export class Tensor {
 
   /** The same memory under another shape. @throws TypeError when sizes differ or rows are strided. */
   reshape(...shape: number[]): Tensor {
-    const elems = shape.reduce((a, b) => a * b, 1);
-    if (elems !== this.elems) {
+    if (elements(shape) !== this.elems) {
       throw new TypeError(`reshape: expected a shape of ${this.elems} elements, got (${shape.join(', ')}).`);
     }
     const keepsRows = shape.at(-1) === this.cols;

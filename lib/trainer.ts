@@ -13,6 +13,7 @@ import { grad } from './grad.ts';
 import { Graph } from './graph.ts';
 import type { Model } from './model.ts';
 import { RECOMPUTE, type Recompute } from './models/architecture.ts';
+import { trainedRows } from './models/architectures.ts';
 import { adamw, globalNorm } from './ops/adamw.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
 import { add, mul } from './ops/elementwise.ts';
@@ -303,7 +304,7 @@ export class Trainer {
         if (id < -1 || id >= vocab) throw new RangeError(expected(where, 'ids', `lie in 0..${vocab - 1}`, `${id}`));
       }
     }
-    const rows = this.trainedRows(row - 1);
+    const rows = trainedRows(this.model.config, row - 1);
     if (rows < row - 1 && b.bytes.includes(-1)) {
       const what = `hold no padding, for ${this.model.architecture.name} learns from the last ${rows} of ${row - 1} ids`;
       throw new RangeError(expected(where, 'rows', what, 'one that is shorter'));
@@ -328,7 +329,7 @@ export class Trainer {
     const { ids, plan } = await this.compiled(pass, b.batch, T, last && this.#rank !== undefined);
     if (this.#rank) this.model.runtime.write(this.#dloss, Float32Array.of(b.weight ?? 1));
     const { ignore } = this.#options;
-    const rows = this.trainedRows(T);
+    const rows = trainedRows(this.model.config, T);
     const both = new Int32Array(2 * b.batch * T);
     const targets = both.subarray(b.batch * T);
     for (let r = 0; r < b.batch; r++) {
@@ -398,7 +399,7 @@ export class Trainer {
   graph(pass: Pass, ids: Tensor, summed = false, again = this.levelFor(ids)): Graph {
     const { model, precision } = this;
     const [, batch = 0, T = 0] = ids.shape;
-    const rows = this.trainedRows(T);
+    const rows = trainedRows(this.model.config, T);
     const inputs = ids.slice(0).reshape(batch, T);
     const targets = ids
       .slice(1)
@@ -433,12 +434,6 @@ export class Trainer {
     recompute(g, backward);
     if (summed) reduceGradients(g, this.#buckets);
     return g;
-  }
-
-  /** Of the rows of a window of T ids, how many are learned from: the last so many. */
-  private trainedRows(T: number): number {
-    const { architecture, config } = this.model;
-    return architecture.trainedRows?.(config, T) ?? T;
   }
 
   private refreshCopies(g: Graph): void {

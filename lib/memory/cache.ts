@@ -4,9 +4,8 @@ import { expected, OutOfMemoryError } from '../errors.ts';
 import { Graph } from '../graph.ts';
 import { compile } from '../plan.ts';
 import { dtypeBytes, type Tensor } from '../tensor.ts';
-import { narrowed, widened } from '../weights/dtypes.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
-import { region } from './region.ts';
+import { readFloats, region, writeFloats } from './region.ts';
 
 /** Sizes of a cache: `layers` pairs of keys and values with `columns` numbers a step. */
 export interface CacheShape {
@@ -121,8 +120,7 @@ export class CacheMemory implements Memory {
     const steps = this.#lengths[b] ?? 0;
     const out = new Float32Array(cacheFloats(this.#shape, steps));
     this.#eachPart(b, steps, (part, at) => {
-      const data = this.#device.read(part);
-      out.set(data instanceof Uint16Array ? widened(data) : data, at);
+      out.set(readFloats(this.#device, part), at);
     });
     return out;
   }
@@ -132,8 +130,7 @@ export class CacheMemory implements Memory {
   write(b: number, data: Float32Array): void {
     const steps = this.stepsIn(data);
     this.#eachPart(b, steps, (part, at) => {
-      const own = data.subarray(at, at + part.elems);
-      this.#device.write(part, this.#dtype === 'bf16' ? narrowed(own) : own);
+      writeFloats(this.#device, part, data.subarray(at, at + part.elems));
     });
     this.#lengths[b] = steps;
     this.#writeLengths();

@@ -5,10 +5,9 @@ import { expected, ModelFormatError } from '../errors.ts';
 import { Graph } from '../graph.ts';
 import { compile, type Plan } from '../plan.ts';
 import type { Tensor } from '../tensor.ts';
-import { narrowed, widened } from '../weights/dtypes.ts';
 import { CacheMemory, type CacheShape, type CacheState, cacheFloats, steps } from './cache.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
-import { region } from './region.ts';
+import { readFloats, region, writeFloats } from './region.ts';
 
 /** Sizes of what is carried. */
 export interface PatchShape {
@@ -306,8 +305,7 @@ export class PatchMemory implements Memory {
     out[0] = read % this.period;
     out.set(global, 1);
     this.#eachPart(b, read, 1 + global.length, (part, at) => {
-      const data = this.#device.read(part);
-      out.set(data instanceof Uint16Array ? widened(data) : data, at);
+      out.set(readFloats(this.#device, part), at);
     });
     return out;
   }
@@ -320,8 +318,7 @@ export class PatchMemory implements Memory {
     const end = 1 + cacheFloats(this.#shape.global, this.#patchesOf(read));
     this.#global.write(b, read === 0 ? data : data.subarray(1, end));
     this.#eachPart(b, read, end, (part, at) => {
-      const own = data.subarray(at, at + part.elems);
-      this.#device.write(part, part.dtype === 'bf16' ? narrowed(own) : own);
+      writeFloats(this.#device, part, data.subarray(at, at + part.elems));
     });
   }
   /** @throws ModelFormatError for numbers that are no state */

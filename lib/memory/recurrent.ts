@@ -3,9 +3,9 @@
 import type { Device } from '../device.ts';
 import { Graph } from '../graph.ts';
 import { compile, type Plan } from '../plan.ts';
-import type { Tensor } from '../tensor.ts';
+import { elements, type Tensor } from '../tensor.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
-import { elements, region } from './region.ts';
+import { region } from './region.ts';
 
 /** The f32 tensors that a layer carries, and how its architecture calls them. */
 export interface RecurrentLayers<S> {

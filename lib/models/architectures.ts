@@ -27,6 +27,11 @@ export const ARCHITECTURES = {
 } as const;
 export type ArchitectureName = keyof typeof ARCHITECTURES;
 
+/** Of the rows of a window of `window` ids, how many training learns from: the last so many. */
+export function trainedRows(config: ModelConfig, window: number): number {
+  return architectureOf(config).trainedRows?.(config, window) ?? window;
+}
+
 /** What a configuration is a shape of. @throws TypeError for an unknown one */
 export function architectureOf({
   architecture = 'mamba',

@@ -17,7 +17,7 @@ import { embedding } from '../ops/embedding.ts';
 import { linear } from '../ops/linear.ts';
 import { rmsNorm } from '../ops/norm.ts';
 import { concat } from '../ops/shape.ts';
-import type { Tensor } from '../tensor.ts';
+import { elements, type Tensor } from '../tensor.ts';
 import { inferMegabyte, megabyteToJson } from '../weights/megabyte-json.ts';
 import { type Architecture, type BaseConfig, type ForwardOptions, type Weights, weightOf } from './architecture.ts';
 import type { ParamSpec } from './params.ts';
@@ -355,7 +355,7 @@ class Megabyte {
   /** The pad of a model, once for each element of a shape: (..., width). */
   #pads(model: string, shape: readonly number[]): Tensor {
     const pad = weightOf(this.#w, `${model}pad`);
-    const zeros = new Int32Array(shape.reduce((a, b) => a * b, 1));
+    const zeros = new Int32Array(elements(shape));
     return embedding(this.#g, this.#g.constant(zeros, shape), pad.reshape(1, pad.elems));
   }
 

@@ -1,4 +1,5 @@
 import { Philox } from '../rng.ts';
+import { elements } from '../tensor.ts';
 
 /** How a parameter starts. */
 export type Init =
@@ -20,9 +21,14 @@ export interface ParamSpec {
   readonly init: Init;
 }
 
+/** How many numbers parameters are. */
+export function parameterCount(specs: readonly ParamSpec[]): number {
+  return specs.reduce((sum, { shape }) => sum + elements(shape), 0);
+}
+
 /** Starting values of one parameter. Each has its own random stream, so the order of creation does not matter. */
 export function initialValues(spec: ParamSpec, seed: number, index: number): Float32Array {
-  const out = new Float32Array(spec.shape.reduce((a, b) => a * b, 1));
+  const out = new Float32Array(elements(spec.shape));
   const rng = new Philox(seed, index + 1);
   const { init } = spec;
   const columns = spec.shape.at(-1) ?? 1;

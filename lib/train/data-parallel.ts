@@ -4,7 +4,7 @@
 import type { Window } from '../data/windows.ts';
 import type { Device } from '../device.ts';
 import { type Graph, isValue } from '../graph.ts';
-import { dtypeBytes, rootOf, Tensor } from '../tensor.ts';
+import { dtypeBytes, elements, rootOf, Tensor } from '../tensor.ts';
 
 /** One of several processes that train one model together, each on a GPU of its own. */
 export interface Rank {
@@ -49,7 +49,7 @@ export function gradientMemory(
   for (const [, shape] of shapes) {
     if ((end - (bucketStarts.at(-1) ?? 0)) * 4 >= bucketBytes) bucketStarts.push(end);
     starts.push(end);
-    const elems = shape.reduce((a, b) => a * b, 1);
+    const elems = elements(shape);
     end += Math.ceil(elems / ALIGN) * ALIGN;
   }
   const base = device.tensor([end], 'f32', 'gradients');

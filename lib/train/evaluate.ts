@@ -1,9 +1,11 @@
 // How well a model predicts text it was not trained on: bits per byte and word perplexity of held-out documents.
+
 import { Dataset, type DatasetOptions, openDataset } from '../data/dataset.ts';
 import { type ByteRange, stablePieces } from '../data/encode.ts';
 import { WordCounter } from '../data/words.ts';
 import { checkChoice, checkFunction, checkInteger, checkOptions, checkSignal, DataError, expected } from '../errors.ts';
 import type { Model } from '../model.ts';
+import { trainedRows } from '../models/architectures.ts';
 import type { Session } from '../session.ts';
 import { sequencesAtOnce } from '../session-plans.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
@@ -79,8 +81,7 @@ export async function evaluate(
   const mode = checkChoice(where, 'mode', options.mode ?? 'sliding', ['sliding', 'stateful'] as const);
   const { tokenizer } = model;
   const context = checkInteger(where, 'context', options.context ?? (tokenizer ? 2048 : 8192), { min: 1 });
-  const learned = model.architecture.trainedRows?.(model.config, context) ?? context;
-  const usual = Math.min(Math.ceil(context / 2), learned);
+  const usual = Math.min(Math.ceil(context / 2), trainedRows(model.config, context));
   const stride = checkInteger(where, 'stride', options.stride ?? usual, { min: 1, max: context });
   if (options.maxBytes !== undefined) checkInteger(where, 'maxBytes', options.maxBytes, { min: 2 });
   if (!tokenizer && model.config.vocab !== 256) {

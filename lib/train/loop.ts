@@ -1,10 +1,12 @@
 // train(): a whole training run, from options to checkpoints. Read it top to bottom.
+
 import { isAbsolute, join, resolve } from 'node:path';
 import { type Dataset, openDataset } from '../data/dataset.ts';
 import { openTokens, type TokenDataset } from '../data/token-dataset.ts';
 import { WindowSampler } from '../data/windows.ts';
 import { CheckpointError, DataError, expected, MambaByteError } from '../errors.ts';
 import { createModel, loadModel, type Model } from '../model.ts';
+import { trainedRows } from '../models/architectures.ts';
 import { resolveModel } from '../shipped.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type Batch, createTrainer, type StepResult, type Trainer, type TrainerOptions } from '../trainer.ts';
@@ -169,7 +171,7 @@ async function openRun(
     const bytesPerUnit = tokens?.bytesPerToken ?? 1;
     const settings = settingsFor(bytesPerUnit);
     const { context } = settings;
-    const whole = (model.architecture.trainedRows?.(model.config, context) ?? context) < context;
+    const whole = trainedRows(model.config, context) < context;
     const sampler = new WindowSampler(tokens ?? data, { ...settings, whole });
     await rank?.join(model.runtime);
     const trainer = await createTrainer(model, trainerOptions(settings, options), rank);

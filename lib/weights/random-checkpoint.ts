@@ -3,6 +3,7 @@
 import { architectureOf, type ModelConfig } from '../models/architectures.ts';
 import { initialValues } from '../models/params.ts';
 import { Philox } from '../rng.ts';
+import { elements } from '../tensor.ts';
 import { saveCheckpoint } from './checkpoint-files.ts';
 import { fromFloat32 } from './dtypes.ts';
 import type { TensorSource } from './safetensors.ts';
@@ -37,7 +38,7 @@ export async function writeRandomCheckpoint(folder: string, config: ModelConfig)
         const values = initialValues(spec, 1, i);
         return { name, shape, dtype: 'F32', data: new Uint8Array(values.buffer) };
       }
-      const elems = shape.reduce((a, b) => a * b, 1);
+      const elems = elements(shape);
       return { name, shape, dtype: 'BF16', data: repeated(blockOf(1 / Math.sqrt(shape.at(-1) ?? 1)), elems) };
     });
   await saveCheckpoint(folder, config, sources);
