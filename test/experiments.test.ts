@@ -195,23 +195,25 @@ const TRAINING: Training = {
 
 test('a training is done once, and again where anything that decides it differs', async (t) => {
   const lab = labIn(folder());
-  const first = await lab.trained(TRAINING);
+  const model = await lab.trained(TRAINING);
+  const { figures: first } = model;
   t.is(first.bytes, 12_800);
   t.is(first.steps, 50);
   t.true((first.curve.at(-1)?.bitsPerByte ?? 9) < (first.curve[0]?.bitsPerByte ?? 0));
   t.is(first.flops, first.flopsPerByte * first.bytes);
-  t.deepEqual(await lab.trained(TRAINING), first);
+  t.deepEqual(await lab.trained(TRAINING), model);
   const other = await lab.trained({ ...TRAINING, seed: 1 });
-  t.not(other.folder, first.folder);
-  t.not(other.test.bitsPerByte, first.test.bitsPerByte);
+  t.not(other.folder, model.folder);
+  t.not(other.figures.test.bitsPerByte, first.test.bitsPerByte);
 });
 
 test('a subword model gets the bytes, the window and the compute that it was given, in tokens', async (t) => {
   const lab = labIn(folder());
   const budget = { flops: lab.flopsOf({ layers: 1, dModel: 16 }, 64, 12_800) };
-  const { bytesPerUnit, context, flops } = await lab.trained({
+  const { figures } = await lab.trained({
     ...{ ...TRAINING, budget, model: { name: 'subword', config: { layers: 1, dModel: 16 }, vocab: 320 } },
   });
+  const { bytesPerUnit, context, flops } = figures;
   t.true(bytesPerUnit > 1.5);
   t.is(context, Math.round(64 / bytesPerUnit));
   t.true(Math.abs(flops / budget.flops - 1) < 0.1, `${flops} of ${budget.flops}`);

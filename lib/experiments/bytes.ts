@@ -1,15 +1,16 @@
 // The same models on bytes that no tokenizer was made for: a genome, and texts in hundreds of languages.
 import { brotliCompressSync, constants, gzipSync } from 'node:zlib';
 import { trainingOf } from './compute.ts';
+import { readSample } from './corpora.ts';
 import type { Experiment, Scale } from './experiment.ts';
-import { type Trained, textOf } from './lab.ts';
+import type { Trained } from './lab.ts';
 import { LINEUP } from './lineup.ts';
 
 export interface BytesResult {
   corpus: string;
   model: string;
   seed: number;
-  trained: Omit<Trained, 'folder'>;
+  trained: Trained;
   /** Bits per byte of the test text by what has not seen the training text. */
   references: { entropy: number; gzip: number; brotli: number };
 }
@@ -23,10 +24,11 @@ export const bytes: Experiment<BytesResult> = {
   corpora: ['genome', 'udhr'],
   async units(lab) {
     const corpora = lab.corporaOf('experiment bytes', this.corpora);
-    const models = lab.contenders(LINEUP[lab.scale].filter(({ vocab }) => vocab === undefined));
-    const wanted = corpora.flatMap((corpus) =>
-      models.flatMap((model) => lab.seeds(SEEDS[lab.scale]).map((seed) => ({ corpus, model, seed }))),
+    const runs = lab.runs(
+      LINEUP[lab.scale].filter(({ vocab }) => vocab === undefined),
+      SEEDS[lab.scale],
     );
+    const wanted = corpora.flatMap((corpus) => runs.map((run) => ({ corpus, ...run })));
     return Promise.all(
       wanted.map(async ({ corpus, model, seed }) => {
         const training = trainingOf(lab, corpus, model, 'compute', seed);
@@ -34,8 +36,8 @@ export const bytes: Experiment<BytesResult> = {
           key: `${corpus}, ${model.name}, seed ${seed}`,
           inputs: await lab.inputsOf(training),
           run: async () => {
-            const { folder: _, ...trained } = await lab.trained(training);
-            const text = textOf(await lab.sample(corpus, 'test', training.samples.test));
+            const { figures: trained } = await lab.trained(training);
+            const text = readSample(await lab.sample(corpus, 'test', training.samples.test));
             return { corpus, model: model.name, seed, trained, references: referencesOf(text) };
           },
         };

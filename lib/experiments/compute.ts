@@ -13,7 +13,7 @@ export interface ComputeResult {
   model: string;
   match: Match;
   seed: number;
-  trained: Omit<Trained, 'folder'>;
+  trained: Trained;
 }
 
 interface ComputeSettings {
@@ -37,12 +37,9 @@ export const compute: Experiment<ComputeResult> = {
   corpora: ['books', 'code', 'latex'],
   async units(lab) {
     const settings = SETTINGS[lab.scale];
-    const models = lab.contenders(LINEUP[lab.scale]);
     const corpora = lab.corporaOf('experiment compute', this.corpora).slice(0, settings.corpora);
     const wanted = corpora.flatMap((corpus) =>
-      models.flatMap((model) =>
-        MATCHES.flatMap((match) => lab.seeds(settings.seeds).map((seed) => ({ corpus, model, match, seed }))),
-      ),
+      MATCHES.flatMap((match) => lab.runs(LINEUP[lab.scale], settings.seeds).map((run) => ({ corpus, match, ...run }))),
     );
     return Promise.all(
       wanted.map(async ({ corpus, model, match, seed }) => {
@@ -51,7 +48,7 @@ export const compute: Experiment<ComputeResult> = {
           key: `${corpus}, ${model.name}, equal ${match}, seed ${seed}`,
           inputs: { match, ...(await lab.inputsOf(training)) },
           run: async () => {
-            const { folder: _, ...trained } = await lab.trained(training);
+            const { figures: trained } = await lab.trained(training);
             return { corpus, model: model.name, match, seed, trained };
           },
         };

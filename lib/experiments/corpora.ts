@@ -143,3 +143,9 @@ export function characters(bytes: Buffer): Buffer {
 export function readSample({ path }: Sample): Buffer {
   return readFileSync(path);
 }
+
+/** Those of each of its documents. */
+export function documentsOf(sample: Sample): Buffer[] {
+  const documents = readSample(sample).toString('latin1').split(DEFAULT_SEPARATOR);
+  return documents.map((document) => Buffer.from(document, 'latin1'));
+}

@@ -1,12 +1,12 @@
 // Speculative decoding with the shipped models: how much sooner bytes come when a drafter proposes them (section 3.4 of the
 // paper), and whether they are the bytes of plain decoding.
-import { DEFAULT_SEPARATOR } from '../data/dataset.ts';
 import type { GenerateOptions } from '../generate/options.ts';
 import { loadModel, type Model } from '../model.ts';
 import { shippedFolder } from '../shipped.ts';
 import { version } from '../version.ts';
+import { documentsOf } from './corpora.ts';
 import type { Experiment, Scale } from './experiment.ts';
-import { type Lab, textOf } from './lab.ts';
+import type { Lab } from './lab.ts';
 
 export interface DraftResult {
   drafter: string;
@@ -52,11 +52,8 @@ export const draft: Experiment<DraftResult> = {
     const [corpus = ''] = lab.corporaOf('experiment draft', this.corpora);
     const limits = { maxBytes: prompts * promptBytes, maxDocument: promptBytes, minDocument: promptBytes };
     const sample = await lab.sample(corpus, 'test', limits);
-    const texts = textOf(sample)
-      .toString('latin1')
-      .split(DEFAULT_SEPARATOR)
-      .map((text) => Buffer.from(text, 'latin1'));
-    const machine = await lab.machine();
+    const texts = documentsOf(sample);
+    const machine = lab.machine();
     return DRAFTERS.flatMap((drafter) =>
       MODES.map((mode) => ({
         key: `${drafter}, ${mode.name}`,

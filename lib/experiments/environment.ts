@@ -2,12 +2,21 @@
 import { execFileSync } from 'node:child_process';
 import { realpathSync } from 'node:fs';
 import { cpus, loadavg, release, totalmem } from 'node:os';
-import { isCuda } from '../device.ts';
-import { createModel } from '../model.ts';
+import { deviceLabel, isCuda } from '../device.ts';
+import { openDevice } from '../model.ts';
 import { packageRoot } from '../native.ts';
 import { version } from '../version.ts';
 
-export interface Environment {
+/** What timings are of. */
+export interface Machine {
+  cpu: string;
+  cores: number;
+  device: string;
+  /** Of a GPU. */
+  driver?: string;
+}
+
+export interface Environment extends Machine {
   /** ISO 8601, UTC. */
   began: string;
   /** As typed, from `mambabyte` on. */
@@ -18,23 +27,28 @@ export interface Environment {
   commit: string | null;
   node: string;
   system: string;
-  cpu: string;
-  cores: number;
   memoryBytes: number;
   /** Mean number of busy threads in the minute before: what else ran. */
   load: number;
-  device: string;
-  /** Of a GPU. */
-  driver?: string;
 }
 
-/** This machine, this package and the device that a name stands for. @throws DeviceUnavailableError */
-export async function environment(
-  command: string,
-  placed: { device?: string; threads?: number },
-): Promise<Environment> {
-  using model = await createModel({ layers: 1, dModel: 8 }, placed);
-  const { info } = model.runtime;
+/** Where to compute: what was asked for. */
+type Placed = { device?: string; threads?: number };
+
+/** This machine, and the device that a name stands for. @throws DeviceUnavailableError */
+export function machineOf({ device: name, threads }: Placed): Machine {
+  using device = openDevice('experiment', name, threads).device;
+  const { info } = device;
+  return {
+    cpu: cpus()[0]?.model.trim() ?? 'unknown',
+    cores: cpus().length,
+    device: deviceLabel(info),
+    ...(isCuda(info) && { driver: info.driver }),
+  };
+}
+
+/** This machine and this package. @throws DeviceUnavailableError */
+export function environment(command: string, placed: Placed): Environment {
   return {
     began: new Date().toISOString(),
     command,
@@ -42,12 +56,9 @@ export async function environment(
     commit: commitOfClone(),
     node: process.version,
     system: `${process.platform}-${process.arch} ${release()}`,
-    cpu: cpus()[0]?.model.trim() ?? 'unknown',
-    cores: cpus().length,
     memoryBytes: totalmem(),
     load: loadavg()[0] ?? Number.NaN,
-    device: model.device,
-    ...(isCuda(info) && { driver: info.driver }),
+    ...machineOf(placed),
   };
 }
 

@@ -4,15 +4,16 @@ import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expected } from '../errors.ts';
 import { configFor, loadModel, type Model } from '../model.ts';
-import { architectureOf, type ModelConfig, type PartialModelConfig } from '../models/architectures.ts';
+import { architectureOf, type ModelConfig, type PartialModelConfig, trainedRows } from '../models/architectures.ts';
+import { parameterCount } from '../models/params.ts';
 import { measureTokenizer } from '../tokenizer/measure.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { trainTokenizer } from '../tokenizer/train-bpe.ts';
 import { evaluate } from '../train/evaluate.ts';
 import { train } from '../train/loop.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
-import { type Corpora, readSample, type Sample, type SampleOptions, type Split } from './corpora.ts';
-import { environment } from './environment.ts';
+import type { Corpora, Sample, SampleOptions, Split } from './corpora.ts';
+import { type Machine, machineOf } from './environment.ts';
 import type { Scale } from './experiment.ts';
 import type { Contender } from './lineup.ts';
 import { sameInputs } from './records.ts';
@@ -59,9 +60,8 @@ export interface CurvePoint {
   bitsPerByte: number;
 }
 
-/** A trained model and what is known of it. */
+/** What is known of a trained model. */
 export interface Trained {
-  folder: string;
   parameters: number;
   /** 1, or of the subword model's tokens in its training text. */
   bytesPerUnit: number;
@@ -75,6 +75,12 @@ export interface Trained {
   curve: CurvePoint[];
   /** Of the test text, in sliding windows of the training context. */
   test: { bitsPerByte: number; wordPerplexity: number; bytes: number };
+}
+
+/** A trained model: where it is kept, and what is known of it. */
+export interface TrainedModel {
+  folder: string;
+  figures: Trained;
 }
 
 export interface TrainedTokenizer {
@@ -92,7 +98,7 @@ const TOKENIZER_BYTES = 16e6;
 export class Lab {
   readonly options: LabOptions;
   readonly #samples = new Map<string, Promise<Sample>>();
-  #machine: Promise<string> | undefined;
+  #machine: Machine | undefined;
   readonly #tokenizers = new Map<string, Promise<TrainedTokenizer>>();
 
   constructor(options: LabOptions) {
@@ -132,6 +138,10 @@ export class Lab {
     const { models } = this.options.only;
     return lineup.filter(({ name }) => !models || models.includes(name));
   }
+  /** The contenders of a lineup, each with every seed. */
+  runs<T extends { name: string }>(lineup: readonly T[], seeds: number): { model: T; seed: number }[] {
+    return this.contenders(lineup).flatMap((model) => this.seeds(seeds).map((seed) => ({ model, seed })));
+  }
   /** Device and threads, as far as they were asked for. */
   get placed(): { device?: string; threads?: number } {
     const { device, threads } = this.options;
@@ -146,11 +156,10 @@ export class Lab {
   }
 
   /** Processor and device, which timings are of. */
-  machine(): Promise<string> {
-    this.#machine ??= environment('', this.placed).then(
-      ({ cpu, cores, device }) => `${cpu}, ${cores} cores, ${device}`,
-    );
-    return this.#machine;
+  machine(): string {
+    this.#machine ??= machineOf(this.placed);
+    const { cpu, cores, device } = this.#machine;
+    return `${cpu}, ${cores} cores, ${device}`;
   }
 
   /** A text of a corpus, cut once. */
@@ -169,27 +178,24 @@ export class Lab {
   }
 
   /** Trains a model, goes on where that was interrupted, or finds it trained. @throws the signal's reason when aborted */
-  async trained(training: Training): Promise<Trained> {
+  async trained(training: Training): Promise<TrainedModel> {
     const inputs = await this.inputsOf(training);
     const folder = join(this.folder('models'), nameOf(training, inputs));
-    const figures = join(folder, 'trained.json');
-    if (existsSync(figures)) {
-      const found = JSON.parse(readFileSync(figures, 'utf8')) as { inputs: object; trained: Omit<Trained, 'folder'> };
-      if (sameInputs(found.inputs, inputs)) return { folder, ...found.trained };
+    const path = join(folder, 'trained.json');
+    if (existsSync(path)) {
+      const found = JSON.parse(readFileSync(path, 'utf8')) as { inputs: object; trained: Trained };
+      if (sameInputs(found.inputs, inputs)) return { folder, figures: found.trained };
     }
     const trained = await this.train(training, folder);
     const text = Buffer.from(`${JSON.stringify({ inputs, trained }, null, 1)}\n`);
-    await writeFileAtomically(figures, (append) => append(text));
-    return { folder, ...trained };
+    await writeFileAtomically(path, (append) => append(text));
+    return { folder, figures: trained };
   }
 
   /** Number of parameters of a byte model. */
   parametersOf(config: PartialModelConfig): number {
     const full = configFor(config, undefined);
-    const sizes = architectureOf(full)
-      .params(full)
-      .map(({ shape }) => shape.reduce((a, b) => a * b, 1));
-    return sizes.reduce((a, b) => a + b, 0);
+    return parameterCount(architectureOf(full).params(full));
   }
   /** What training a byte model on so many bytes takes. */
   flopsOf(config: PartialModelConfig, context: number, bytes: number): number {
@@ -221,7 +227,7 @@ export class Lab {
     return { path, tokenizer, bytesPerUnit: bytesPerToken };
   }
 
-  private async train(training: Training, folder: string): Promise<Omit<Trained, 'folder'>> {
+  private async train(training: Training, folder: string): Promise<Trained> {
     const { corpus, model, samples, batch, lr, seed, budget } = training;
     const [data, valid, test] = await Promise.all([
       this.sample(corpus, 'train', samples.train),
@@ -263,13 +269,7 @@ export class Lab {
 
 /** Floating-point operations of training on a window, for each of its bytes or tokens, trained on or only read. */
 function trainingFlops(config: ModelConfig, window: number): number {
-  const { flops, trainedRows } = architectureOf(config);
-  return (PASSES * flops(config, window) * (trainedRows?.(config, window) ?? window)) / window;
-}
-
-/** Text of a sample, for what reads it whole. */
-export function textOf(sample: Sample): Buffer {
-  return readSample(sample);
+  return (PASSES * architectureOf(config).flops(config, window) * trainedRows(config, window)) / window;
 }
 
 function nameOf({ corpus, model, seed }: Training, inputs: object): string {

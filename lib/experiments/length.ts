@@ -1,11 +1,10 @@
 // Texts far longer than the windows of training: by window, and by the place in the longest one.
-import { DEFAULT_SEPARATOR } from '../data/dataset.ts';
 import type { Model } from '../model.ts';
 import { evaluate, sliding } from '../train/evaluate.ts';
 import { trainingOf } from './compute.ts';
-import type { Sample, SampleOptions } from './corpora.ts';
+import { documentsOf, type Sample, type SampleOptions } from './corpora.ts';
 import type { Experiment, Scale } from './experiment.ts';
-import { type Lab, textOf } from './lab.ts';
+import type { Lab } from './lab.ts';
 import { LINEUP } from './lineup.ts';
 import { trainingSettings } from './training-settings.ts';
 
@@ -55,20 +54,18 @@ export const length: Experiment<LengthResult> = {
   async units(lab) {
     const settings = SETTINGS[lab.scale];
     const [corpus = ''] = lab.corporaOf('experiment length', this.corpora);
-    const models = lab.contenders(LINEUP[lab.scale]);
     const text = await lab.sample(corpus, 'test', longTexts(lab.scale, settings.documents));
-    const wanted = models.flatMap((model) => lab.seeds(settings.seeds).map((seed) => ({ model, seed })));
     return Promise.all(
-      wanted.map(async ({ model, seed }) => {
+      lab.runs(LINEUP[lab.scale], settings.seeds).map(async ({ model, seed }) => {
         const training = trainingOf(lab, corpus, model, 'compute', seed);
         return {
           key: `${corpus}, ${model.name}, seed ${seed}`,
           inputs: { times: TIMES, text: text.hash, ...(await lab.inputsOf(training)) },
           run: async () => {
-            const trained = await lab.trained(training);
-            using opened = await lab.open(trained.folder);
-            const windows = await byWindow(lab, opened, text, trained.context);
-            const positions = await byPosition(lab, opened, text, training.context, trained.context);
+            const { folder, figures } = await lab.trained(training);
+            using opened = await lab.open(folder);
+            const windows = await byWindow(lab, opened, text, figures.context);
+            const positions = await byPosition(lab, opened, text, training.context, figures.context);
             return { corpus, model: model.name, seed, context: training.context, windows, positions };
           },
         };
@@ -105,8 +102,7 @@ async function byPosition(
 ): Promise<PositionPoint[]> {
   const ends = [0.5, ...TIMES].map((times) => times * bytes);
   const sums = ends.map(() => ({ whole: 0, restarted: 0, bytes: 0 }));
-  for (const document of textOf(text).toString('latin1').split(DEFAULT_SEPARATOR)) {
-    const read = Buffer.from(document, 'latin1');
+  for (const read of documentsOf(text)) {
     const ids = model.tokenizer ? model.tokenizer.encode(read) : Uint8Array.from(read);
     const whole = await nllIn(lab, model, ids, ids.length);
     const restarted = await nllIn(lab, model, ids, context);

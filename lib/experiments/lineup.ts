@@ -15,6 +15,21 @@ export interface Contender {
 export const MAMBABYTE = 'MambaByte';
 export const SUBWORD = 'Mamba, subword';
 
+/** Beside a Mamba of 4 layers of width 128. */
+const SMALL: readonly Contender[] = [
+  { name: 'Transformer', config: { architecture: 'transformer', layers: 4, dModel: 128, dInner: 128 } },
+  { name: 'gated S4D', config: { architecture: 'gated-s4d', layers: 4, dModel: 128, dState: 32 } },
+  { name: 'MegaByte', config: { architecture: 'megabyte', globalLayers: 1, globalDModel: 128, layers: 2, dModel: 96 } },
+  { name: 'PerceiverAR', config: { architecture: 'perceiver-ar', layers: 3, dModel: 128, dInner: 128, latents: 256 } },
+];
+/** Presets of one size. */
+const presets = (size: string, megabyte = size): Contender[] => [
+  { name: 'Transformer', config: presetConfig(`transformer-${size}`) },
+  { name: 'gated S4D', config: presetConfig(`gated-s4d-${size}`) },
+  { name: 'MegaByte', config: presetConfig(`megabyte-${megabyte}`) },
+  { name: 'PerceiverAR', config: presetConfig(`perceiver-ar-${size}`) },
+];
+
 /** Of about as many parameters, but for the vocabulary of the subword model. */
 export const LINEUP: Readonly<Record<Scale, readonly Contender[]>> = {
   quick: [
@@ -31,56 +46,20 @@ export const LINEUP: Readonly<Record<Scale, readonly Contender[]>> = {
   default: [
     { name: MAMBABYTE, config: { layers: 4, dModel: 128 } },
     { name: SUBWORD, config: { layers: 4, dModel: 128 }, vocab: 2048 },
-    { name: 'Transformer', config: { architecture: 'transformer', layers: 4, dModel: 128, dInner: 128 } },
-    { name: 'gated S4D', config: { architecture: 'gated-s4d', layers: 4, dModel: 128, dState: 32 } },
-    {
-      name: 'MegaByte',
-      config: { architecture: 'megabyte', globalLayers: 1, globalDModel: 128, layers: 2, dModel: 96 },
-    },
-    {
-      name: 'PerceiverAR',
-      config: { architecture: 'perceiver-ar', layers: 3, dModel: 128, dInner: 128, latents: 256 },
-    },
+    ...SMALL,
   ],
   full: [
     { name: MAMBABYTE, config: presetConfig('mambabyte-27m') },
     { name: SUBWORD, config: { layers: 16, dModel: 512 }, vocab: 8192 },
-    { name: 'Transformer', config: presetConfig('transformer-27m') },
-    { name: 'gated S4D', config: presetConfig('gated-s4d-27m') },
-    { name: 'MegaByte', config: presetConfig('megabyte-27m') },
-    { name: 'PerceiverAR', config: presetConfig('perceiver-ar-27m') },
+    ...presets('27m'),
   ],
 };
 
 /** For speed, larger: calls and barriers would be most of what small models take. */
 export const SPEED_LINEUP: Readonly<Record<Scale, readonly Contender[]>> = {
-  quick: [
-    { name: MAMBABYTE, config: presetConfig('mambabyte-tiny') },
-    { name: 'Transformer', config: { architecture: 'transformer', layers: 4, dModel: 128, dInner: 128 } },
-    { name: 'gated S4D', config: { architecture: 'gated-s4d', layers: 4, dModel: 128, dState: 32 } },
-    {
-      name: 'MegaByte',
-      config: { architecture: 'megabyte', globalLayers: 1, globalDModel: 128, layers: 2, dModel: 96 },
-    },
-    {
-      name: 'PerceiverAR',
-      config: { architecture: 'perceiver-ar', layers: 3, dModel: 128, dInner: 128, latents: 256 },
-    },
-  ],
-  default: [
-    { name: MAMBABYTE, config: presetConfig('mambabyte-5m') },
-    { name: 'Transformer', config: presetConfig('transformer-5m') },
-    { name: 'gated S4D', config: presetConfig('gated-s4d-5m') },
-    { name: 'MegaByte', config: presetConfig('megabyte-5m') },
-    { name: 'PerceiverAR', config: presetConfig('perceiver-ar-5m') },
-  ],
-  full: [
-    { name: MAMBABYTE, config: presetConfig('mambabyte-353m') },
-    { name: 'Transformer', config: presetConfig('transformer-353m') },
-    { name: 'gated S4D', config: presetConfig('gated-s4d-353m') },
-    { name: 'MegaByte', config: presetConfig('megabyte-758m+262m') },
-    { name: 'PerceiverAR', config: presetConfig('perceiver-ar-353m') },
-  ],
+  quick: [{ name: MAMBABYTE, config: presetConfig('mambabyte-tiny') }, ...SMALL],
+  default: [{ name: MAMBABYTE, config: presetConfig('mambabyte-5m') }, ...presets('5m')],
+  full: [{ name: MAMBABYTE, config: presetConfig('mambabyte-353m') }, ...presets('353m', '758m+262m')],
 };
 
 /** One architecture in several sizes. */

@@ -5,9 +5,9 @@ import { DEFAULT_SEPARATOR } from '../data/dataset.ts';
 import type { Model } from '../model.ts';
 import { evaluate } from '../train/evaluate.ts';
 import { trainingOf } from './compute.ts';
-import type { Sample } from './corpora.ts';
+import { documentsOf, type Sample } from './corpora.ts';
 import type { Experiment, Scale } from './experiment.ts';
-import { type Lab, textOf } from './lab.ts';
+import type { Lab } from './lab.ts';
 import { LINEUP } from './lineup.ts';
 import { NOISES, type Noise, RATELESS, withNoise } from './noise-functions.ts';
 
@@ -36,19 +36,17 @@ export const noise: Experiment<NoiseResult> = {
   corpora: ['books', 'code', 'latex'],
   async units(lab) {
     const [corpus = ''] = lab.corporaOf('experiment noise', this.corpora);
-    const models = lab.contenders(LINEUP[lab.scale]);
-    const wanted = models.flatMap((model) => lab.seeds(SEEDS[lab.scale]).map((seed) => ({ model, seed })));
     return Promise.all(
-      wanted.map(async ({ model, seed }) => {
+      lab.runs(LINEUP[lab.scale], SEEDS[lab.scale]).map(async ({ model, seed }) => {
         const training = trainingOf(lab, corpus, model, 'compute', seed);
         return {
           key: `${corpus}, ${model.name}, seed ${seed}`,
           inputs: { noises: NOISES, rates: RATES, ...(await lab.inputsOf(training)) },
           run: async () => {
-            const { folder, context } = await lab.trained(training);
+            const { folder, figures } = await lab.trained(training);
             using opened = await lab.open(folder);
             const text = await lab.sample(corpus, 'test', training.samples.test);
-            return { corpus, model: model.name, seed, ...(await measured(lab, opened, text, context, seed)) };
+            return { corpus, model: model.name, seed, ...(await measured(lab, opened, text, figures.context, seed)) };
           },
         };
       }),
@@ -65,7 +63,7 @@ async function measured(
 ): Promise<Pick<NoiseResult, 'clean' | 'noisy'>> {
   const score = (path: string) => evaluate(model, path, { context, signal: lab.signal });
   const { bytes, words, ...clean } = await score(sample.path);
-  const documents = textOf(sample).toString().split(DEFAULT_SEPARATOR);
+  const documents = documentsOf(sample).map((document) => document.toString());
   const noisy: NoiseResult['noisy'] = [];
   const path = join(lab.folder('data'), `noise-${sample.hash}.txt`);
   for (const kind of NOISES) {

@@ -29,7 +29,7 @@ export async function runExperiment(experiment: Experiment, lab: Lab, command: s
     const at = record.units.findIndex(({ key }) => key === unit.key);
     if (at >= 0 && sameInputs(record.units[at]?.inputs ?? {}, unit.inputs)) continue;
     if (!run) {
-      run = await environment(command, lab.placed);
+      run = environment(command, lab.placed);
       record.runs.push(run);
     }
     const began = performance.now();

@@ -11,7 +11,7 @@ export interface ScalingResult {
   /** From 0, the smallest. */
   size: number;
   seed: number;
-  trained: Omit<Trained, 'folder'>;
+  trained: Trained;
 }
 
 interface ScalingSettings {
@@ -52,7 +52,7 @@ export const scaling: Experiment<ScalingResult> = {
           key: `${corpus}, ${model.name}, seed ${seed}`,
           inputs: await lab.inputsOf(training),
           run: async () => {
-            const { folder: _, ...trained } = await lab.trained(training);
+            const { figures: trained } = await lab.trained(training);
             return { corpus, family, model: model.name, size, seed, trained };
           },
         };

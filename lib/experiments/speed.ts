@@ -62,7 +62,7 @@ export const speed: Experiment<SpeedResult> = {
   async units(lab) {
     const settings = SETTINGS[lab.scale];
     const models = lab.contenders(SPEED_LINEUP[lab.scale]);
-    const machine = await lab.machine();
+    const machine = lab.machine();
     return models.flatMap((model) => settings.batches.map((batch) => unitOf(lab, model, batch, settings, machine)));
   },
 };

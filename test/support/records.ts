@@ -26,7 +26,7 @@ export function recordOf<R>(experiment: string, results: readonly R[]): Experime
   };
 }
 
-export function trained(bitsPerByte: number, flops = 3e9): Omit<Trained, 'folder'> {
+export function trained(bitsPerByte: number, flops = 3e9): Trained {
   const curve = [1, 2, 3].map((i) => ({ bytes: 1000 * i, flops: (flops * i) / 3, bitsPerByte: bitsPerByte + 3 - i }));
   return {
     ...{ parameters: 12345, bytesPerUnit: 1, context: 64, flopsPerByte: 1e6, steps: 3, bytes: 3000, flops, curve },
