@@ -1,11 +1,13 @@
 // One Mamba residual block (Gu & Dao 2023, section 3.4) of any shape, part by part:
 //   y = x + out_proj(scan(conv(in_proj(norm(x))))), x (B,T,D); rows R = B * T are few, so each product reads its
-// weights once per eight rows. Decode plans of common shapes run as one persistent kernel instead (decode/).
+// weights once per eight rows. Decode plans of common shapes run as one persistent kernel instead (decode/), large
+// batches as in mamba_block_batch.cu.
 #include <algorithm>
 
 #include "check.h"
 #include "dtype.cuh"
 #include "kernel.h"
+#include "mamba_block_batch.h"
 #include "reduce.cuh"
 #include "vector.cuh"
 
@@ -285,6 +287,7 @@ Product product(const float* x, int64_t x_stride, float* y, int64_t y_stride, in
 Status launch(const Node& node, const Launch& l) {
   const Sizes s(node);
   if (s.rows == 0) return {};
+  if (takes_batch(node, *l.props)) return launch_batch(node, l);
   const Parts p(s, l.scratch);
   const Tensor &x = node.in(in::x), &y = node.out(to::y);
   norm<<<static_cast<unsigned>(s.rows), kThreads, 0, l.stream>>>(
@@ -305,7 +308,9 @@ Status launch(const Node& node, const Launch& l) {
   return multiply(node.in(in::out_proj), node.in(in::out_scale), out, l.stream);
 }
 
-int64_t scratch(const Node& node, const Props&) { return Parts(Sizes(node), nullptr).floats * 4; }
+int64_t scratch(const Node& node, const Props& props) {
+  return takes_batch(node, props) ? batch_scratch(node) : Parts(Sizes(node), nullptr).floats * 4;
+}
 
 const char* why_not(const Node& node, const Props&) {
   const auto f32 = [](const Tensor& t) { return !t || t.dtype == DType::f32; };

@@ -5,7 +5,7 @@ import type { Passage, RunPlan } from './memory/memory.ts';
 import type { Architecture, ForwardOptions, Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
-import { BLOCK_ROWS } from './ops/mamba-block.ts';
+import { BATCH_ROWS, BLOCK_ROWS } from './ops/mamba-block.ts';
 import { SAMPLE_COLUMNS, sample } from './ops/sample.ts';
 import { Arena, compile, type Plan } from './plan.ts';
 import type { DType, Tensor } from './tensor.ts';
@@ -255,6 +255,7 @@ export class SessionPlans {
   /** How `rows` rows run: few of them through fused blocks, whose activations are f32. */
   private forward(rows: number): ForwardOptions {
     const blockRows = BLOCK_ROWS[this.#device.info.backend];
-    return { blockRows, activations: rows > blockRows ? this.#activations : undefined };
+    const batchRows = this.#activations ? BATCH_ROWS : blockRows;
+    return { blockRows, batchRows, activations: rows > blockRows ? this.#activations : undefined };
   }
 }

@@ -247,6 +247,33 @@ for (const way of WAYS) {
   );
 }
 
+/** docs/numerics.md: states of rounded activations. */
+const BATCH_STATES = { rms: 1e-2, worst: 2e-1 };
+for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+  for (const shape of SHAPES) {
+    onGpu(`many sequences decode as each alone · ${dtype} · width ${shape.dModel}`, async (t) => {
+      using model = await loadModel(await randomModel(shape), { device: 'cuda', dtype });
+      const settings = { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 4 };
+      const step = (ids: readonly number[]) =>
+        model.withSession(async (session) => {
+          await session.clear();
+          const loop = await session.startDecoding(ids.map((pending) => ({ settings, pending })));
+          await loop.run({ steps: 1 });
+          return session.readSequences();
+        }, ids.length);
+      const ids = Array.from({ length: 100 }, (_, b) => (b * 37 + 5) % 256);
+      const alone: Float32Array[] = [];
+      for (const id of ids) alone.push(...(await step([id])));
+      for (const batch of [33, 64, 100]) {
+        const got = await step(ids.slice(0, batch));
+        for (const [b, state] of got.entries()) {
+          t.is(compare(state, alone[b] ?? [], BATCH_STATES), undefined, `sequence ${b} of ${batch}`);
+        }
+      }
+    });
+  }
+}
+
 for (const dtype of ['bf16', 'int8'] as const) {
   onGpu(`a wide model decodes as on the CPU · ${dtype}`, async (t) => {
     const path = await randomModel(SHAPES[3]);

@@ -7,6 +7,7 @@
 
 #include "../../native/ops.h"
 #include "../check.h"
+#include "../mamba_block_batch.h"
 #include "constants.h"
 #include "decode.h"
 #include "kernels.h"
@@ -300,6 +301,7 @@ bool is_compiled(const void* kernel) {
 
 bool matches(const Node* nodes, size_t n, const Props& props, Found* f, decode::Plan* plan) {
   if (props.major < 9 || !find(nodes, n, f) || !chained(*f)) return false;
+  if (takes_batch(f->blocks[0], props)) return false;  // which is faster as a graph
   const DType dtype = weight_type(*f);
   if (dtype != DType::bf16 && dtype != DType::i8) return false;
   for (int l = 0; l < f->layers; l++) {

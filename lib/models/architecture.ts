@@ -43,6 +43,8 @@ export interface ForwardOptions<S = unknown> {
   recompute?: Recompute;
   /** Most rows (B * T) that go through a fused block, where there is one and a state is carried. */
   blockRows?: number;
+  /** Most sequences of which a single step does so. Default: `blockRows`. */
+  batchRows?: number;
 }
 
 /** What the configurations of all architectures have. */

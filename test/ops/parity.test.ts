@@ -6,7 +6,7 @@ import { opTable } from '../../lib/graph.ts';
 import { withBf16 } from '../support/bf16.ts';
 import { differences, type OpCase, type Outcome, runCase, sameBits, thinned } from '../support/cases.ts';
 import { cpuTargets, cuda, withDevice } from '../support/devices.ts';
-import { casesByOp } from './cases/index.ts';
+import { casesByOp, casesOfGpu } from './cases/index.ts';
 
 const { supported, reasons } = cpuTargets();
 
@@ -93,7 +93,7 @@ async function faultsOnCuda(list: readonly OpCase[]): Promise<string[]> {
 
 if (cuda().info) {
   for (const [op, all] of casesByOp) {
-    const list = thinned(all);
+    const list = [...thinned(all), ...(casesOfGpu.get(op) ?? [])];
     test.serial(`${op} on cuda equals ref · ${list.length} cases`, async (t) => {
       const found = await faultsOnCuda(list);
       t.is(found.length, 0, report(found));

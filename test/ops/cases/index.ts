@@ -7,7 +7,7 @@ import { diagonalSsm } from './diagonal-ssm.ts';
 import { elementwise } from './elementwise.ts';
 import { embedding } from './embedding.ts';
 import { linear } from './linear.ts';
-import { mambaBlock } from './mamba-block.ts';
+import { mambaBatches, mambaBlock } from './mamba-block.ts';
 import { norm } from './norm.ts';
 import { rope } from './rope.ts';
 import { sample } from './sample.ts';
@@ -35,3 +35,6 @@ const all: readonly OpCase[] = [
 export const casesByOp: ReadonlyMap<string, OpCase[]> = new Map(
   [...new Set(all.map((c) => c.op))].map((op) => [op, all.filter((c) => c.op === op)]),
 );
+
+/** Cases that only a GPU takes, by op. */
+export const casesOfGpu: ReadonlyMap<string, OpCase[]> = new Map([['mamba_block', mambaBatches]]);

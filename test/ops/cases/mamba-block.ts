@@ -1,5 +1,6 @@
-import { blank, cases, given, type OpCase, pairs, size } from '../../support/cases.ts';
+import { blank, type CaseParts, cases, given, type OpCase, pairs, size } from '../../support/cases.ts';
 import type { Operand } from '../../support/poison.ts';
+import type { Random } from '../../support/random.ts';
 import { closeTo, weightMatrix } from './linear.ts';
 
 const rows = pairs({
@@ -46,8 +47,58 @@ const whole = [
     state: 'in place',
   },
 ] as const;
+/** One step of more sequences than are summed row by row: a GPU has kernels of its own for them, the CPU none. */
+const batches = [
+  {
+    B: 33,
+    T: 1,
+    D: 96,
+    E: 192,
+    N: 16,
+    K: 3,
+    R: 20,
+    weight: 'bf16',
+    norm: 'layer',
+    convBias: true,
+    kept: false,
+    state: 'in and out',
+  },
+  {
+    B: 70,
+    T: 1,
+    D: 512,
+    E: 1024,
+    N: 16,
+    K: 4,
+    R: 32,
+    weight: 'bf16',
+    norm: 'rms',
+    convBias: false,
+    kept: false,
+    state: 'in place',
+  },
+  {
+    B: 64,
+    T: 1,
+    D: 288,
+    E: 576,
+    N: 16,
+    K: 2,
+    R: 4,
+    weight: 'i8',
+    norm: 'rms',
+    convBias: true,
+    kept: false,
+    state: 'in place',
+  },
+] as const;
 
-export const mambaBlock: OpCase[] = cases('mamba_block', [...rows, ...whole], (row, random) => {
+type Row = (typeof rows)[number] | (typeof whole)[number] | (typeof batches)[number];
+
+export const mambaBlock: OpCase[] = cases('mamba_block', [...rows, ...whole], parts);
+export const mambaBatches: OpCase[] = cases('mamba_block', batches, parts);
+
+function parts(row: Row, random: Random): CaseParts {
   const { B, T, D, E, N, K, R, weight, norm, convBias, kept, state } = row;
   const matrices: Record<string, Operand | undefined> = {};
   const matrix = (name: string, short: string, M: number, columns: number) => {
@@ -85,4 +136,4 @@ export const mambaBlock: OpCase[] = cases('mamba_block', [...rows, ...whole], (r
     close: (target) =>
       (target === 'avx512' || target === 'amx') && weight === 'i8' ? 'i8Block' : closeTo(weight)(target),
   };
-});
+}
