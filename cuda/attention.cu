@@ -1,14 +1,16 @@
 // Causal attention and the cache it reads in decoding; equations in native/ops.def. Computed online by tiles of keys
 // (Milakov & Gimelshein 2018; Dao 2023), never a row of all scores in memory.
 //
-// Many steps: a block has 32 queries of a head and walks over the keys they see. Few steps, as in decoding: a block has
-// a piece of the keys for one query, and a second kernel puts the pieces together. Sums are float32 fused multiply-adds
-// whatever the operands are. Not tuned yet: no tensor cores, no asynchronous copies, and in decoding the query heads of
-// one key head read it separately, from the cache of the second level.
+// Many steps: a block has 32 queries of a head and walks over the keys they see; in bf16 tensor cores do it
+// (attention_mma.cu). Few steps, as in decoding: a block has a piece of the keys for one query, and a second kernel
+// puts the pieces together; the limit is reading keys and values once, though the query heads of one key head read it
+// separately, from the second-level cache. Sums are float32 fused multiply-adds whatever the operands are.
 #include <algorithm>
 
 #include "attention.cuh"
+#include "attention_mma.h"
 #include "check.h"
+#include "early.cuh"
 
 namespace mb::cuda {
 namespace {
@@ -17,7 +19,8 @@ namespace in = at::attention::in;
 namespace out = at::attention::out;
 
 constexpr int kThreads = kAttentionThreads, kWarps = kThreads / 32;
-constexpr int kFewSteps = 8;  // up to here keys are split
+constexpr int kFewSteps = 8;      // up to here keys are always split
+constexpr int kMostPieces = 128;  // into so many pieces
 constexpr int kLaneColumns = kMaxHeadWidth / 32;
 constexpr float kLn2 = 0.69314718055994531f;
 
@@ -83,10 +86,35 @@ __global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
   if (a.lse.data && c == 0) a.lse.store(row, h, first < 0 ? nanf("") : kLn2 * (top + log2f(sum)));
 }
 
+// The piece's sums of all warps, to its place among the partial ones. keep: puts a warp's P weighted values.
+template <class Keep>
+__device__ __forceinline__ void gather_warps(const Args& a, int64_t b, int h, int64_t t, int warp, int lane, float top,
+                                             float sum, Keep keep) {
+  __shared__ float tops[kWarps], sums[kWarps], values[kWarps][kMaxHeadWidth];
+  const AttentionSizes& z = a.size;
+  if (lane == 0) tops[warp] = top, sums[warp] = sum;
+  keep(values[warp]);
+  __syncthreads();
+  float best = tops[0], total = 0;
+#pragma unroll
+  for (int w = 1; w < kWarps; w++) best = fmaxf(best, tops[w]);
+#pragma unroll
+  for (int w = 0; w < kWarps; w++) total += sums[w] * exp2f(tops[w] - best);
+  float* to = a.partials + (((b * z.H + h) * z.T + t) * a.pieces + blockIdx.x) * (z.P + 2);
+  if (threadIdx.x == 0) to[0] = best, to[1] = total;
+  for (int d = threadIdx.x; d < z.P; d += kThreads) {
+    float value = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) value += values[w][d] * exp2f(tops[w] - best);
+    to[2 + d] = value;
+  }
+}
+
 // A block's warps take every fourth group of kAtOnce keys of the piece.
 __global__ void __launch_bounds__(kThreads) attend_few(const Args a) {
+  let_next_start();
+  wait_for_previous();
   constexpr int kAtOnce = 4;
-  __shared__ float tops[kWarps], sums[kWarps], values[kWarps][kMaxHeadWidth];
   const AttentionSizes& z = a.size;
   const int64_t b = blockIdx.y / z.H, t = blockIdx.z, first = first_key(a, b);
   const int h = blockIdx.y % z.H, column = z.key_column(h), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -130,37 +158,97 @@ __global__ void __launch_bounds__(kThreads) attend_few(const Args a) {
       }
     }
   }
-  if (lane == 0) tops[warp] = top, sums[warp] = sum;
+  gather_warps(a, b, h, t, warp, lane, top, sum, [&](float* to) {
 #pragma unroll
-  for (int j = 0; j < kLaneColumns; j++) values[warp][lane + 32 * j] = o[j];
-  __syncthreads();
-  float best = tops[0], total = 0;
+    for (int j = 0; j < kLaneColumns; j++) to[lane + 32 * j] = o[j];
+  });
+}
+
+// The same of rows that lie in whole vectors: kLanes lanes have 16 bytes of a key each, so a warp reads 32 / kLanes
+// keys at once, and each group of lanes has a top and sums of its own until the end.
+template <class T, int kLanes>
+__global__ void __launch_bounds__(kThreads) attend_few_wide(const Args a) {
+  let_next_start();
+  wait_for_previous();
+  constexpr int kEach = 16 / sizeof(T), kGroups = 32 / kLanes, kAtOnce = 4, kRound = kWarps * kGroups;
+  const AttentionSizes& z = a.size;
+  const int64_t b = blockIdx.y / z.H, t = blockIdx.z, first = first_key(a, b);
+  const int h = blockIdx.y % z.H, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int column = lane % kLanes * kEach;
+  const int64_t begin = blockIdx.x * a.piece, end = min(begin + a.piece, first + t + 1);
+  if (first < 0 || begin >= end) return;  // no thread of the block goes on
+  const T* keys = static_cast<const T*>(a.k.data) + b * z.S * a.k.stride + z.key_column(h) + column;
+  const T* values = static_cast<const T*>(a.v.data) + b * z.S * a.v.stride + z.key_column(h) + column;
+  float q[kEach], o[kEach] = {}, top = kNoScore, sum = 0;
 #pragma unroll
-  for (int w = 1; w < kWarps; w++) best = fmaxf(best, tops[w]);
+  for (int j = 0; j < kEach; j++) q[j] = a.q.load(b * z.T + t, h * z.P + column + j) * z.scale;
+  for (int64_t s0 = begin + warp * kGroups + lane / kLanes; s0 - lane / kLanes < end; s0 += kRound * kAtOnce) {
+    T k[kAtOnce][kEach], v[kAtOnce][kEach];
 #pragma unroll
-  for (int w = 0; w < kWarps; w++) total += sums[w] * exp2f(tops[w] - best);
-  float* to = a.partials + (((b * z.H + h) * z.T + t) * a.pieces + blockIdx.x) * (z.P + 2);
-  if (threadIdx.x == 0) to[0] = best, to[1] = total;
-  for (int d = threadIdx.x; d < z.P; d += kThreads) {
-    float value = 0;
+    for (int i = 0; i < kAtOnce; i++) {
+      const int64_t s = min(s0 + i * kRound, end - 1);
+      load_raw<kEach>(keys + s * a.k.stride, k[i]);
+      load_raw<kEach>(values + s * a.v.stride, v[i]);
+    }
+    float score[kAtOnce], best = top;
 #pragma unroll
-    for (int w = 0; w < kWarps; w++) value += values[w][d] * exp2f(tops[w] - best);
-    to[2 + d] = value;
+    for (int i = 0; i < kAtOnce; i++) {
+      float part = 0;
+#pragma unroll
+      for (int j = 0; j < kEach; j++) part = fmaf(q[j], to_float(k[i][j]), part);
+      score[i] = warp_sum<kLanes>(part);
+      if (s0 + i * kRound < end) best = fmaxf(best, score[i]);
+    }
+    const float shrink = exp2f(top - best);
+    sum *= shrink;
+    top = best;
+#pragma unroll
+    for (int j = 0; j < kEach; j++) o[j] *= shrink;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+      const float w = s0 + i * kRound < end ? exp2f(score[i] - top) : 0.0f;
+      sum += w;
+#pragma unroll
+      for (int j = 0; j < kEach; j++) o[j] = fmaf(w, to_float(v[i][j]), o[j]);
+    }
   }
+  // The groups of the warp together.
+  const float best = warp_reduce(top, Max{}), shrink = exp2f(top - best);
+  sum *= shrink;
+#pragma unroll
+  for (int step = 16; step >= kLanes; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
+#pragma unroll
+  for (int j = 0; j < kEach; j++) {
+    o[j] *= shrink;
+#pragma unroll
+    for (int step = 16; step >= kLanes; step /= 2) o[j] += __shfl_xor_sync(kFullWarp, o[j], step);
+  }
+  gather_warps(a, b, h, t, warp, lane, best, sum, [&](float* to) {
+    if (lane >= kLanes) return;
+#pragma unroll
+    for (int j = 0; j < kEach; j++) to[column + j] = o[j];
+  });
 }
 
 __global__ void __launch_bounds__(kThreads) gather_pieces(const Args a) {
+  let_next_start();
+  wait_for_previous();
   const AttentionSizes& z = a.size;
   const int64_t b = blockIdx.x / z.T / z.H, t = blockIdx.x % z.T, first = first_key(a, b), row = b * z.T + t;
   const int h = static_cast<int>(blockIdx.x / z.T % z.H);
   const int64_t pieces = first < 0 ? 0 : (first + t) / a.piece + 1;
   const float* from = a.partials + int64_t{blockIdx.x} * a.pieces * (z.P + 2);
-  float top = kNoScore, sum = 0;
-  for (int64_t p = 0; p < pieces; p++) top = fmaxf(top, from[p * (z.P + 2)]);
-  for (int64_t p = 0; p < pieces; p++) sum += from[p * (z.P + 2) + 1] * exp2f(from[p * (z.P + 2)] - top);
+  __shared__ float weights[kMostPieces], tops[kWarps], sums[kWarps];
+  const int piece = threadIdx.x;
+  const bool has = piece < pieces;
+  const float own = has ? from[piece * (z.P + 2)] : kNoScore;
+  const float top = block_reduce<kThreads>(own, tops, Max{}), weight = has ? exp2f(own - top) : 0.0f;
+  if (piece < kMostPieces) weights[piece] = weight;
+  const float sum = block_sum<kThreads>(has ? from[piece * (z.P + 2) + 1] * weight : 0.0f, sums);
   for (int d = threadIdx.x; d < z.P; d += kThreads) {
     float value = 0;
-    for (int64_t p = 0; p < pieces; p++) value += from[p * (z.P + 2) + 2 + d] * exp2f(from[p * (z.P + 2)] - top);
+#pragma unroll 4
+    for (int p = 0; p < pieces; p++) value = fmaf(weights[p], from[p * (z.P + 2) + 2 + d], value);
     a.y.store(row, h * z.P + d, pieces ? value / sum : nanf(""));
   }
   if (a.lse.data && threadIdx.x == 0) a.lse.store(row, h, pieces ? kLn2 * (top + log2f(sum)) : nanf(""));
@@ -170,19 +258,49 @@ AttentionSizes sizes_of(const Node& node) {
   return {node.in(in::q), node.in(in::k), node.attr(at::attention::attr::heads)};
 }
 
-// At most 64 pieces, of whole rounds.
+// At most kMostPieces, of whole rounds.
 int64_t piece_of(const AttentionSizes& z) {
-  return std::max<int64_t>(256, ceil_div(ceil_div(z.S, 64), kWarps * 4) * kWarps * 4);
+  constexpr int64_t kRound = 64;
+  return std::max<int64_t>(kRound, ceil_div(ceil_div(z.S, kMostPieces), kRound) * kRound);
 }
+
+// attend_few's kernel for the node: by whole vectors where keys and values lie so.
+using FewKernel = void (*)(Args);
+template <class T>
+FewKernel few_kernel_of(const Node& node, int P) {
+  const bool vectors = rows_aligned(node.in(in::k), 16) && rows_aligned(node.in(in::v), 16);
+  switch (vectors ? P * static_cast<int>(sizeof(T)) / 16 : 0) {
+    case 4:
+      return attend_few_wide<T, 4>;
+    case 8:
+      return attend_few_wide<T, 8>;
+    case 16:
+      return attend_few_wide<T, 16>;
+    case 32:
+      return attend_few_wide<T, 32>;
+    default:
+      return attend_few;
+  }
+}
+FewKernel few_kernel(const Node& node, int P) {
+  const DType k = node.in(in::k).dtype;
+  if (k != node.in(in::v).dtype || P % 8) return attend_few;
+  return k == DType::bf16 ? few_kernel_of<bf16>(node, P) : few_kernel_of<float>(node, P);
+}
+
+// Steps whose queries would fill too few blocks for all the keys that they see.
+bool by_pieces(const AttentionSizes& z) { return z.T <= kFewSteps || (z.T <= 64 && z.S >= 1024); }
 
 int64_t attention_scratch(const Node& node, const Props&) {
   const AttentionSizes z = sizes_of(node);
-  return z.T > kFewSteps ? 0 : z.B * z.H * z.T * ceil_div(z.S, piece_of(z)) * (z.P + 2) * 4;
+  return !by_pieces(z) ? 0 : z.B * z.H * z.T * ceil_div(z.S, piece_of(z)) * (z.P + 2) * 4;
 }
 
 Status run_attention(const Node& node, const Launch& launch) {
   const AttentionSizes z = sizes_of(node);
   if (node.in(in::q).elems() == 0) return {};
+  if (z.T > kFewSteps && takes_attention_mma(node)) return launch_attention_mma(node, launch);
+  const bool few = by_pieces(z);
   const Args a{z,
                ScanRows(node.in(in::q)),
                ScanRows(node.in(in::k)),
@@ -194,13 +312,10 @@ Status run_attention(const Node& node, const Launch& launch) {
                piece_of(z),
                ceil_div(z.S, piece_of(z))};
   const unsigned heads = static_cast<unsigned>(z.B * z.H);
-  if (z.T <= kFewSteps) {
+  if (few) {
     const dim3 grid(static_cast<unsigned>(a.pieces), heads, static_cast<unsigned>(z.T));
-    attend_few<<<grid, kThreads, 0, launch.stream>>>(a);
-    MB_CUDA_LAUNCHED("attention");
-    gather_pieces<<<static_cast<unsigned>(heads * z.T), kThreads, 0, launch.stream>>>(a);
-    MB_CUDA_LAUNCHED("attention");
-    return {};
+    MB_TRY(start_early(few_kernel(node, z.P), grid, kThreads, 0, *launch.props, launch.stream, a));
+    return start_early(gather_pieces, static_cast<unsigned>(heads * z.T), kThreads, 0, *launch.props, launch.stream, a);
   }
   const int bytes = static_cast<int>(2 * tile_bytes(z.P) + weights_bytes());
   const dim3 grid(static_cast<unsigned>(ceil_div(z.T, kTile)), heads);
@@ -228,10 +343,20 @@ struct CacheArgs {
   int64_t T, S, D;
 };
 
+// kEach neighbouring elements a thread.
+template <class Cache, class X, int kEach>
 __global__ void __launch_bounds__(kThreads) write_cache(const CacheArgs p) {
+  let_next_start();
+  wait_for_previous();
   const int64_t b = blockIdx.x / p.T, s = p.length[b] + blockIdx.x % p.T;
   if (s < 0 || s >= p.S) return;
-  for (int64_t d = threadIdx.x; d < p.D; d += kThreads) p.cache.store(b * p.S + s, d, p.x.load(blockIdx.x, d));
+  const X* from = static_cast<const X*>(p.x.data) + blockIdx.x * p.x.stride;
+  Cache* to = static_cast<Cache*>(const_cast<void*>(p.cache.data)) + (b * p.S + s) * p.cache.stride;
+  for (int64_t d = threadIdx.x * kEach; d < p.D; d += kThreads * kEach) {
+    float v[kEach];
+    load_vector<kEach>(from + d, v);
+    store_vector<kEach>(to + d, v);
+  }
 }
 
 Status run_cache_write(const Node& node, const Launch& launch) {
@@ -239,9 +364,15 @@ Status run_cache_write(const Node& node, const Launch& launch) {
   if (x.elems() == 0) return {};
   const CacheArgs p{ScanRows(cache), ScanRows(x),  node.in(at::cache_write::in::length).ptr<int32_t>(),
                     x.dim(1),        cache.dim(1), x.dim(2)};
-  write_cache<<<static_cast<unsigned>(x.rows()), kThreads, 0, launch.stream>>>(p);
-  MB_CUDA_LAUNCHED("cache_write");
-  return {};
+  const bool vectors = p.D % 8 == 0 && vectors_fit(x, 8) && vectors_fit(cache, 8);
+  return with_activation(cache.dtype, [&](auto to) {
+    return with_activation(x.dtype, [&](auto from) {
+      using Cache = decltype(to);
+      using X = decltype(from);
+      return start_early(vectors ? write_cache<Cache, X, 8> : write_cache<Cache, X, 1>, static_cast<unsigned>(x.rows()),
+                         kThreads, 0, *launch.props, launch.stream, p);
+    });
+  });
 }
 
 const char* why_not_cache_write(const Node& node, const Props&) {

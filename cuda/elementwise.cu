@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "dtype.cuh"
+#include "early.cuh"
 #include "kernel.h"
 #include "vector.cuh"
 
@@ -65,6 +66,8 @@ Rows<T> rows_of(const Tensor& t) {
 template <int N, int PerThread, class F, class A, class B, class Y>
 __global__ void __launch_bounds__(kMapThreads)
     map_kernel(F f, Rows<const A> a, Rows<const B> b, Rows<Y> y, int64_t rows, int64_t cols, bool aligned) {
+  let_next_start();
+  wait_for_previous();
   const int64_t first = (int64_t{blockIdx.x} * PerThread * blockDim.x + threadIdx.x) * N;
   const int64_t step = int64_t{blockDim.x} * N;
   for (int64_t r = int64_t{blockIdx.y} * blockDim.y + threadIdx.y; r < rows; r += int64_t{gridDim.y} * blockDim.y) {
@@ -114,10 +117,8 @@ Status launch_map(F f, const Tensor& a, const Tensor& b, const Tensor& y, const 
   const bool aligned = vectors_fit(a, N) && vectors_fit(y, N) && (!F::kBinary || vectors_fit(b, N));
   const int64_t units = ceil_div(cols, N);
   const dim3 block = row_block(units), grid = row_grid(units, rows, block, kPerThread);
-  map_kernel<N, kPerThread, F, A, B, Y><<<grid, block, 0, launch.stream>>>(f, rows_of<const A>(a), rows_of<const B>(b),
-                                                                           rows_of<Y>(y), rows, cols, aligned);
-  MB_CUDA_LAUNCHED("elementwise");
-  return {};
+  return start_early(map_kernel<N, kPerThread, F, A, B, Y>, grid, block, 0, *launch.props, launch.stream, f,
+                     rows_of<const A>(a), rows_of<const B>(b), rows_of<Y>(y), rows, cols, aligned);
 }
 
 template <class F>

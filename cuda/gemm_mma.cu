@@ -1,40 +1,16 @@
 // bf16 products with mma.sync m16n8k16, for every tensor core from Ampere on: tiles of 128 x 128 or 64 x 64, 32 deep,
 // brought in by cp.async four stages ahead. Rows of a tile are padded by 16 bytes, which keeps ldmatrix free of bank
 // conflicts. A factor that lies across is staged as it lies and turned by ldmatrix.trans.
-#include "barrier.cuh"
 #include "check.h"
 #include "gemm_epilogue.cuh"
 #include "gemm_kernels.h"
+#include "mma.cuh"
 
 namespace mb::cuda {
 namespace {
 
 constexpr int kDeep = 32;
 constexpr int kStages = 4;
-
-// 16 bytes to shared memory, of which the first `bytes` come from memory and the rest are 0.
-__device__ __forceinline__ void copy16(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
-}
-
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const bf16* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(p)));
-}
-
-__device__ __forceinline__ void load_matrices_turned(uint32_t (&r)[4], const bf16* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(p)));
-}
-
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // `Wide` elements of i by kDeep of k of one factor in shared memory.
 template <int Wide, bool Across, int Threads>

@@ -9,9 +9,11 @@
 #include <algorithm>
 
 #include "check.h"
+#include "early.cuh"
 #include "gemm_epilogue.cuh"
 #include "linear_epilogue.h"
 #include "linear_rows.h"
+#include "mma.cuh"
 
 namespace mb::cuda {
 namespace {
@@ -92,18 +94,6 @@ __device__ __forceinline__ void finish(const Args& a, int64_t r0, int64_t m0, fl
   }
 }
 
-__device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t pair(float low, float high) {
-  const __nv_bfloat162 p = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&p);
-}
-
 // Two neighbouring elements as bf16.
 template <class T, int V>
 __device__ __forceinline__ uint32_t pair_of(const Vector<T, V>& v, int i) {
@@ -182,12 +172,27 @@ __global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
   epilogue_store(a.epilogue, r, m0 + m, sum);
 }
 
+// To the second-level cache, before what came earlier has ended; a kernel that writes the weight would still be seen.
+template <class W, int Each>
+__device__ __forceinline__ void prefetch_rows(const Args& a, int64_t m0) {
+  constexpr int kLine = 128;
+  for (int e = 0; e < Each && m0 + e < a.m; e++) {
+    const char* row = reinterpret_cast<const char*>(static_cast<const W*>(a.weight) + (m0 + e) * a.weight_stride);
+    for (int64_t at = threadIdx.x % 32 * kLine; at < a.depth * int64_t{sizeof(W)}; at += 32 * kLine) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
+    }
+  }
+}
+
 // Each: rows of the weight a warp takes at once. R >= rows, or kRowTile; the rows beyond repeat the last one.
 template <class W, class X, int R, int Each>
 __global__ void __launch_bounds__(kWarps * 32) rows_kernel(const Args a) {
   constexpr int V = sizeof(W) == 4 ? 4 : 8;
   const Part<R> part(a);
   const int64_t m0 = (part.first * kWarps + threadIdx.x / 32) * Each;
+  let_next_start();
+  prefetch_rows<W, Each>(a, m0);
+  wait_for_previous();
   if (m0 >= a.m) return;
   const W* weight[Each];
 #pragma unroll
@@ -195,7 +200,7 @@ __global__ void __launch_bounds__(kWarps * 32) rows_kernel(const Args a) {
     weight[e] = static_cast<const W*>(a.weight) + min(m0 + e, a.m - 1) * a.weight_stride;
   }
   float acc[Each][R] = {};
-#pragma unroll 2
+#pragma unroll(R == 1 && Each == 1 ? 4 : 2)
   for (int64_t k = threadIdx.x % 32 * V; k < a.depth; k += 32 * V) {
     Vector<W, V> packed[Each];
 #pragma unroll
@@ -250,12 +255,10 @@ unsigned blocks(const Args& a, int each) {
 }
 
 template <class W, class X, int R>
-void start_stream(const Args& a, const Props& props, cudaStream_t stream) {
-  if (a.m >= int64_t(props.sm_count) * kWarps * 3) {
-    rows_kernel<W, X, R, 4><<<blocks(a, 4), kWarps * 32, 0, stream>>>(a);
-  } else {
-    rows_kernel<W, X, R, 1><<<blocks(a, 1), kWarps * 32, 0, stream>>>(a);
-  }
+Status start_stream(const Args& a, const Props& props, cudaStream_t stream) {
+  const bool many = a.m >= int64_t(props.sm_count) * kWarps * 3;
+  return start_early(many ? rows_kernel<W, X, R, 4> : rows_kernel<W, X, R, 1>, blocks(a, many ? 4 : 1), kWarps * 32, 0,
+                     props, stream, a);
 }
 
 template <class W>
@@ -274,15 +277,15 @@ Status start_rows(const Args& a, const Props& props, cudaStream_t stream) {
       !aligned(a.x, a.x_stride, sizeof(X), std::min<int64_t>(V * sizeof(X), 16))) {
     odd_rows_kernel<W, X><<<blocks(a, 1), kWarps * 32, 0, stream>>>(a);
   } else if (a.rows == 1) {
-    start_stream<W, X, 1>(a, props, stream);
+    return start_stream<W, X, 1>(a, props, stream);
   } else if (a.rows == 2) {
-    start_stream<W, X, 2>(a, props, stream);
+    return start_stream<W, X, 2>(a, props, stream);
   } else if (a.rows <= 4) {
-    start_stream<W, X, 4>(a, props, stream);
+    return start_stream<W, X, 4>(a, props, stream);
   } else if constexpr (sizeof(W) < 4 && sizeof(X) < 4) {
     return start_mma<W>(a, stream);
   } else {
-    start_stream<W, X, kRowTile>(a, props, stream);
+    return start_stream<W, X, kRowTile>(a, props, stream);
   }
   return {};
 }

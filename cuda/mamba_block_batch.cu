@@ -2,15 +2,17 @@
 // stage in a kernel of its own. y(B,D) = x + out_proj(scan(conv(in_proj(norm(x))))).
 //
 // A step reads every weight and reads and writes every state once; at 353M and 64 sequences these are 13 and 17 MB a
-// layer, and that is the limit. So each kernel starts before the one in front of it has ended (programmatic dependent
-// launch), fetches what does not depend on it (weights, states) and waits only then. What is fetched when is what
+// layer, and that is the limit. So each kernel starts before the one in front of it has ended (early.cuh),
+// fetches what does not depend on it (weights, states) and waits only then. What is fetched when is what
 // measurement says: states that are read while in_proj still writes, or out_proj's weights any earlier, hold up the
 // products, which wait for activations from the second-level cache.
 #include <algorithm>
 
 #include "check.h"
 #include "dtype.cuh"
+#include "early.cuh"
 #include "mamba_block_batch.h"
+#include "mma.cuh"
 #include "reduce.cuh"
 #include "scan.cuh"
 #include "vector.cuh"
@@ -23,19 +25,6 @@ namespace to = at::mamba_block::out;
 
 constexpr int kStates = 16;
 constexpr int kMaxTaps = 4;  // of the convolution
-
-// What follows may start, once all blocks of this kernel have come here.
-__device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-// Until all kernels before this one have ended and their results can be read.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // What a later kernel will read, fetched into the second-level cache by all threads of a grid.
 struct Ahead {
@@ -156,11 +145,7 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const Fragment& low_
                                              const Fragment& b) {
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(low_row.k[i]), "r"(high_row.k[i]), "r"(low_row.k[i + 1]), "r"(high_row.k[i + 1]), "r"(b.k[i]),
-          "r"(b.k[i + 1]));
+    mma(c, {low_row.k[i], high_row.k[i], low_row.k[i + 1], high_row.k[i + 1]}, b.k[i], b.k[i + 1]);
   }
 }
 
@@ -186,8 +171,7 @@ __device__ __forceinline__ Fragment fragment_at(const int8_t* shared) {
   Fragment f;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const __nv_bfloat162 two = __floats2bfloat162_rn(static_cast<float>(v[2 * i]), static_cast<float>(v[2 * i + 1]));
-    f.k[i] = *reinterpret_cast<const uint32_t*>(&two);
+    f.k[i] = pair(static_cast<float>(v[2 * i]), static_cast<float>(v[2 * i + 1]));
   }
   return f;
 }
@@ -557,22 +541,10 @@ __global__ void __launch_bounds__(kThreads, 2) scan(const Scan p) {
 
 // --- launches ---
 
-// The kernel may start before the one in front of it has ended.
 template <class Args>
 Status start(void (*kernel)(Args), dim3 grid, int threads, int shared, const Launch& l, const Args& args) {
   MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.stream = l.stream;
-  config.attrs = &early;
-  config.numAttrs = l.props->major >= 9 ? 1 : 0;
-  MB_CUDA(cudaLaunchKernelEx(&config, kernel, args));
-  return {};
+  return start_early(kernel, grid, dim3(static_cast<unsigned>(threads)), shared, *l.props, l.stream, args);
 }
 
 template <class T>

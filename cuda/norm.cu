@@ -2,6 +2,7 @@
 // native/ref/norm.h. rms_norm is layer_norm with mean 0 and no bias. A row stays in registers, so memory is read once.
 #include "check.h"
 #include "dtype.cuh"
+#include "early.cuh"
 #include "kernel.h"
 #include "norm.cuh"
 #include "vector.cuh"
@@ -29,6 +30,8 @@ __global__ void __launch_bounds__(kThreads) norm_rows_kernel(NormArgs a) {
   constexpr int N = kVector<X>;
   __shared__ float room[2][kWarps];
   GroupSum<Group> group_sum{room};
+  let_next_start();
+  wait_for_previous();
   const int64_t r = int64_t{blockIdx.x} * (kThreads / Group) + threadIdx.x / Group;
   if (r >= a.R) return;  // a whole warp, or no thread of the block
   const int lane = threadIdx.x % Group;
@@ -116,25 +119,20 @@ __global__ void __launch_bounds__(kThreads) norm_any_kernel(NormArgs a) {
 }
 
 template <bool kLayer, int Group, int Units, class X, class Y>
-void launch_norm_rows(const NormArgs& a, cudaStream_t stream) {
+Status launch_norm_rows(const NormArgs& a, const Launch& l) {
   const int64_t blocks = ceil_div(a.R, kThreads / Group);
-  norm_rows_kernel<kLayer, Group, Units, X, Y><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(a);
+  return start_early(norm_rows_kernel<kLayer, Group, Units, X, Y>, static_cast<unsigned>(blocks), kThreads, 0, *l.props,
+                     l.stream, a);
 }
 
 template <bool kLayer, class X, class Y>
-Status launch_norm(const NormArgs& a, bool vectors, cudaStream_t stream) {
+Status launch_norm(const NormArgs& a, bool vectors, const Launch& l) {
   const int64_t units = vectors ? a.D / kVector<X> : INT64_MAX;
-  if (units <= 32 * 4) {
-    launch_norm_rows<kLayer, 32, 4, X, Y>(a, stream);
-  } else if (units <= 32 * 8) {
-    launch_norm_rows<kLayer, 32, 8, X, Y>(a, stream);
-  } else if (units <= kThreads * 4) {
-    launch_norm_rows<kLayer, kThreads, 4, X, Y>(a, stream);
-  } else if (units <= kThreads * 8) {
-    launch_norm_rows<kLayer, kThreads, 8, X, Y>(a, stream);
-  } else {
-    norm_any_kernel<kLayer, X, Y><<<static_cast<unsigned>(a.R), kThreads, 0, stream>>>(a);
-  }
+  if (units <= 32 * 4) return launch_norm_rows<kLayer, 32, 4, X, Y>(a, l);
+  if (units <= 32 * 8) return launch_norm_rows<kLayer, 32, 8, X, Y>(a, l);
+  if (units <= kThreads * 4) return launch_norm_rows<kLayer, kThreads, 4, X, Y>(a, l);
+  if (units <= kThreads * 8) return launch_norm_rows<kLayer, kThreads, 8, X, Y>(a, l);
+  norm_any_kernel<kLayer, X, Y><<<static_cast<unsigned>(a.R), kThreads, 0, l.stream>>>(a);
   MB_CUDA_LAUNCHED("norm");
   return {};
 }
@@ -166,7 +164,7 @@ Status run_norm(const Node& node, const Launch& launch) {
       constexpr int N = kVector<X>;
       const bool vectors =
           a.D % N == 0 && vectors_fit(x, N) && vectors_fit(y, N) && vectors_fit(weight, N) && vectors_fit(bias, N);
-      return launch_norm<kLayer, X, decltype(ty)>(a, vectors, launch.stream);
+      return launch_norm<kLayer, X, decltype(ty)>(a, vectors, launch);
     });
   });
 }

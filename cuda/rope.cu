@@ -1,9 +1,12 @@
-// Rotary positions; equation in native/ops.def. A thread turns one pair of dimensions of one row in every head, so that
-// its angle, taken in double because positions are large, is computed once. Memory bandwidth is the limit in the end;
-// the double-precision exponential is not tuned for GPUs that have few such units.
+// Rotary positions; equation in native/ops.def. A thread turns one pair of dimensions of one row in several heads, in
+// all of them where there are rows enough, so that its angle, taken in double because positions are large, is computed
+// once. Memory bandwidth is the limit in the end; the double-precision exponential is not tuned for GPUs that have few
+// such units.
+#include <algorithm>
 #include <cmath>
 
 #include "check.h"
+#include "early.cuh"
 #include "kernel.h"
 #include "scan.cuh"
 
@@ -12,7 +15,7 @@ namespace {
 
 namespace in = at::rope::in;
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 64;
 
 struct RopeArgs {
   ScanRows x, y;
@@ -24,6 +27,8 @@ struct RopeArgs {
 };
 
 __global__ void __launch_bounds__(kThreads) rotate(const RopeArgs p) {
+  let_next_start();
+  wait_for_previous();
   const int64_t row = blockIdx.x;
   const double at = static_cast<double>((p.position ? p.position[row / p.T] : 0) + row % p.T) + p.first;
   for (int i = threadIdx.x; i < p.half; i += kThreads) {
@@ -32,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) rotate(const RopeArgs p) {
     float s, c;
     sincosf(static_cast<float>(angle - kTurn * rint(angle / kTurn)), &s, &c);
     s *= p.sign;
-    for (int h = 0; h < p.heads; h++) {
+    for (int h = blockIdx.y; h < p.heads; h += gridDim.y) {
       const int64_t first = int64_t{2} * h * p.half + i, second = first + p.half;
       const float a = p.x.load(row, first), b = p.x.load(row, second);
       p.y.store(row, first, a * c - b * s);
@@ -54,9 +59,9 @@ Status run_rope(const Node& node, const Launch& launch) {
                    std::log2(node.attr(at::rope::attr::base)),
                    node.attr(at::rope::attr::first),
                    node.attr(at::rope::attr::inverse) != 0 ? -1.0f : 1.0f};
-  rotate<<<static_cast<unsigned>(x.rows()), kThreads, 0, launch.stream>>>(p);
-  MB_CUDA_LAUNCHED("rope");
-  return {};
+  const int64_t wanted = ceil_div(4 * int64_t{launch.props->sm_count}, x.rows());
+  const dim3 grid(static_cast<unsigned>(x.rows()), static_cast<unsigned>(std::min<int64_t>(heads, wanted)));
+  return start_early(rotate, grid, kThreads, 0, *launch.props, launch.stream, p);
 }
 
 const char* why_not_rope(const Node& node, const Props&) {

@@ -96,7 +96,10 @@ const batches = [
 type Row = (typeof rows)[number] | (typeof whole)[number] | (typeof batches)[number];
 
 export const mambaBlock: OpCase[] = cases('mamba_block', [...rows, ...whole], parts);
-export const mambaBatches: OpCase[] = cases('mamba_block', batches, parts);
+export const mambaBatches: OpCase[] = cases('mamba_block', batches, (row, random) => ({
+  ...parts(row, random),
+  close: 'bf16Block',
+}));
 
 function parts(row: Row, random: Random): CaseParts {
   const { B, T, D, E, N, K, R, weight, norm, convBias, kept, state } = row;

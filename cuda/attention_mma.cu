@@ -1,0 +1,206 @@
+// Causal attention of many steps with q, k, v and y in bf16, on tensor cores (Dao 2023): a block has 64 queries of a
+// head, a warp 16 of them, and walks over the keys they see in tiles of 64, the next of which is on its way. Scores and
+// sums are f32; weights are rounded to bf16, which is what the second product takes.
+//
+// 4 P operations for each pair of a query and a key it sees, so T (S - T / 2) H 4 P in all.
+#include "attention.cuh"
+#include "attention_mma.h"
+#include "check.h"
+#include "mma.cuh"
+
+namespace mb::cuda {
+namespace {
+
+namespace in = at::attention::in;
+namespace out = at::attention::out;
+
+constexpr int kWarps = 4, kThreads = kWarps * 32;
+constexpr int kQueries = 16 * kWarps, kKeys = 64;  // of a block, and of a tile
+constexpr float kLn2 = 0.69314718055994531f;
+
+struct Args {
+  AttentionSizes size;
+  const bf16 *q, *k, *v;
+  bf16* y;
+  float* lse;             // or null
+  const int32_t* length;  // or null
+  int64_t q_stride, k_stride, v_stride, y_stride, lse_stride;
+};
+
+// Rows [first, first + kKeys) of P columns to shared memory, a row every P + 8 elements so that ldmatrix meets every
+// bank; rows from `end` on are 0.
+template <int P>
+__device__ __forceinline__ void fetch(bf16* to, const bf16* from, int64_t stride, int64_t first, int64_t end) {
+  constexpr int kVectors = P / 8;
+  static_assert(kQueries == kKeys && kKeys * kVectors % kThreads == 0);
+#pragma unroll
+  for (int i = 0; i < kKeys * kVectors / kThreads; i++) {
+    const int at = i * kThreads + static_cast<int>(threadIdx.x), r = at / kVectors, d = at % kVectors * 8;
+    const bool there = first + r < end;
+    copy16(to + r * (P + 8) + d, from + (there ? first + r : 0) * stride + d, there ? 16 : 0);
+  }
+}
+
+template <int P>
+constexpr int shared_bytes() {
+  return 4 * kKeys * (P + 8) * 2;  // two tiles of keys and of values each; the queries come through the last one
+}
+
+template <int P>
+__global__ void __launch_bounds__(kThreads) attend(const Args a) {
+  constexpr int kPitch = P + 8, kTile = kKeys * kPitch, kColumns = P / 8;
+  extern __shared__ __align__(16) bf16 shared[];
+  bf16 *keys = shared, *values = shared + 2 * kTile;
+  const AttentionSizes& z = a.size;
+  const int h = blockIdx.y % z.H, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  // Blocks that see the most keys go first.
+  const int64_t b = blockIdx.y / z.H, t0 = int64_t{gridDim.x - 1 - blockIdx.x} * kQueries;
+  const int64_t n = min(int64_t{kQueries}, z.T - t0);
+  int64_t first = a.length ? a.length[b] : z.S - z.T;
+  const bool fits = first >= 0 && first + z.T <= z.S;
+  const int64_t end = fits ? first + t0 + n : 0;  // of the keys that any query of the block sees
+  const bf16* k = a.k + b * z.S * a.k_stride + z.key_column(h);
+  const bf16* v = a.v + b * z.S * a.v_stride + z.key_column(h);
+
+  fetch<P>(values + kTile, a.q + (b * z.T + t0) * a.q_stride + h * P, a.q_stride, 0, n);
+  fetch<P>(keys, k, a.k_stride, 0, end);
+  fetch<P>(values, v, a.v_stride, 0, end);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+  uint32_t q[P / 16][4];
+#pragma unroll
+  for (int i = 0; i < P / 16; i++) {
+    load_matrices(q[i], values + kTile + (warp * 16 + lane % 16) * kPitch + i * 16 + lane / 16 * 8);
+  }
+
+  // Of the rows lane / 4 and lane / 4 + 8 of the warp.
+  const int64_t last = first + t0 + warp * 16 + lane / 4;  // the last key of the former; the latter sees 8 more
+  float top[2] = {kNoScore, kNoScore}, sum[2] = {}, o[kColumns][4] = {};
+  for (int64_t s0 = 0; s0 < end; s0 += kKeys) {
+    const int stage = static_cast<int>(s0 / kKeys % 2);
+    __syncthreads();  // the other stage, and at first the queries, have been read
+    fetch<P>(keys + (1 - stage) * kTile, k, a.k_stride, s0 + kKeys, end);
+    fetch<P>(values + (1 - stage) * kTile, v, a.v_stride, s0 + kKeys, end);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    __syncthreads();
+    const bf16 *own_keys = keys + stage * kTile, *own_values = values + stage * kTile;
+
+    float score[kKeys / 8][4] = {};
+#pragma unroll
+    for (int i = 0; i < P / 16; i++) {
+#pragma unroll
+      for (int s = 0; s < kKeys; s += 16) {
+        uint32_t m[4];
+        load_matrices(m, own_keys + (s + lane / 16 * 8 + lane % 8) * kPitch + i * 16 + lane / 8 % 2 * 8);
+        mma(score[s / 8], q[i], m[0], m[1]);
+        mma(score[s / 8 + 1], q[i], m[2], m[3]);
+      }
+    }
+    // Masks only where a key may lie behind the warp's first query.
+    const bool whole = s0 + kKeys <= first + t0 + warp * 16 + 1;
+    float best[2] = {top[0], top[1]};
+#pragma unroll
+    for (int s = 0; s < kKeys / 8; s++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const bool sees = whole || s0 + s * 8 + lane % 4 * 2 + i % 2 <= last + i / 2 * 8;
+        score[s][i] = sees ? score[s][i] * z.scale : kNoScore;
+        best[i / 2] = fmaxf(best[i / 2], score[s][i]);
+      }
+    }
+    float shrink[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      best[r] = warp_reduce<4>(best[r], Max{});
+      shrink[r] = exp2_fast(top[r] - best[r]);
+      top[r] = best[r];
+      sum[r] *= shrink[r];
+    }
+#pragma unroll
+    for (int s = 0; s < kKeys / 8; s++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        score[s][i] = exp2_fast(score[s][i] - top[i / 2]);
+        sum[i / 2] += score[s][i];
+      }
+    }
+#pragma unroll
+    for (int d = 0; d < kColumns; d++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) o[d][i] *= shrink[i / 2];
+    }
+#pragma unroll
+    for (int s = 0; s < kKeys / 16; s++) {
+      // The scores lie as the first factor of the second product has to.
+      const uint32_t w[4] = {pair(score[2 * s][0], score[2 * s][1]), pair(score[2 * s][2], score[2 * s][3]),
+                             pair(score[2 * s + 1][0], score[2 * s + 1][1]),
+                             pair(score[2 * s + 1][2], score[2 * s + 1][3])};
+#pragma unroll
+      for (int d = 0; d < P; d += 16) {
+        uint32_t m[4];
+        load_matrices_turned(m, own_values + (s * 16 + lane % 16) * kPitch + d + lane / 16 * 8);
+        mma(o[d / 8], w, m[0], m[1]);
+        mma(o[d / 8 + 1], w, m[2], m[3]);
+      }
+    }
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const float total = warp_sum<4>(sum[r]);
+    const int64_t t = t0 + warp * 16 + lane / 4 + r * 8, row = b * z.T + t;
+    if (t >= t0 + n) continue;
+    const float factor = fits ? 1.0f / total : nanf("");
+#pragma unroll
+    for (int d = 0; d < kColumns; d++) {
+      *reinterpret_cast<uint32_t*>(a.y + row * a.y_stride + h * P + d * 8 + lane % 4 * 2) =
+          pair(o[d][2 * r] * factor, o[d][2 * r + 1] * factor);
+    }
+    if (a.lse && lane % 4 == 0) a.lse[row * a.lse_stride + h] = fits ? kLn2 * (top[r] + log2f(total)) : nanf("");
+  }
+}
+
+template <int P>
+Status launch_width(const Args& a, cudaStream_t stream) {
+  MB_CUDA(cudaFuncSetAttribute(attend<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<P>()));
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.size.T, kQueries)), static_cast<unsigned>(a.size.B * a.size.H));
+  attend<P><<<grid, kThreads, shared_bytes<P>(), stream>>>(a);
+  MB_CUDA_LAUNCHED("attention");
+  return {};
+}
+
+AttentionSizes sizes_of(const Node& node) {
+  return {node.in(in::q), node.in(in::k), node.attr(at::attention::attr::heads)};
+}
+
+}  // namespace
+
+bool takes_attention_mma(const Node& node) {
+  for (const Tensor* t : {&node.in(in::q), &node.in(in::k), &node.in(in::v), &node.out(out::y)}) {
+    if (t->dtype != DType::bf16 || !rows_aligned(*t, 16)) return false;
+  }
+  const int P = sizes_of(node).P;
+  return P == 64 || P == 128;
+}
+
+Status launch_attention_mma(const Node& node, const Launch& launch) {
+  const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v), &y = node.out(out::y),
+               &lse = node.out(out::lse);
+  const Args a{sizes_of(node),
+               q.ptr<bf16>(),
+               k.ptr<bf16>(),
+               v.ptr<bf16>(),
+               y.ptr<bf16>(),
+               lse.ptr<float>(),
+               node.in(in::length).ptr<int32_t>(),
+               q.row_stride,
+               k.row_stride,
+               v.row_stride,
+               y.row_stride,
+               lse.row_stride};
+  return a.size.P == 64 ? launch_width<64>(a, launch.stream) : launch_width<128>(a, launch.stream);
+}
+
+}  // namespace mb::cuda
