@@ -15,6 +15,7 @@ import {
 import type { WeightDType } from '../lib/weights/load.ts';
 import { median, round } from './measure.ts';
 import { MAMBA_SSM } from './peers/mamba-ssm.ts';
+import { PYTORCH_TRANSFORMER } from './peers/pytorch-transformer.ts';
 import { randomModel } from './random-model.ts';
 import { decodeSpeed, prefillSpeed } from './speed.ts';
 
@@ -27,6 +28,8 @@ export interface CudaBench {
   /** Bytes decoded, or bytes of a window. */
   gen: number;
   prompt: number;
+  /** Bytes of the prompt that decoding starts from. */
+  read: number;
   context: number;
   reps: number;
   precision: 'f32' | 'bf16';
@@ -50,8 +53,8 @@ export async function gpuLimits(name: string): Promise<{ info: CudaInfo; limits:
 }
 
 function beside(work: string, speed: number): Record<string, unknown> {
-  const peer = MAMBA_SSM.models[work];
-  return { 'mamba_ssm B/s (recorded)': peer ?? '', ratio: peer === undefined ? '' : round(speed / peer) };
+  const peer = MAMBA_SSM.models[work] ?? PYTORCH_TRANSFORMER[work];
+  return { 'peer B/s (recorded)': peer ?? '', ratio: peer === undefined ? '' : round(speed / peer) };
 }
 
 /** Opens a model and says how many bytes of the GPU's memory it then takes with what `use` does. */
@@ -76,18 +79,23 @@ export async function cudaDecode(o: CudaBench, limits: DeviceLimits): Promise<Ro
   for (const preset of o.presets) {
     for (const dtype of o.dtypes) {
       const { result, taken, model } = await withModel(o, preset, dtype, (model) =>
-        o.batch === 1 ? decodeSpeed(model, o.gen, o.reps) : batchSpeed(model, o.batch, o.gen, o.reps),
+        o.batch === 1 ? decodeSpeed(model, o.gen, o.reps, o.read) : batchSpeed(model, o.batch, o.gen, o.reps),
       );
-      const bound = (o.batch * limits.bytesPerSecond) / (model.bytes + 2 * o.batch * model.stateBytes);
+      // A state is read and written, a cache read.
+      const constant = model.stateBytesAt(1) === model.stateBytesAt(1 << 20);
+      const carried = (constant ? 2 : 1) * model.stateBytesAt(o.read);
+      const bound = (o.batch * limits.bytesPerSecond) / (model.bytes + o.batch * carried);
       rows.push({
         preset,
         dtype,
         batch: o.batch,
+        ...(o.read > 1 && { read: o.read }),
         'bytes/s': round(result),
         bound: round(bound),
         fraction: round(result / bound),
         'memory / weights': round(taken / model.bytes),
-        ...(dtype === 'bf16' && beside(`decode ${preset} x${o.batch}`, result)),
+        ...(dtype === 'bf16' &&
+          beside(o.read > 1 ? `decode ${preset} at ${o.read}` : `decode ${preset} x${o.batch}`, result)),
       });
     }
   }

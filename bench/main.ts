@@ -10,6 +10,7 @@
  * On a GPU: --device cuda. The table of the README:
  *   ops --device cuda [--only scan]
  *   decode --device cuda [--batch 64]
+ *   decode --device cuda --preset transformer-353m --prompt 8192     after so many bytes of context
  *   prefill --device cuda --prompt 8192
  *   train --device cuda --preset mambabyte-353m --batch 4 --context 8192
  *   train --device cuda --preset mambabyte-27m --batch 32 --context 2048
@@ -137,6 +138,7 @@ const onGpu: CudaBench = {
   batch: Number(values.batch ?? 1),
   gen: Number(values.gen ?? (values.batch ? 512 : 4096)),
   prompt,
+  read: Number(values.prompt ?? 1),
   context: Number(values.context),
   reps,
   precision: values.precision as CudaBench['precision'],

@@ -20,20 +20,29 @@ export async function openModel(options: Pick<SpeedOptions, 'preset' | 'dtype' |
   return loadModel(await randomModel(options.preset), { dtype: options.dtype, threads: options.threads });
 }
 
-/** Bytes/s of decoding one sequence, as `stats.bytesPerSecond` has it: from the first decode step to the last. */
-export async function decodeSpeed(model: Model, gen: number, reps: number): Promise<number> {
+/**
+ * Bytes/s of decoding one sequence, as `stats.bytesPerSecond` has it: from the first decode step to the last.
+ * @param read bytes of the prompt
+ */
+export async function decodeSpeed(model: Model, gen: number, reps: number, read = 1): Promise<number> {
+  const state = model.createState();
+  await model.generate(promptOf(read), { maxBytes: 0, state });
   const samples: number[] = [];
-  await model.generate('x', { maxBytes: Math.ceil(gen / 8), seed: 0 });
-  for (let i = 0; i < reps; i++) {
-    const { stats } = await model.generate('x', { maxBytes: gen, seed: i });
-    samples.push(stats.bytesPerSecond);
+  for (let i = 0; i <= reps; i++) {
+    const options = { maxBytes: i === 0 ? Math.ceil(gen / 8) : gen, seed: i, state: state.clone() };
+    const { stats } = await model.generate('', options);
+    if (i > 0) samples.push(stats.bytesPerSecond);
   }
   return median(samples);
 }
 
+function promptOf(bytes: number): Uint8Array {
+  return Uint8Array.from({ length: bytes }, (_, i) => (i * 7919 + 13) & 255);
+}
+
 /** Bytes/s of reading a prompt. */
 export async function prefillSpeed(model: Model, prompt: number, reps: number): Promise<number> {
-  const text = Uint8Array.from({ length: prompt + 1 }, (_, i) => (i * 7919 + 13) & 255);
+  const text = promptOf(prompt + 1);
   const samples: number[] = [];
   for (let i = 0; i <= reps; i++) {
     const start = performance.now();
