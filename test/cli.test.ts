@@ -2,16 +2,15 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { progressLine } from '../lib/cli/train.ts';
 import { unescapeBytes } from '../lib/cli/usage.ts';
 import { createModel, loadModel } from '../lib/model.ts';
 import type { TrainProgress } from '../lib/train/options.ts';
 import { version } from '../lib/version.ts';
+import { PROGRAM } from './support/bundle.ts';
 import { fileOf, folder } from './support/folder.ts';
 
-const main = fileURLToPath(new URL('../lib/cli/main.ts', import.meta.url));
 const tiny = folder();
 const tied = folder();
 
@@ -31,7 +30,7 @@ interface Ran {
 
 function start(args: readonly string[], env: Record<string, string> = {}, out: 'pipe' | number = 'pipe'): ChildProcess {
   const environment = { ...process.env, MAMBABYTE_THREADS: '1', ...env };
-  return spawn(process.execPath, ['--import=tsx', main, ...args], { env: environment, stdio: ['pipe', out, 'pipe'] });
+  return spawn(process.execPath, [PROGRAM, ...args], { env: environment, stdio: ['pipe', out, 'pipe'] });
 }
 
 async function finished(child: ChildProcess): Promise<Ran> {

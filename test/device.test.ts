@@ -9,6 +9,7 @@ import { doctor } from '../lib/doctor.ts';
 import { DeviceUnavailableError } from '../lib/errors.ts';
 import { createModel } from '../lib/model.ts';
 import { native, packageRoot } from '../lib/native.ts';
+import { LIBRARY } from './support/bundle.ts';
 import { cuda } from './support/devices.ts';
 import { fileOf } from './support/folder.ts';
 
@@ -27,7 +28,7 @@ interface Opened {
 /** What opening a model on `device` gives in a process with this environment: a library once loaded stays. */
 function open(device: string | undefined, environment: Record<string, string>): Opened {
   const script = `
-    import { createModel } from ${JSON.stringify(join(packageRoot, 'lib/index.ts'))};
+    import { createModel } from ${JSON.stringify(LIBRARY)};
     const show = (value) => console.log(JSON.stringify(value));
     try {
       const model = await createModel({ layers: 1, dModel: 8 }, ${JSON.stringify({ device })});
@@ -36,7 +37,7 @@ function open(device: string | undefined, environment: Record<string, string>): 
       show({ name, code, reason, message });
     }`;
   const { MAMBABYTE_DEVICE, MAMBABYTE_CUDA_LIB, ...inherited } = process.env;
-  const child = spawnSync(process.execPath, ['--import=tsx', '--input-type=module', '-e', script], {
+  const child = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
     encoding: 'utf8',
     cwd: packageRoot,
     env: { ...inherited, ...environment },

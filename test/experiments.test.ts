@@ -3,7 +3,6 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { Corpora, characters, type SampleOptions, type Split } from '../lib/experiments/corpora.ts';
 import { type Experiment, SCALES } from '../lib/experiments/experiment.ts';
@@ -14,10 +13,10 @@ import type { ExperimentRecord } from '../lib/experiments/records.ts';
 import { runExperiment } from '../lib/experiments/runner.ts';
 import { configFor } from '../lib/model.ts';
 import { ARCHITECTURES, architectureOf } from '../lib/models/architectures.ts';
+import { PROGRAM } from './support/bundle.ts';
 import { folder } from './support/folder.ts';
 import { prose } from './support/prose.ts';
 
-const main = fileURLToPath(new URL('../lib/cli/main.ts', import.meta.url));
 const TEXT = 'The quick brown fox jumps over the lazy dog. Naïve cafés serve it. '.repeat(300);
 const near = (rate: number, wanted: number) => Math.abs(rate - wanted) < 0.02;
 const length = (text: string) => Array.from(text).length;
@@ -221,7 +220,7 @@ test('a subword model gets the bytes, the window and the compute that it was giv
 
 function start(args: readonly string[]): ChildProcess {
   const env = { ...process.env, MAMBABYTE_THREADS: '1', MAMBABYTE_DEVICE: 'cpu' };
-  return spawn(process.execPath, ['--import=tsx', main, ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] });
+  return spawn(process.execPath, [PROGRAM, ...args], { env, stdio: ['ignore', 'pipe', 'pipe'] });
 }
 
 async function finished(child: ChildProcess): Promise<{ code: number | null; out: string; err: string }> {

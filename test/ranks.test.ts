@@ -9,6 +9,7 @@ import { Interrupted } from '../lib/cli/interrupt.ts';
 import { runRanks } from '../lib/cli/ranks.ts';
 import { parseDevices } from '../lib/cli/train.ts';
 import { UsageError } from '../lib/cli/usage.ts';
+import { PROGRAM } from './support/bundle.ts';
 import { fileOf, folder } from './support/folder.ts';
 
 const pathOf = (name: string) => fileURLToPath(new URL(name, import.meta.url));
@@ -126,7 +127,7 @@ test.serial('--devices takes numbers of GPUs, each once', (t) => {
 });
 
 async function cli(...args: string[]): Promise<{ code: number | null; err: string }> {
-  const child = spawn(process.execPath, ['--import=tsx', pathOf('../lib/cli/main.ts'), 'train', ...args]);
+  const child = spawn(process.execPath, [PROGRAM, 'train', ...args]);
   let err = '';
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     err += text;

@@ -3,7 +3,6 @@
 import { spawn } from 'node:child_process';
 import { createRequire } from 'node:module';
 import { text } from 'node:stream/consumers';
-import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { DataError, ModelFormatError } from '../lib/errors.ts';
 import { bytesOfName, nameOfBytes } from '../lib/tokenizer/byte-alphabet.ts';
@@ -11,6 +10,7 @@ import { measureTokenizer } from '../lib/tokenizer/measure.ts';
 import { PairMerger } from '../lib/tokenizer/pair-merger.ts';
 import { Tokenizer } from '../lib/tokenizer/tokenizer.ts';
 import { trainTokenizer } from '../lib/tokenizer/train-bpe.ts';
+import { PROGRAM } from './support/bundle.ts';
 import { fileOf, folder } from './support/folder.ts';
 import { prose } from './support/prose.ts';
 import { Random } from './support/random.ts';
@@ -308,8 +308,7 @@ test('the command trains a tokenizer and measures it', async (t) => {
 });
 
 async function run(...args: string[]): Promise<{ code: number | null; out: string; err: string }> {
-  const main = fileURLToPath(new URL('../lib/cli/main.ts', import.meta.url));
-  const child = spawn(process.execPath, ['--import=tsx', main, 'tokenizer', ...args]);
+  const child = spawn(process.execPath, [PROGRAM, 'tokenizer', ...args]);
   const [out, err, code] = await Promise.all([
     text(child.stdout),
     text(child.stderr),

@@ -1,6 +1,8 @@
 // The table of one target: every kernel of ops.def, by op number. A kernel is k_<op>; s_<op> is its scratch size and
 // w_<op> its reason to refuse a node, where it has one.
 #pragma once
+#include <algorithm>
+
 #include "core/sample_row.h"
 #include "core/team.h"
 #include "ops.h"
@@ -33,6 +35,12 @@
 #include "kernels/mamba_block-inl.h"
 // clang-format on
 
+#ifdef MB_TILES
+namespace mb::cpu::avx512 {
+const KernelEntry* kernels();
+}
+#endif
+
 namespace mb::cpu::MB_TARGET {
 
 struct Table {
@@ -42,9 +50,12 @@ struct Table {
 const KernelEntry* kernels() {
   static const Table table = [] {
     Table t{};
+#ifdef MB_TILES
+    // Compiled for avx512 already. What is not referenced here the compiler drops.
+    std::copy_n(avx512::kernels(), size_t{op::count}, t.at);
+#else
     t.at[op::embedding] = {k_embedding, nullptr, w_embedding};
     t.at[op::embedding_grad] = {k_embedding_grad, nullptr, w_embedding_grad};
-    t.at[op::linear] = {k_linear, s_linear, w_linear};
     t.at[op::linear_grad_input] = {k_linear_grad_input, s_linear_grad_input, w_all_f32};
     t.at[op::linear_grad_weight] = {k_linear_grad_weight, s_linear_grad_weight, w_all_f32};
     t.at[op::column_sum] = {k_column_sum, nullptr, w_all_f32};
@@ -74,7 +85,6 @@ const KernelEntry* kernels() {
     t.at[op::ssm_kernel_grad] = {k_ssm_kernel_grad, s_ssm_kernel_grad, w_ssm};
     t.at[op::long_conv] = {k_long_conv, s_long_conv, w_long_conv};
     t.at[op::long_conv_grad] = {k_long_conv_grad, s_long_conv_grad, w_long_conv_grad};
-    t.at[op::mamba_block] = {k_mamba_block, s_mamba_block, w_mamba_block};
     t.at[op::rope] = {k_rope, s_rope, w_rope};
     t.at[op::attention] = {k_attention, s_attention, w_attention};
     t.at[op::attention_grad] = {k_attention_grad, s_attention_grad, w_all_f32};
@@ -86,6 +96,10 @@ const KernelEntry* kernels() {
     t.at[op::adamw] = {k_adamw, nullptr, w_flat_f32};
     t.at[op::sample] = {k_sample, s_sample, w_sample};
     t.at[op::quantize_rows] = {k_quantize_rows, nullptr, w_quantize_rows};
+#endif
+    // The ops whose products tiles can make.
+    t.at[op::linear] = {k_linear, s_linear, w_linear};
+    t.at[op::mamba_block] = {k_mamba_block, s_mamba_block, w_mamba_block};
     return t;
   }();
   return table.at;

@@ -2,4 +2,5 @@
 // of several rows with bf16 or i8 weights.
 #define MB_TARGET amx
 #define MB_TILES
+#pragma GCC diagnostic ignored "-Wunused-function"  // of kernels that are avx512's
 #include "kernels-inl.h"

@@ -38,8 +38,29 @@ export function cases<R extends Row>(
   return rows.map((row) => {
     const words = Object.entries(row).filter(([, v]) => v !== false);
     const title = words.map(([k, v]) => (v === true ? k : /^[A-Z]+$/.test(k) ? `${k}${v}` : `${k} ${v}`)).join(' ');
-    const { outs, ins, attrs = {}, close } = build(row, new Random(hash(`${op} ${title}`)));
-    return { title, op, outs, ins, attrs, close: typeof close === 'string' ? () => close : close };
+    let made: CaseParts | undefined;
+    const parts = () => {
+      made ??= build(row, new Random(hash(`${op} ${title}`)));
+      return made;
+    };
+    // Drawn when they are first wanted: most runs want a part of a table.
+    return {
+      title,
+      op,
+      get outs() {
+        return parts().outs;
+      },
+      get ins() {
+        return parts().ins;
+      },
+      get attrs() {
+        return parts().attrs ?? {};
+      },
+      close: (target, output) => {
+        const { close } = parts();
+        return typeof close === 'string' ? close : close(target, output);
+      },
+    };
   });
 }
 
@@ -181,6 +202,8 @@ export function differences(c: OpCase, target: string, got: Outcome, want: Outco
 export function sameBits(a: Outcome, b: Outcome): boolean {
   return [...a].every(([name, { values }]) => {
     const other = b.get(name)?.values;
-    return other?.length === values.length && values.every((v, i) => Object.is(v, other[i]));
+    if (other?.length !== values.length) return false;
+    for (let i = 0; i < values.length; i++) if (!Object.is(values[i], other[i])) return false;
+    return true;
   });
 }

@@ -23,7 +23,7 @@ export const targets = [
 export async function load(
   name: string,
   target: (typeof targets)[number],
-  options: { dtype?: 'f32' | 'bf16' | 'int8'; trainable?: boolean } = {},
+  options: { dtype?: 'f32' | 'bf16' | 'int8'; trainable?: boolean; threads?: number } = {},
 ) {
   const before = process.env.MAMBABYTE_CPU;
   process.env.MAMBABYTE_CPU = target[1] ?? '';
@@ -44,7 +44,11 @@ export function fresh<T>(model: Model, fn: (session: Session) => Promise<T>): Pr
   });
 }
 
-/** One text in plans of 512, 64, 8 and 1 steps, and in pieces of 1, 8, 13 and 64. */
+/**
+ * One text in plans of 512, 64, 8 and 1 steps, and in pieces of 1, 8, 13 and 64. These are thousands of short runs, in
+ * which two threads of two test files on two cores mostly wait for each other: one will do, since the comparisons with
+ * PyTorch and of verifying with decoding are made with two.
+ */
 export async function sameInPieces(t: ExecutionContext, model: Model, close: Tolerance): Promise<void> {
   const ids = Int32Array.from(new Random(3).integers(150, 0, 256));
   const long = Int32Array.from({ length: 600 }, (_, i) => ids[i % 150] ?? 0);

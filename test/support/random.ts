@@ -9,14 +9,20 @@ export class Random {
   }
 
   normal(n: number, scale = 1): Float64Array {
-    return Float64Array.from({ length: n }, () => scale * this.#rng.normal());
+    const values = new Float64Array(n);
+    for (let i = 0; i < n; i++) values[i] = scale * this.#rng.normal();
+    return values;
   }
   uniform(n: number, low: number, high: number): Float64Array {
-    return Float64Array.from({ length: n }, () => low + (high - low) * this.#rng.uniform());
+    const values = new Float64Array(n);
+    for (let i = 0; i < n; i++) values[i] = low + (high - low) * this.#rng.uniform();
+    return values;
   }
   /** Integers in [low, high). */
   integers(n: number, low: number, high: number): Float64Array {
-    return Float64Array.from({ length: n }, () => low + this.#rng.integer(high - low));
+    const values = new Float64Array(n);
+    for (let i = 0; i < n; i++) values[i] = low + this.#rng.integer(high - low);
+    return values;
   }
 }
 
