@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { convertModel } from '../../lib/convert.ts';
 import { Graph } from '../../lib/graph.ts';
-import { createModel, evaluate, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
+import { createModel, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { completeGatedS4d, gatedS4dScanFlops } from '../../lib/models/gated-s4d.ts';
 import { initialValues } from '../../lib/models/params.ts';
@@ -13,17 +13,20 @@ import { evaluate as run } from '../../lib/plan.ts';
 import { nodeCost } from '../../lib/profile.ts';
 import { decayOf } from '../../lib/train/options.ts';
 import {
+  batchesAsAlone,
   decodingOfOracle,
+  draftsAsDecoding,
   gradientsOfOracle,
   greedy,
+  learnsByHeart,
   logitsOfOracle,
   savesAndLoads,
   verifiesAsDecoding,
 } from '../support/baselines.ts';
 import { compare, TOLERANCES } from '../support/close.ts';
 import { FIXTURES, readJson } from '../support/fixtures.ts';
-import { fileOf, folder } from '../support/folder.ts';
-import { corpus, load, overfit, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
+import { folder } from '../support/folder.ts';
+import { load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 const NAME = 'gated-s4d-tiny';
@@ -90,42 +93,23 @@ test.serial('states are constant in size, saved, restored and forked', async (t)
 test.serial('a batch of prompts is what each of them is alone', async (t) => {
   using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
   const prompts = ['a', 'It was a dark and stormy night; ', 'x'.repeat(130), 'The'];
-  const together = await model.generateBatch(prompts, { temperature: 0, maxBytes: 50 });
-  for (const [i, prompt] of prompts.entries()) {
-    t.deepEqual([...(together[i]?.bytes ?? [])], await greedy(model, prompt, { maxBytes: 50 }), `prompt ${i}`);
-  }
+  await batchesAsAlone(t, model, prompts, 50);
 });
 
 test.serial('it verifies and drafts without changing a byte', async (t) => {
   using large = await createModel(SMALL, { seed: 6, device: 'cpu', threads: 2 });
   using small = await createModel({ ...SMALL, layers: 1, dModel: 32 }, { seed: 7, device: 'cpu', threads: 1 });
-  for (const options of [{ temperature: 0 }, { temperature: 0.9, seed: 3 }]) {
-    const plain = await greedy(large, 'It was a dark', { ...options, maxBytes: 100 });
-    for (const draft of [small, large, 'lookup'] as const) {
-      t.deepEqual(await greedy(large, 'It was a dark', { ...options, maxBytes: 100, draft, draftLength: 9 }), plain);
-    }
-  }
+  const drafters = [small, large, 'lookup'] as const;
+  await draftsAsDecoding(
+    t,
+    drafters.map((draft) => [large, draft]),
+    'It was a dark',
+  );
 });
 
 test.serial('a small one learns 4 KiB by heart, and keeps it in int8', async (t) => {
   using model = await createModel({ ...SMALL, layers: 1, dModel: 64, dState: 16 }, { seed: 2, threads: 2 });
-  const text = corpus(4096);
-  const losses = await overfit(model, text, 420);
-  const last = losses.slice(-8).reduce((a, b) => a + b, 0) / 8;
-  t.log(`loss ${losses[0]?.toFixed(3)} → ${last.toFixed(3)} nats per byte`);
-  // The order of the words is random: 0.46 nats per byte that cannot be learned but by heart.
-  t.true(last < 0.3, `${last}`);
-  const [path, converted] = [folder(), folder()];
-  await model.save(path);
-  await convertModel(path, converted, { dtype: 'int8' });
-  using exact = await loadModel(path, { device: 'cpu', threads: 2 });
-  using narrow = await loadModel(converted, { device: 'cpu', threads: 2 });
-  t.is([...narrow.weights.values()].filter((w) => w.dtype === 'i8').length, 2);
-  const data = fileOf('text', text);
-  const windows = { context: 64, stride: 64 };
-  const [a, b] = [await evaluate(exact, data, windows), await evaluate(narrow, data, windows)];
-  t.log(`f32 ${a.bitsPerByte}, int8 ${b.bitsPerByte} bits per byte`);
-  t.true(Math.abs(b.bitsPerByte - a.bitsPerByte) < 0.05);
+  await learnsByHeart(t, model, 420, 2);
 });
 
 test.serial('what is saved loads again, and is no model of transformers', async (t) => {

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { convertModel } from '../../lib/convert.ts';
 import { Graph } from '../../lib/graph.ts';
-import { createModel, evaluate, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
+import { createModel, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
 import type { Memory } from '../../lib/memory/memory.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { completeMegabyte } from '../../lib/models/megabyte.ts';
@@ -15,9 +15,11 @@ import { nodeCost } from '../../lib/profile.ts';
 import { decayOf } from '../../lib/train/options.ts';
 import {
   decodingOfOracle,
+  draftsAsDecoding,
   type fixtureOf,
   gradientsOfOracle,
   greedy,
+  learnsByHeart,
   logitsOfOracle,
   savesAndLoads,
   verifiesAsDecoding,
@@ -25,17 +27,8 @@ import {
 import { compare, errors } from '../support/close.ts';
 import { withDevice } from '../support/devices.ts';
 import { FIXTURES, readFixture, readJson } from '../support/fixtures.ts';
-import { fileOf, folder } from '../support/folder.ts';
-import {
-  corpus,
-  fresh,
-  load,
-  overfit,
-  SAME_BF16,
-  SAME_F32,
-  sameInPieces,
-  targets,
-} from '../support/language-models.ts';
+import { folder } from '../support/folder.ts';
+import { fresh, load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 const NAME = 'megabyte-tiny';
@@ -242,22 +235,14 @@ test.serial('it verifies and drafts without changing a byte', async (t) => {
     { seed: 7, device: 'cpu', threads: 1 },
   );
   using mamba = await createModel({ layers: 2, dModel: 32 }, { seed: 8, device: 'cpu', threads: 1 });
-  for (const [verifier, draft] of [
+  const pairs = [
     [large, small],
     [large, large],
     [large, mamba],
     [mamba, small],
     [large, 'lookup'],
-  ] as const) {
-    for (const options of [{ temperature: 0 }, { temperature: 0.9, seed: 3 }]) {
-      const state = [verifier.createState(), verifier.createState()] as const;
-      const plain = await greedy(verifier, 'I', { ...options, maxBytes: 100, state: state[0] });
-      const drafted = { ...options, maxBytes: 100, state: state[1], draft, draftLength: 9 };
-      t.deepEqual(await greedy(verifier, 'I', drafted), plain);
-      t.is(state[1].position, state[0].position);
-      t.is(compare(state[1].data, state[0].data, SAME_F32), undefined);
-    }
-  }
+  ] as const;
+  await draftsAsDecoding(t, pairs, 'I');
 });
 
 test.serial('a small one learns 4 KiB by heart, and keeps it in int8', async (t) => {
@@ -265,23 +250,7 @@ test.serial('a small one learns 4 KiB by heart, and keeps it in int8', async (t)
     { ...SMALL, patchSize: 4, layers: 1, dModel: 64, globalLayers: 1, globalDModel: 128 },
     { seed: 2, device: 'cpu', threads: 2 },
   );
-  const text = corpus(4096);
-  const losses = await overfit(model, text, 300, 3e-3);
-  const last = losses.slice(-8).reduce((a, b) => a + b, 0) / 8;
-  t.log(`loss ${losses[0]?.toFixed(3)} → ${last.toFixed(3)} nats per byte`);
-  // The order of the words is random: 0.46 nats per byte that cannot be learned but by heart.
-  t.true(last < 0.3, `${last}`);
-  const [path, converted] = [folder(), folder()];
-  await model.save(path);
-  await convertModel(path, converted, { dtype: 'int8' });
-  using exact = await loadModel(path, { device: 'cpu', threads: 2 });
-  using narrow = await loadModel(converted, { device: 'cpu', threads: 2 });
-  t.is([...narrow.weights.values()].filter((w) => w.dtype === 'i8').length, 14);
-  const data = fileOf('text', text);
-  const windows = { context: 64, stride: 64 };
-  const [a, b] = [await evaluate(exact, data, windows), await evaluate(narrow, data, windows)];
-  t.log(`f32 ${a.bitsPerByte}, int8 ${b.bitsPerByte} bits per byte`);
-  t.true(Math.abs(b.bitsPerByte - a.bitsPerByte) < 0.05);
+  await learnsByHeart(t, model, 300, 14, 3e-3);
 });
 
 test.serial('what is saved loads again, tied or not, and is no model of transformers', async (t) => {

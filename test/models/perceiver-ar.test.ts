@@ -12,7 +12,6 @@ import {
   evaluate,
   inspectModel,
   loadModel,
-  type Model,
   ModelFormatError,
   OutOfMemoryError,
   train,
@@ -21,19 +20,23 @@ import { architectureOf } from '../../lib/models/architectures.ts';
 import { completePerceiverAr } from '../../lib/models/perceiver-ar.ts';
 import { evaluate as run } from '../../lib/plan.ts';
 import { nodeCost } from '../../lib/profile.ts';
-import { compare, errors, GRADIENTS, LOGITS } from '../support/close.ts';
-import { FIXTURES, readFixture } from '../support/fixtures.ts';
-import { fileOf, folder } from '../support/folder.ts';
 import {
-  corpus,
-  fresh,
-  load,
-  overfit,
-  SAME_BF16,
-  SAME_F32,
-  sameInPieces,
-  targets,
-} from '../support/language-models.ts';
+  acceptsAnyPrefix,
+  batchesAsAlone,
+  decodingOfOracle,
+  draftsAsDecoding,
+  type fixtureOf,
+  goesOnElsewhere,
+  gradientsOfOracle,
+  greedy,
+  learnsByHeart,
+  logitsOfOracle,
+  verifiesAsDecoding,
+} from '../support/baselines.ts';
+import { compare, errors } from '../support/close.ts';
+import { FIXTURES } from '../support/fixtures.ts';
+import { fileOf, folder } from '../support/folder.ts';
+import { corpus, fresh, load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 const NAME = 'perceiver-ar-tiny';
@@ -49,13 +52,13 @@ const SMALL = {
   latentStride: 13,
 } as const;
 
-const tensors = readFixture(join(NAME, 'fixture.safetensors'));
-const get = (key: string) => {
-  const found = tensors.get(key);
-  if (!found) throw new Error(`${NAME}: no ${key}`);
-  return found;
-};
-const ids = (key: string) => Int32Array.from(get(key).values);
+/** The oracle's caches: the latents of the block, what they read, their inputs, and their own keys and values. */
+function stateOfOracle(get: ReturnType<typeof fixtureOf>['get']): number[] {
+  const state = (name: string) => [...get(`generate.state.${name}`).values];
+  const attention = (prefix: string) => ['k', 'v'].flatMap((kind) => state(`${prefix}.${kind}`));
+  const layers = [0, 1].flatMap((l) => attention(`model.layers.${l}.self_attn`));
+  return [6, ...attention('model.cross.cross_attn'), ...state('y'), ...layers];
+}
 
 for (const target of targets) {
   const where = target[1] ? `cpu ${target[1]}` : target[0];
@@ -63,54 +66,17 @@ for (const target of targets) {
 
   test.serial(`logits equal PyTorch in float64 · ${where}`, async (t) => {
     using model = await load(NAME, target);
-    for (const [key, { shape, values }] of tensors) {
-      if (!key.startsWith('ids.')) continue;
-      const [rows = 0, T = 0] = shape;
-      const got: number[] = [];
-      for (let r = 0; r < rows; r++)
-        got.push(...(await model.logits(Int32Array.from(values.subarray(r * T, (r + 1) * T)))));
-      t.is(compare(got, get(`logits.${T}`).values, LOGITS), undefined, `${T} ids`);
-    }
+    await logitsOfOracle(t, model, NAME);
   });
 
   test.serial(`loss and gradients equal PyTorch in float64 · ${where}`, async (t) => {
     using model = await load(NAME, target, { trainable: true });
-    // With beta1 = 0 AdamW's first moment is the gradient itself.
-    const trainer = await createTrainer(model, { lr: 0, betas: [0, 0.95], clip: 0, precision: 'f32' });
-    const { loss } = await trainer.step({ bytes: ids('train.rows'), batch: 2 });
-    t.is(compare([loss], get('train.loss').values, { rms: 1e-6, worst: 1e-6 }), undefined);
-    const { m } = trainer.optimizerState();
-    t.is(m.size, model.weights.size);
-    for (const [parameter, gradient] of m) {
-      t.is(compare(gradient, get(`train.grad.${parameter}`).values, GRADIENTS), undefined, parameter);
-    }
+    await gradientsOfOracle(t, model, NAME);
   });
 
   test.serial(`decoding through the caches equals PyTorch · ${where}`, async (t) => {
     using model = await load(NAME, target);
-    const [prompt, continuation] = [ids('generate.prompt'), ids('generate.continuation')];
-    await fresh(model, async (session) => {
-      const logits = [(await session.logits(prompt)).subarray(-256)];
-      const state = (name: string) => [...get(`generate.state.${name}`).values];
-      const attention = (prefix: string) => ['k', 'v'].flatMap((kind) => state(`${prefix}.${kind}`));
-      const layers = [0, 1].flatMap((l) => attention(`model.layers.${l}.self_attn`));
-      const want = [6, ...attention('model.cross.cross_attn'), ...state('y'), ...layers];
-      const got = session.readState();
-      t.is(compare(got.subarray(0, want.length), want, LOGITS), undefined, 'what is kept after the prompt');
-      t.deepEqual(got.length, model.architecture.state.floats(model.config, prompt.length));
-      for (const id of continuation.subarray(0, -1)) logits.push(await session.logits([id]));
-      const all = Float32Array.from(logits.flatMap((row) => [...row]));
-      t.is(compare(all, get('generate.logits').values, LOGITS), undefined);
-      await session.clear();
-      await session.consume(prompt.subarray(0, -1));
-      const settings = { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0 };
-      const loop = await session.startDecoding([{ settings, pending: prompt.at(-1) ?? 0 }]);
-      const made: number[] = [];
-      while (made.length < continuation.length) {
-        made.push(...(await loop.run({ steps: continuation.length - made.length })).watched);
-      }
-      t.deepEqual(made, [...continuation]);
-    });
+    await decodingOfOracle(t, model, NAME, stateOfOracle);
   });
 
   for (const dtype of ['f32', 'bf16', 'int8'] as const) {
@@ -121,46 +87,18 @@ for (const target of targets) {
   }
 
   if (target[0] !== 'ref') {
-    const bits = target[0] === 'cpu';
-    test.serial(`verifying gives the ${bits ? 'bits' : 'results'} of decoding · ${where}`, async (t) => {
-      const path = folder();
-      {
-        using made = await createModel(SMALL, { seed: 3, device: 'ref' });
-        await made.save(path);
-      }
-      const before = [...new Random(9).integers(105, 0, 256)];
-      const drafted = [...new Random(8).integers(13, 0, 256)];
-      for (const dtype of ['f32', 'bf16', 'int8'] as const) {
-        using model = await load(path, target, { dtype });
-        await fresh(model, async (session) => {
-          // 105 = 40 + 5 x 13: a block is full.
-          await session.consume(before);
-          const start = session.readState();
-          t.is(session.verifiable, 13);
-          const logits: Float32Array[] = [];
-          for (const id of drafted) logits.push((await session.verify([id])).logits());
-          const state = session.readState();
-          for (const K of [2, 3, 8, 9, 13]) {
-            await session.writeState(start);
-            for (let at = 0; at < 13; at += K) {
-              const got = (await session.verify(drafted.slice(at, at + K))).logits();
-              const want = Float32Array.from(logits.slice(at, at + K).flatMap((row) => [...row]));
-              if (bits) t.deepEqual(got, want, `${dtype}, by ${K} at ${at}`);
-              else t.is(compare(got, want, SAME_BF16), undefined, `${dtype}, by ${K} at ${at}`);
-            }
-            if (bits) t.deepEqual(session.readState(), state, `${dtype}, state by ${K}`);
-          }
-          await session.writeState(start);
-          await session.consume(drafted.slice(0, 3));
-          await t.throwsAsync(session.verify(drafted.slice(0, 11)), { instanceOf: RangeError, message: /10, got 11/ });
-        });
-      }
+    const what = target[0] === 'cpu' ? 'bits' : 'results';
+    test.serial(`verifying gives the ${what} of decoding · ${where}`, (t) => {
+      // 105 = 40 + 5 x 13: a block is full.
+      const drafts = { read: 105, drafted: 13, pieces: [2, 3, 8, 9, 13] };
+      return verifiesAsDecoding(t, SMALL, target, drafts, async (session, drafted) => {
+        t.is(session.verifiable, 13);
+        await session.consume(drafted.slice(0, 3));
+        await t.throwsAsync(session.verify(drafted.slice(0, 11)), { instanceOf: RangeError, message: /10, got 11/ });
+      });
     });
   }
 }
-
-const greedy = (model: Model, prompt: string, options: object = {}) =>
-  model.generate(prompt, { temperature: 0, maxBytes: 40, ...options }).then(({ bytes }) => [...bytes]);
 
 for (const [latents, latentStride] of [
   [40, 40],
@@ -193,17 +131,7 @@ test.serial('training on N + j S ids computes the last S rows as scoring does', 
 
 test.serial('any prefix of a verify pass can be accepted, more than once', async (t) => {
   using model = await createModel(SMALL, { seed: 3, device: 'cpu', threads: 2 });
-  const ids = [...new Random(5).integers(120, 0, 256)];
-  await fresh(model, async (session) => {
-    const want = await session.logits(ids);
-    await session.clear();
-    await session.consume(ids.slice(0, 66));
-    await session.verify([...ids.slice(66, 71), 1, 2, 3]);
-    await session.accept(7);
-    await session.accept(2);
-    await session.accept(5);
-    t.is(compare(await session.logits(ids.slice(71)), want.subarray(71 * 256), SAME_F32), undefined);
-  });
+  await acceptsAnyPrefix(t, model, 120, 66);
 });
 
 test.serial('states are saved, restored and forked on both sides of the edge of a block', async (t) => {
@@ -243,24 +171,12 @@ test.serial('states are saved, restored and forked on both sides of the edge of 
   t.true(Math.abs(a.nats + b.nats - (await model.score(text)).nats) < 1e-3);
 });
 
-test.serial('a state goes on on another device', async (t) => {
-  using one = await createModel(SMALL, { seed: 4, device: 'ref', threads: 1 });
-  using other = await createModel(SMALL, { seed: 4, device: 'cpu', threads: 1 });
-  const whole = await greedy(one, 'Once upon a time', { maxBytes: 60 });
-  const state = one.createState();
-  const first = await greedy(one, 'Once upon a time', { state, maxBytes: 33 });
-  const moved = other.stateFromBytes(state.toBytes());
-  t.deepEqual([...first, ...(await greedy(other, '', { state: moved, maxBytes: 27 }))], whole);
-});
+test.serial('a state goes on on another device', (t) => goesOnElsewhere(t, SMALL, 60, 33));
 
 test.serial('a batch of prompts in different phases is what each of them is alone', async (t) => {
   using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
   const prompts = ['a', 'It was a dark and stormy night; ', 'x'.repeat(130), 'Call me', 'The'];
-  const maxBytes = 70;
-  const together = await model.generateBatch(prompts, { temperature: 0, maxBytes });
-  for (const [i, prompt] of prompts.entries()) {
-    t.deepEqual([...(together[i]?.bytes ?? [])], await greedy(model, prompt, { maxBytes }), `prompt ${i}`);
-  }
+  await batchesAsAlone(t, model, prompts, 70);
 });
 
 test.serial('texts that are read together are what each of them is alone', async (t) => {
@@ -288,21 +204,13 @@ test.serial('evaluation scores the end of windows, which training learns from', 
 test.serial('it verifies and drafts without changing a byte', async (t) => {
   using model = await createModel(SMALL, { seed: 6, device: 'cpu', threads: 2 });
   using mamba = await createModel({ layers: 2, dModel: 32 }, { seed: 8, device: 'cpu', threads: 1 });
-  for (const [verifier, draft] of [
+  const pairs = [
     [model, mamba],
     [model, model],
     [model, 'lookup'],
     [mamba, model],
-  ] as const) {
-    for (const options of [{ temperature: 0 }, { temperature: 0.9, seed: 3 }]) {
-      const state = [verifier.createState(), verifier.createState()] as const;
-      const plain = await greedy(verifier, 'It was a dark', { ...options, maxBytes: 100, state: state[0] });
-      const drafted = { ...options, maxBytes: 100, state: state[1], draft, draftLength: 9 };
-      t.deepEqual(await greedy(verifier, 'It was a dark', drafted), plain);
-      t.is(state[1].position, state[0].position);
-      t.is(compare(state[1].data, state[0].data, SAME_F32), undefined);
-    }
-  }
+  ] as const;
+  await draftsAsDecoding(t, pairs, 'It was a dark');
 });
 
 for (const latentStride of [1, 3, 12, 20]) {
@@ -384,23 +292,8 @@ test.serial('a small PerceiverAR learns 4 KiB by heart, and keeps it in int8', a
     latentStride: 8,
   } as const;
   using model = await createModel(shape, { seed: 2, device: 'cpu', threads: 2 });
-  const text = corpus(4096);
-  const losses = await overfit(model, text, 420);
-  const last = losses.slice(-8).reduce((a, b) => a + b, 0) / 8;
-  t.log(`loss ${losses[0]?.toFixed(3)} → ${last.toFixed(3)} nats per byte`);
-  t.true(last < 0.3, `${last}`);
-  const [path, converted] = [folder(), folder()];
-  await model.save(path);
-  await convertModel(path, converted, { dtype: 'int8' });
-  using exact = await loadModel(path, { device: 'cpu', threads: 2 });
-  using narrow = await loadModel(converted, { device: 'cpu', threads: 2 });
-  t.is([...narrow.weights.values()].filter((w) => w.dtype === 'i8').length, 14);
-  const data = fileOf('text', text);
-  const windows = { context: 64, stride: 64 };
-  const [a, b] = [await evaluate(exact, data, windows), await evaluate(narrow, data, windows)];
-  // Of the windows' first halves nothing was learned, and evaluation scores them too.
-  t.log(`f32 ${a.bitsPerByte}, int8 ${b.bitsPerByte} bits per byte`);
-  t.true(Math.abs(b.bitsPerByte - a.bitsPerByte) < 0.05);
+  // Of the windows' first halves nothing is learned, and evaluation scores them too.
+  await learnsByHeart(t, model, 420, 14);
 });
 
 test.serial('windows must be whole where only their end is learned from', async (t) => {

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { convertModel } from '../../lib/convert.ts';
 import { Graph } from '../../lib/graph.ts';
-import { createModel, evaluate, inspectModel, loadModel, ModelFormatError, OutOfMemoryError } from '../../lib/index.ts';
+import { createModel, inspectModel, loadModel, ModelFormatError, OutOfMemoryError } from '../../lib/index.ts';
 import { CacheMemory } from '../../lib/memory/cache.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { initialValues } from '../../lib/models/params.ts';
@@ -22,26 +22,22 @@ import { openCheckpoint } from '../../lib/weights/checkpoint-files.ts';
 import { writeSafetensors } from '../../lib/weights/safetensors.ts';
 import { readTensorBytes } from '../../lib/weights/stored-tensor.ts';
 import {
+  acceptsAnyPrefix,
+  batchesAsAlone,
   decodingOfOracle,
+  draftsAsDecoding,
+  goesOnElsewhere,
   gradientsOfOracle,
   greedy,
+  learnsByHeart,
   logitsOfOracle,
   verifiesAsDecoding,
 } from '../support/baselines.ts';
 import { compare, errors } from '../support/close.ts';
 import { withDevice } from '../support/devices.ts';
 import { FIXTURES } from '../support/fixtures.ts';
-import { fileOf, folder } from '../support/folder.ts';
-import {
-  corpus,
-  fresh,
-  load,
-  overfit,
-  SAME_BF16,
-  SAME_F32,
-  sameInPieces,
-  targets,
-} from '../support/language-models.ts';
+import { folder } from '../support/folder.ts';
+import { fresh, load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 import { tokenizerJson } from '../support/tokenizer.ts';
 
@@ -111,17 +107,7 @@ for (const dtype of ['f32', 'bf16', 'int8'] as const) {
 
 test.serial('any prefix of a verify pass can be accepted, more than once', async (t) => {
   using model = await createModel(SMALL, { seed: 3, device: 'cpu', threads: 2 });
-  const ids = [...new Random(5).integers(90, 0, 256)];
-  await fresh(model, async (session) => {
-    const want = await session.logits(ids);
-    await session.clear();
-    await session.consume(ids.slice(0, 60));
-    await session.verify([...ids.slice(60, 65), 1, 2, 3]);
-    await session.accept(7);
-    await session.accept(2);
-    await session.accept(5);
-    t.is(compare(await session.logits(ids.slice(65)), want.subarray(65 * 256), SAME_F32), undefined);
-  });
+  await acceptsAnyPrefix(t, model, 90, 60);
 });
 
 test.serial('states are saved, restored and forked, and grow with the text', async (t) => {
@@ -192,24 +178,12 @@ test('a cache of bf16 is near one of f32, grows without the loss of a bit, and i
   }));
 type Pair = [CacheMemory, CacheMemory];
 
-test.serial('a state goes on on another device', async (t) => {
-  using one = await createModel(SMALL, { seed: 4, device: 'ref', threads: 1 });
-  using other = await createModel(SMALL, { seed: 4, device: 'cpu', threads: 1 });
-  const whole = await greedy(one, 'Once upon a time');
-  const state = one.createState();
-  const first = await greedy(one, 'Once upon a time', { state, maxBytes: 13 });
-  const moved = other.stateFromBytes(state.toBytes());
-  t.deepEqual([...first, ...(await greedy(other, '', { state: moved, maxBytes: 27 }))], whole);
-});
+test.serial('a state goes on on another device', (t) => goesOnElsewhere(t, SMALL, 40, 13));
 
 test.serial('a batch of prompts of many lengths is what each of them is alone', async (t) => {
   using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
   const prompts = ['a', 'It was a dark and stormy night; ', 'x'.repeat(130), 'Call me', 'The'];
-  const maxBytes = 70;
-  const together = await model.generateBatch(prompts, { temperature: 0, maxBytes });
-  for (const [i, prompt] of prompts.entries()) {
-    t.deepEqual([...(together[i]?.bytes ?? [])], await greedy(model, prompt, { maxBytes }), `prompt ${i}`);
-  }
+  await batchesAsAlone(t, model, prompts, 70);
 });
 
 test.serial('a Transformer verifies and drafts without changing a byte', async (t) => {
@@ -219,21 +193,13 @@ test.serial('a Transformer verifies and drafts without changing a byte', async (
     { seed: 7, device: 'cpu', threads: 1 },
   );
   using mamba = await createModel({ layers: 2, dModel: 32 }, { seed: 8, device: 'cpu', threads: 1 });
-  for (const [verifier, drafter] of [
+  const pairs = [
     [large, small],
     [large, large],
     [large, mamba],
     [mamba, small],
-  ] as const) {
-    for (const options of [{ temperature: 0 }, { temperature: 0.9, seed: 3 }]) {
-      const state = [verifier.createState(), verifier.createState()] as const;
-      const plain = await greedy(verifier, 'It was a dark', { ...options, maxBytes: 100, state: state[0] });
-      const drafted = { ...options, maxBytes: 100, state: state[1], draft: drafter, draftLength: 9 };
-      t.deepEqual(await greedy(verifier, 'It was a dark', drafted), plain);
-      t.is(state[1].position, state[0].position);
-      t.is(compare(state[1].data, state[0].data, SAME_F32), undefined);
-    }
-  }
+  ] as const;
+  await draftsAsDecoding(t, pairs, 'It was a dark');
 });
 
 test.serial('a small Transformer learns 4 KiB by heart, and keeps it in int8', async (t) => {
@@ -241,24 +207,8 @@ test.serial('a small Transformer learns 4 KiB by heart, and keeps it in int8', a
     { architecture: 'transformer', layers: 1, dModel: 64, heads: 4 },
     { seed: 2, device: 'cpu', threads: 2 },
   );
-  const text = corpus(4096);
-  const losses = await overfit(model, text, 420);
-  const last = losses.slice(-8).reduce((a, b) => a + b, 0) / 8;
-  t.log(`loss ${losses[0]?.toFixed(3)} → ${last.toFixed(3)} nats per byte`);
-  // The order of the words is random: 0.46 nats per byte that cannot be learned but by heart.
-  t.true(last < 0.3, `${last}`);
-  const [path, converted] = [folder(), folder()];
-  await model.save(path);
-  await convertModel(path, converted, { dtype: 'int8' });
-  using exact = await loadModel(path, { device: 'cpu', threads: 2 });
-  using narrow = await loadModel(converted, { device: 'cpu', threads: 2 });
-  t.is([...narrow.weights.values()].filter((w) => w.dtype === 'i8').length, 7);
-  t.true(narrow.bytes < 0.4 * exact.bytes);
-  const data = fileOf('text', text);
-  const windows = { context: 64, stride: 64 };
-  const [a, b] = [await evaluate(exact, data, windows), await evaluate(narrow, data, windows)];
-  t.log(`f32 ${a.bitsPerByte}, int8 ${b.bitsPerByte} bits per byte`);
-  t.true(Math.abs(b.bitsPerByte - a.bitsPerByte) < 0.05);
+  const [exact, narrow] = await learnsByHeart(t, model, 420, 7);
+  t.true(narrow < 0.4 * exact);
 });
 
 test.serial('what is saved loads again and is a Llama for transformers', async (t) => {
