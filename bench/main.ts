@@ -2,6 +2,9 @@
  * npm run bench -- <decode | prefill | train | ops | profile | limits | compare | ceiling | load | compressors FILE |
  *   draft> [options]
  *
+ * decode without --preset: MambaByte beside the Transformer of its size after contexts of growing length, on any device:
+ *   decode [--device cuda] [--contexts 1024,8192] [--batch 8] [--text FILE for speculation]
+ *
  * Speculative decoding, on any device; --draft is 'lookup' or a model and may come several times, as may --draft-length:
  *   draft --model books --draft lookup --text FILE [--prompts 16] [--bytes 500] [--beta 3] [--draft-length 8]
  *   draft --check --prompts 200 ...       counts the outputs that are the plain ones; exit code 1 if any is not
@@ -23,6 +26,7 @@ import type { DeviceLimits } from '../lib/profile.ts';
 import { bounds, readCeiling } from './ceiling.ts';
 import { compare } from './compare.ts';
 import { compressorsBench } from './compressors.ts';
+import { contextsBench } from './contexts.ts';
 import {
   type CudaBench,
   cudaDecode,
@@ -51,6 +55,7 @@ const { values, positionals } = parseArgs({
     reps: { type: 'string', default: '5' },
     device: { type: 'string', default: 'cpu' },
     batch: { type: 'string' },
+    contexts: { type: 'string' },
     context: { type: 'string', default: '2048' },
     precision: { type: 'string', default: 'bf16' },
     recompute: { type: 'string' },
@@ -168,11 +173,30 @@ const gpuCommands: Record<string, () => Promise<void>> = Object.fromEntries(
   ]),
 );
 
+/** The question that comes first: what a byte costs, in time and memory, as the text grows. */
+async function decodeByContext(): Promise<void> {
+  const contexts = (values.contexts ?? (gpu ? '1024,8192,32768,131072' : '1024,4096,16384')).split(',').map(Number);
+  const { decode, speculation } = await contextsBench({
+    device: values.device,
+    threads,
+    dtype: dtypes[0] ?? 'bf16',
+    contexts,
+    batch: Number(values.batch ?? 8),
+    gen: Number(values.gen ?? 256),
+    reps,
+    text: values.text,
+  });
+  report('decode', decode, values.out);
+  if (values.text === undefined) console.log('speculation is not measured: give a held-out text with --text FILE');
+  else report('speculation, books with books-draft, greedy', speculation);
+}
+const byContext = positionals[0] === 'decode' && values.preset === undefined;
+
 const available = gpu ? { ...gpuCommands, draft: () => draftBench(values) } : commands;
 const command = available[positionals[0] ?? ''];
 if (!command) {
   console.error(`bench: expected one of ${Object.keys(available).join(', ')}, got ${positionals[0] ?? 'nothing'}`);
   process.exitCode = 2;
 } else {
-  await command();
+  await (byContext ? decodeByContext() : command());
 }

@@ -36,7 +36,8 @@ export async function decodeSpeed(model: Model, gen: number, reps: number, read 
   return median(samples);
 }
 
-function promptOf(bytes: number): Uint8Array {
+/** So many bytes of a prompt. */
+export function promptOf(bytes: number): Uint8Array {
   return Uint8Array.from({ length: bytes }, (_, i) => (i * 7919 + 13) & 255);
 }
 

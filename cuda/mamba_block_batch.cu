@@ -2,10 +2,10 @@
 // stage in a kernel of its own. y(B,D) = x + out_proj(scan(conv(in_proj(norm(x))))).
 //
 // A step reads every weight and reads and writes every state once; at 353M and 64 sequences these are 13 and 17 MB a
-// layer, and that is the limit. So each kernel starts before the one in front of it has ended (early.cuh),
-// fetches what does not depend on it (weights, states) and waits only then. What is fetched when is what
-// measurement says: states that are read while in_proj still writes, or out_proj's weights any earlier, hold up the
-// products, which wait for activations from the second-level cache.
+// layer, and that is the limit. So each kernel starts before the one in front of it has ended (early.cuh), fetches what
+// does not depend on it (weights, states) and waits only then. What is fetched when is what measurement says: states
+// that are read while in_proj still writes, or out_proj's weights any earlier, hold up the products, which wait for
+// activations from the second-level cache.
 #include <algorithm>
 
 #include "check.h"
@@ -526,8 +526,8 @@ __global__ void __launch_bounds__(kThreads, 2) scan(const Scan p) {
     __stcs(reinterpret_cast<float4*>(p.state_out + (int64_t{b0 + r} * p.e + e) * kStates + quarter * 4),
            make_float4(state[r][0], state[r][1], state[r][2], state[r][3]));
     const float y = fmaf(D, v, warp_sum<kQuad>(sum)) * to_float(gate[r * kScanChannels + channel]);
-    if (quarter == r % kQuad)
-      u[r * kScanChannels + channel] = from_float<bf16>(y);  // which these four lanes alone read
+    // In the place of u, which these four lanes alone have read.
+    if (quarter == r % kQuad) u[r * kScanChannels + channel] = from_float<bf16>(y);
   }
   __syncthreads();
   if (threadIdx.x < kVectors) {
@@ -607,6 +607,7 @@ Status start_in_proj(const Node& node, const Sizes& s, const Parts& p, const Lau
 
 template <class W>
 using XTile = Tile<W, 1, 1>;
+
 template <class W>
 Status launch_as(const Node& node, const Launch& l) {
   const Sizes s(node);
