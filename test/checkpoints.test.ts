@@ -5,6 +5,7 @@ import {
   openSync,
   readFileSync,
   renameSync,
+  symlinkSync,
   unlinkSync,
   writeFileSync,
   writeSync,
@@ -210,6 +211,11 @@ test('a path that holds no checkpoint is refused', async (t) => {
   };
   await refused(join(folder(), 'none'), /readable, got ENOENT/);
   await refused(folder(), /hold one file of weights, got none/);
+  const training = folder();
+  symlinkSync('step-00000007', join(training, 'latest'));
+  await refused(training, /got none\. Name .*latest\./);
+  symlinkSync('step-00000003', join(training, 'best'));
+  await refused(training, /got none\. Name .*best\./);
   const path = join(folder(), 'model.gguf');
   writeFileSync(path, 'GGUF');
   await refused(path, /to be a folder, \.safetensors.*got "model\.gguf"/);

@@ -102,7 +102,9 @@ async function findWeights(path: string): Promise<string> {
   const [only] = candidates;
   if (only !== undefined && candidates.length === 1) return join(path, only);
   const got = candidates.length === 0 ? 'none' : listNames(candidates);
-  const hint = candidates.length === 0 ? undefined : 'Name one of them.';
+  // A training run is a folder of checkpoints.
+  const checkpoint = ['best', 'latest'].find((name) => names.includes(name));
+  const hint = candidates.length > 0 ? 'Name one of them.' : checkpoint && `Name ${join(path, checkpoint)}.`;
   throw new ModelFormatError(expected(path, 'the folder', 'hold one file of weights', got, hint));
 }
 
