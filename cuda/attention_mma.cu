@@ -6,6 +6,7 @@
 #include "attention.cuh"
 #include "attention_mma.h"
 #include "check.h"
+#include "copy.cuh"
 #include "mma.cuh"
 
 namespace mb::cuda {
@@ -37,7 +38,7 @@ __device__ __forceinline__ void fetch(bf16* to, const bf16* from, int64_t stride
   for (int i = 0; i < kKeys * kVectors / kThreads; i++) {
     const int at = i * kThreads + static_cast<int>(threadIdx.x), r = at / kVectors, d = at % kVectors * 8;
     const bool there = first + r < end;
-    copy16(to + r * (P + 8) + d, from + (there ? first + r : 0) * stride + d, there ? 16 : 0);
+    copy_async<16>(to + r * (P + 8) + d, from + (there ? first + r : 0) * stride + d, there ? 16 : 0);
   }
 }
 
@@ -65,8 +66,8 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
   fetch<P>(values + kTile, a.q + (b * z.T + t0) * a.q_stride + h * P, a.q_stride, 0, n);
   fetch<P>(keys, k, a.k_stride, 0, end);
   fetch<P>(values, v, a.v_stride, 0, end);
-  asm volatile("cp.async.commit_group;" ::: "memory");
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  commit_copies();
+  wait_for_copies();
   __syncthreads();
   uint32_t q[P / 16][4];
 #pragma unroll
@@ -82,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
     __syncthreads();  // the other stage, and at first the queries, have been read
     fetch<P>(keys + (1 - stage) * kTile, k, a.k_stride, s0 + kKeys, end);
     fetch<P>(values + (1 - stage) * kTile, v, a.v_stride, s0 + kKeys, end);
-    asm volatile("cp.async.commit_group;" ::: "memory");
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    commit_copies();
+    wait_for_groups<1>();
     __syncthreads();
     const bf16 *own_keys = keys + stage * kTile, *own_values = values + stage * kTile;
 
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
       }
     }
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  wait_for_copies();
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const float total = warp_sum<4>(sum[r]);

@@ -2,6 +2,7 @@
 // brought in by cp.async four stages ahead. Rows of a tile are padded by 16 bytes, which keeps ldmatrix free of bank
 // conflicts. A factor that lies across is staged as it lies and turned by ldmatrix.trans.
 #include "check.h"
+#include "copy.cuh"
 #include "gemm_epilogue.cuh"
 #include "gemm_kernels.h"
 #include "mma.cuh"
@@ -52,7 +53,7 @@ struct Tile {
         left = c * kRows < inside ? int(min(deep - col, int64_t(8))) : 0;
       }
       left = left < 0 ? 0 : left > 8 ? 8 : left;
-      copy16(tile + to + c * kRows * kRow, from + step * next_step + c * next_copy, left * 2);
+      copy_async<16>(tile + to + c * kRows * kRow, from + step * next_step + c * next_copy, left * 2);
     }
   }
 
@@ -93,12 +94,12 @@ __global__ void __launch_bounds__(WarpsM* WarpsN * 32)
       tile_a.fetch(stage, step, deep);
       tile_b.fetch(stage + TileA::kElems, step, deep);
     }
-    asm volatile("cp.async.commit_group;");
+    commit_copies();
   };
 #pragma unroll
   for (int s = 0; s < kStages - 1; s++) fetch(s);
   for (int step = 0; step < steps; step++) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2));
+    wait_for_groups<kStages - 2>();
     __syncthreads();
     fetch(step + kStages - 1);
     const bf16* stage = shared + step % kStages * kStage;

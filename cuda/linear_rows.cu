@@ -4,11 +4,11 @@
 // multiplies them in f32 with up to eight rows of x, which stay in the first-level cache. Each row of y is summed in an
 // order that the number of rows has no part in, so K verified ids have the bits of K decoded ones.
 // More rows of bf16 x with bf16 and i8 weights: a block multiplies 16 rows of the weight with mma.sync m16n8k16, whose
-// 8 columns are the rows of x. Its warps share the depth. A lane reads 16 bytes of a row at a time: which k a lane
-// holds does not matter as long as both factors agree.
+// 8 columns are the rows of x. Its warps share the depth. A lane reads 16 bytes of a row at a time (mma.cuh).
 #include <algorithm>
 
 #include "check.h"
+#include "copy.cuh"
 #include "early.cuh"
 #include "gemm_epilogue.cuh"
 #include "linear_epilogue.h"
@@ -43,18 +43,6 @@ __device__ __forceinline__ Vector<W, V> load_weights(const W* p) {
     *reinterpret_cast<int2*>(&out) = __ldcs(reinterpret_cast<const int2*>(p));
   }
   return out;
-}
-
-// 16 bytes to shared memory, zeros where not `there`; on its way until the thread waits for it. What other blocks read
-// too goes through the first-level cache.
-template <bool Shared>
-__device__ __forceinline__ void copy16(void* to, const void* from, bool there) {
-  const auto at = uint32_t(__cvta_generic_to_shared(to));
-  if constexpr (Shared) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
-  } else {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0) : "memory");
-  }
 }
 
 template <class X, int V>
@@ -137,19 +125,19 @@ __global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
     const bool there = k < a.depth;
     const int64_t at = there ? k : 0;
     if (step < steps) {
-      copy16<false>(slot(step, 0), top + at, there);
-      copy16<false>(slot(step, 1), bottom + at, there);
+      copy_async<16>(slot(step, 0), top + at, there ? 16 : 0);
+      copy_async<16>(slot(step, 1), bottom + at, there ? 16 : 0);
 #pragma unroll
       for (int part = 2; part < kParts; part++)
-        copy16<true>(slot(step, part), x + at + (part - 2) * kXPart, there && group < a.rows);
+        copy_async<16, true>(slot(step, part), x + at + (part - 2) * kXPart, there && group < a.rows ? 16 : 0);
     }
-    asm volatile("cp.async.commit_group;");
+    commit_copies();
   };
 #pragma unroll
   for (int step = 0; step < kAhead; step++) fetch(step);
   float acc[4] = {};
   for (int step = 0; step < steps; step++) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kAhead - 1) : "memory");
+    wait_for_groups<kAhead - 1>();
     Reading<W> now;
 #pragma unroll
     for (int part = 0; part < kParts; part++) reinterpret_cast<uint4*>(&now)[part] = *slot(step, part);
@@ -175,12 +163,10 @@ __global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
 // To the second-level cache, before what came earlier has ended; a kernel that writes the weight would still be seen.
 template <class W, int Each>
 __device__ __forceinline__ void prefetch_rows(const Args& a, int64_t m0) {
-  constexpr int kLine = 128;
   for (int e = 0; e < Each && m0 + e < a.m; e++) {
     const char* row = reinterpret_cast<const char*>(static_cast<const W*>(a.weight) + (m0 + e) * a.weight_stride);
-    for (int64_t at = threadIdx.x % 32 * kLine; at < a.depth * int64_t{sizeof(W)}; at += 32 * kLine) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
-    }
+    for (int64_t at = threadIdx.x % 32 * kLine; at < a.depth * int64_t{sizeof(W)}; at += 32 * kLine)
+      prefetch_line(row + at);
   }
 }
 

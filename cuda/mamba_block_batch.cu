@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "copy.cuh"
 #include "dtype.cuh"
 #include "early.cuh"
 #include "mamba_block_batch.h"
@@ -31,12 +32,11 @@ struct Ahead {
   const void* data;
   int64_t bytes;
 };
-constexpr int kLine = 128;  // bytes
 __device__ __forceinline__ void prefetch(const Ahead& a) {
   const int64_t threads = int64_t{gridDim.x} * gridDim.y * blockDim.x;
   const int64_t me = (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x;
   for (int64_t at = me * kLine; at < a.bytes; at += threads * kLine) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(a.data) + at));
+    prefetch_line(static_cast<const char*>(a.data) + at);
   }
 }
 Ahead ahead(const Tensor& t) { return {t.data, t.elems() * dtype_size(t.dtype)}; }
@@ -137,45 +137,6 @@ struct Product {
   int m, k, batch;
 };
 
-struct Fragment {
-  uint32_t k[4];  // eight bf16 of one row
-};
-
-__device__ __forceinline__ void multiply_add(float (&c)[4], const Fragment& low_row, const Fragment& high_row,
-                                             const Fragment& b) {
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    mma(c, {low_row.k[i], high_row.k[i], low_row.k[i + 1], high_row.k[i + 1]}, b.k[i], b.k[i + 1]);
-  }
-}
-
-template <int Bytes>
-__device__ __forceinline__ void copy_ahead(void* shared, const void* from) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  if constexpr (Bytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from));
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(Bytes));
-  }
-}
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-__device__ __forceinline__ Fragment fragment_at(const bf16* shared) {
-  const uint4 v = *reinterpret_cast<const uint4*>(shared);
-  return {{v.x, v.y, v.z, v.w}};
-}
-// i8 is exact in bf16.
-__device__ __forceinline__ Fragment fragment_at(const int8_t* shared) {
-  alignas(8) int8_t v[8];
-  *reinterpret_cast<uint2*>(v) = *reinterpret_cast<const uint2*>(shared);
-  Fragment f;
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    f.k[i] = pair(static_cast<float>(v[2 * i]), static_cast<float>(v[2 * i + 1]));
-  }
-  return f;
-}
-
 // A tile of 16 MTiles rows of the weight by 8 NTiles sequences, made in turns of kWarps chunks of columns. Each warp
 // takes one chunk for the whole tile, so each lane fetches what itself will multiply, in the order of fragments, and
 // waits for nobody. Weights may come before the kernels in front have ended: all of them if they are few, else those of
@@ -230,7 +191,7 @@ struct Tile {
     const W* from = static_cast<const W*>(p.weight) + column(turn);
 #pragma unroll
     for (int h = 0; h < 2 * MTiles; h++)
-      copy_ahead<kLane>(weight_slot(turn, h), from + min(top + 8 * h, p.m - 1) * p.k);
+      copy_async<kLane>(weight_slot(turn, h), from + min(top + 8 * h, p.m - 1) * p.k);
   }
   __device__ __forceinline__ void fetch_first_weights(const Product& p) const {
     for (int turn = 0; turn < min(kept, turns); turn++) fetch_weights(p, turn);
@@ -244,15 +205,15 @@ struct Tile {
         if (turn >= kept) fetch_weights(p, turn);
         const bf16* from = x + column(turn);
 #pragma unroll
-        for (int n = 0; n < NTiles; n++) copy_ahead<16>(activation_slot(turn, n), from + n * 8 * p.k);
+        for (int n = 0; n < NTiles; n++) copy_async<16>(activation_slot(turn, n), from + n * 8 * p.k);
       }
-      asm volatile("cp.async.commit_group;" ::: "memory");
+      commit_copies();
     };
     float acc[MTiles][NTiles][4] = {};
 #pragma unroll
     for (int turn = 0; turn < kAhead; turn++) fetch(turn);
     for (int turn = 0; turn < turns; turn++) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(kAhead - 1) : "memory");
+      wait_for_groups<kAhead - 1>();
       Fragment a[2 * MTiles];
 #pragma unroll
       for (int h = 0; h < 2 * MTiles; h++) a[h] = fragment_at(weight_slot(turn, h));
@@ -327,7 +288,7 @@ __device__ __forceinline__ void prefetch_states(const InProj& p) {
   for (int i = threadIdx.x; i < T::kN * states * kLines; i += kThreads) {
     const int row = blockIdx.x * T::kM + i % kLines * kLineRows, state = blockIdx.y * T::kN * states + i / kLines;
     if (row >= p.e || state >= p.product.batch * states) return;
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.state + state * p.state_stride + row));
+    prefetch_line(p.state + state * p.state_stride + row);
   }
 }
 
@@ -478,7 +439,7 @@ __global__ void __launch_bounds__(kThreads, 2) scan(const Scan p) {
     state[r][0] = v.x, state[r][1] = v.y, state[r][2] = v.z, state[r][3] = v.w;
   }
   for (int i = threadIdx.x * 4; i < kScanChannels * p.rank; i += kThreads * 4) {
-    copy_ahead<8>(dt_proj + i / p.rank * dt_pitch + i % p.rank, p.dt_proj + int64_t{e0} * p.rank + i);
+    copy_async<8>(dt_proj + i / p.rank * dt_pitch + i % p.rank, p.dt_proj + int64_t{e0} * p.rank + i);
   }
   load_vector<4>(p.A + e * p.A_stride + quarter * 4, A);
 #pragma unroll
@@ -489,11 +450,11 @@ __global__ void __launch_bounds__(kThreads, 2) scan(const Scan p) {
   constexpr int kVectors = kScanRows * kScanChannels / 8;  // of u, of the gate
   if (threadIdx.x < 2 * kVectors) {
     const int i = threadIdx.x % kVectors, r = i / (kScanChannels / 8), c = i % (kScanChannels / 8) * 8;
-    copy_ahead<16>((threadIdx.x < kVectors ? u : gate) + i * 8,
+    copy_async<16>((threadIdx.x < kVectors ? u : gate) + i * 8,
                    (threadIdx.x < kVectors ? p.u : p.gate) + int64_t{b0 + r} * p.e + e0 + c);
   }
   for (int i = threadIdx.x * 4; i < kScanRows * selected_cols; i += kThreads * 4) {
-    copy_ahead<16>(selected + i, p.selected + int64_t{b0} * selected_cols + i);
+    copy_async<16>(selected + i, p.selected + int64_t{b0} * selected_cols + i);
   }
   wait_for_copies();
   __syncthreads();

@@ -2,6 +2,7 @@
 // segments of 8 steps in turn, and only the 16 x 16 states travel from segment to segment. u, delta, z, y(B,T,E),
 // B, C(B,T,16). Derivation: docs/math/selective-scan.md, equations (5) to (8).
 #pragma once
+#include "copy.cuh"
 #include "kernel.h"
 #include "scan.cuh"
 
@@ -72,8 +73,7 @@ template <bool Vec, class T>
 __device__ __forceinline__ void copy4(const char* bytes, int count, T (&to)[4]) {
   if constexpr (Vec) {
     if (count <= 0) return;
-    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(bytes), "n"(sizeof(T) * 4) : "memory");
+    copy_async<sizeof(T) * 4, true>(to, bytes);
   } else {
     const T* from = reinterpret_cast<const T*>(bytes);
 #pragma unroll
@@ -82,7 +82,6 @@ __device__ __forceinline__ void copy4(const char* bytes, int count, T (&to)[4]) 
     }
   }
 }
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Where a lane's inputs of its warp's next segment lie.
 struct Cursor {

@@ -10,6 +10,7 @@
 // select). For bf16, sums over states run on tensor cores in tf32 with f32's accuracy, by two products; their columns
 // are alike, which costs less than selecting.
 #include "check.h"
+#include "copy.cuh"
 #include "scan_grad.cuh"
 
 namespace mb::cuda {
@@ -372,9 +373,7 @@ __device__ __forceinline__ void fetch_projections(const ScanGradArgs<T>& p, Bloc
     const int which = i / (kGradChunk * kPieces), t = i / kPieces % kGradChunk, piece = i % kPieces;
     const GradRows<const T>& rows = which ? p.C_in : p.B_in;
     const T* from = rows.data + (row + (t < steps ? t : 0)) * rows.stride + p.first_state + piece * (16 / sizeof(T));
-    const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(&block.raw[which][t][piece * (16 / sizeof(T))]));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(t < steps ? 16 : 0)
-                 : "memory");
+    copy_async<16>(&block.raw[which][t][piece * (16 / sizeof(T))], from, t < steps ? 16 : 0);
   }
 }
 
@@ -393,8 +392,6 @@ __device__ __forceinline__ void widen_projections(const ScanGradArgs<T>& p, Bloc
     tiles[i] = {v[0], v[1], v[2], v[3]};
   }
 }
-
-__device__ __forceinline__ void prefetch(const float* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 template <class T, int kWarps, bool kWhole>
 __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_constant__ ScanGradArgs<T> p) {
@@ -435,10 +432,10 @@ __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_
     load_states(h, state_of(chunk), p.N, at, p.N, p.vector_states);
     const Raw<T> delta0 = view.load(p.delta, 0), u0 = view.load(p.u, 0);
     if (chunk > first && at.channels == 2 && at.state < p.N) {
-      prefetch(state_of(chunk - 1) + at.state);
-      prefetch(state_of(chunk - 1) + p.N + at.state);
+      prefetch_line(state_of(chunk - 1) + at.state);
+      prefetch_line(state_of(chunk - 1) + p.N + at.state);
     }
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    wait_for_copies();
     __syncthreads();
     widen_projections(p, block, row, steps);
     __syncthreads();

@@ -434,18 +434,18 @@ class Worker {
       float acc[4] = {};
 #pragma unroll 1
       for (int k = 0; k < ce; k += 16) {
-        Fragment u_pairs{}, a{}, b{};
+        uint32_t w[4] = {}, u_pairs[2] = {};
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const int c = k + half * 8 + at_.t * 2;
           if (c >= ce) break;
           uint32_t high, low;
           split(u[r * ce + c], u[r * ce + c + 1], high, low);
-          u_pairs.k[half] = at_.g >= 4 ? low : high;
-          a.k[half] = weight_pair(weights + min(m0 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
-          b.k[half] = weight_pair(weights + min(m0 + 8 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
+          u_pairs[half] = at_.g >= 4 ? low : high;
+          w[2 * half] = weight_pair(weights + min(m0 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
+          w[2 * half + 1] = weight_pair(weights + min(m0 + 8 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
         }
-        mma(acc, a, b, u_pairs, 0);
+        mma(acc, w, u_pairs[0], u_pairs[1]);
       }
       each_result<C>(at_, acc, m0, r0, p_.S, all_rows(),
                      [&](int m, int row, float v) { put(to + row * p_.S + m, v, use); });

@@ -15,9 +15,7 @@
 // The order of k within 32 columns is free as long as both operands share it. Thread t of four takes columns 8t..8t+7,
 // so that it loads 16 bytes of weights and 32 bytes of activations at once.
 #pragma once
-#include <cuda_bf16.h>
-
-#include "../dtype.cuh"
+#include "../mma.cuh"
 #include "../reduce.cuh"
 #include "ring.cuh"
 
@@ -35,63 +33,17 @@ struct Source {
   const int* ids = nullptr;  // in shared memory
 };
 
-struct Fragment {
-  uint32_t k[4];  // eight bf16 of one row
-};
-
-__device__ __forceinline__ void mma(float (&c)[4], const Fragment& low_row, const Fragment& high_row, const Fragment& b,
-                                    int at) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(low_row.k[at]), "r"(high_row.k[at]), "r"(low_row.k[at + 1]), "r"(high_row.k[at + 1]), "r"(b.k[at]),
-        "r"(b.k[at + 1]));
-}
-__device__ __forceinline__ void mma_both(float (&c)[4], const Fragment& low_row, const Fragment& high_row,
-                                         const Fragment& b) {
-  mma(c, low_row, high_row, b, 0);
-  mma(c, low_row, high_row, b, 2);
-}
-
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&v);
-}
-__device__ __forceinline__ float first_half(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float second_half(uint32_t pair) { return __uint_as_float(pair & 0xFFFF0000u); }
-
 // v = high + low
 __device__ __forceinline__ void split(float a, float b, uint32_t& high, uint32_t& low) {
-  high = pack(a, b);
-  low = pack(__fsub_rn(a, first_half(high)), __fsub_rn(b, second_half(high)));
-}
-
-// Four int8 as two pairs of bf16, exact: 0x43 in front of seven bits is 128 + their value, and 128 or 256, by the sign,
-// is taken off.
-__device__ __forceinline__ void widen(uint32_t bytes, uint32_t& first, uint32_t& second) {
-  const auto pair = [](uint32_t p) {
-    const uint32_t magnitude = p & 0xFF7FFF7Fu, offset = p & 0xFF80FF80u;
-    const __nv_bfloat162 v = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
-                                     *reinterpret_cast<const __nv_bfloat162*>(&offset));
-    return *reinterpret_cast<const uint32_t*>(&v);
-  };
-  first = pair(__byte_perm(bytes, 0x43434343u, 0x4140));
-  second = pair(__byte_perm(bytes, 0x43434343u, 0x4342));
+  high = pair(a, b);
+  low = pair(__fsub_rn(a, first_half(high)), __fsub_rn(b, second_half(high)));
 }
 
 // Eight neighbouring weights in shared memory; `i8` matters to kernels for int8 weights only, whose head may be bf16.
 template <class W>
 __device__ __forceinline__ Fragment load_weights(const char* from, bool i8) {
-  Fragment f;
-  if (sizeof(W) == 2 || !i8) {
-    const uint4 v = *reinterpret_cast<const uint4*>(from);
-    f.k[0] = v.x, f.k[1] = v.y, f.k[2] = v.z, f.k[3] = v.w;
-  } else {
-    const uint2 v = *reinterpret_cast<const uint2*>(from);
-    widen(v.x, f.k[0], f.k[1]);
-    widen(v.y, f.k[2], f.k[3]);
-  }
-  return f;
+  if (sizeof(W) == 2 || !i8) return fragment_at(reinterpret_cast<const bf16*>(from));
+  return fragment_at(reinterpret_cast<const int8_t*>(from));
 }
 
 // A configuration of the kernel. kOne: one row and four taps, known when compiling. kSplit: warps that share the
@@ -336,7 +288,7 @@ __device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, 
           if (m * 16 >= rows) break;
           const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
           const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-          mma_both(acc.v[m], low_row, high_row, b);
+          multiply_add(acc.v[m], low_row, high_row, b);
         }
         stage += 32 * element;
       }
@@ -487,7 +439,7 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
             if (m * 16 >= rows) break;
             const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
             const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-            mma_both(acc.v[m], low_row, high_row, i == 0 ? b : next);
+            multiply_add(acc.v[m], low_row, high_row, i == 0 ? b : next);
           }
         }
       }

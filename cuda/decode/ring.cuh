@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../barrier.cuh"
+#include "../copy.cuh"
 #include "exchange.cuh"
 #include "shape.h"
 
@@ -69,22 +69,13 @@ __device__ __forceinline__ void async_copy(char* to, const void* from, int bytes
       static_cast<uint32_t>(reinterpret_cast<uintptr_t>(source)) | shared_address(to) | static_cast<uint32_t>(bytes);
   if (low % 16 == 0) {
 #pragma unroll 1
-    for (int i = lane * 16; i < bytes; i += 512) {
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)), "l"(source + i)
-                   : "memory");
-    }
+    for (int i = lane * 16; i < bytes; i += 512) copy_async<16>(to + i, source + i);
   } else if (low % 8 == 0) {
 #pragma unroll 1
-    for (int i = lane * 8; i < bytes; i += 256) {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to + i)), "l"(source + i)
-                   : "memory");
-    }
+    for (int i = lane * 8; i < bytes; i += 256) copy_async<8>(to + i, source + i);
   } else {
 #pragma unroll 1
-    for (int i = lane * 4; i < bytes; i += 128) {
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to + i)), "l"(source + i)
-                   : "memory");
-    }
+    for (int i = lane * 4; i < bytes; i += 128) copy_async<4>(to + i, source + i);
   }
 }
 __device__ __forceinline__ void async_arrive(uint64_t* bar) {

@@ -266,9 +266,7 @@ class SmallStreamer {
 #pragma unroll 1
       for (int i = lane_; i < p_.S * units; i += 32) {
         const int r = i / units, at = (i - r * units) * 8;
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to + r * p_.small.x_pitch + at)),
-                     "l"(from + r * stride + at)
-                     : "memory");
+        copy_async<8>(to + r * p_.small.x_pitch + at, from + r * stride + at);
       }
     }
   }
