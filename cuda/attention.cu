@@ -22,7 +22,6 @@ constexpr int kThreads = kAttentionThreads, kWarps = kThreads / 32;
 constexpr int kFewSteps = 8;      // up to here keys are always split
 constexpr int kMostPieces = 128;  // into so many pieces
 constexpr int kLaneColumns = kMaxHeadWidth / 32;
-constexpr float kLn2 = 0.69314718055994531f;
 
 struct Args {
   AttentionSizes size;
@@ -31,12 +30,6 @@ struct Args {
   float* partials;           // [b][h][t][piece]: top, sum, P weighted values
   int64_t piece, pieces;     // keys of a piece, and how many a cache has
 };
-
-// The last key of step 0; -1: the sequence does not fit its cache.
-__device__ __forceinline__ int64_t first_key(const Args& a, int64_t b) {
-  const int64_t at = a.length ? a.length[b] : a.size.S - a.size.T;
-  return at >= 0 && at + a.size.T <= a.size.S ? at : -1;
-}
 
 template <int kColumns>
 __global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
@@ -47,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
   float* weights = keys + kTile * tile_stride(z.P);
   const int64_t b = blockIdx.y / z.H, t0 = int64_t{blockIdx.x} * kTile, n = min(int64_t{kTile}, z.T - t0);
   const int h = blockIdx.y % z.H, column = z.key_column(h), r = threadIdx.x / kShare, c = threadIdx.x % kShare;
-  const int64_t first = first_key(a, b), last = first + t0 + r, end = first < 0 ? 0 : first + t0 + n;
+  const int64_t first = z.first_key(a.length, b), last = first + t0 + r, end = first < 0 ? 0 : first + t0 + n;
   load_tile(a.q, b * z.T + t0, n, h * z.P, z.P, queries);
   float top = kNoScore, sum = 0, o[kColumns] = {};
   for (int64_t s0 = 0; s0 < end; s0 += kTile) {
@@ -86,21 +79,34 @@ __global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
   if (a.lse.data && c == 0) a.lse.store(row, h, first < 0 ? nanf("") : kLn2 * (top + log2f(sum)));
 }
 
+// A block's piece of the keys for one query of one head.
+struct Piece {
+  int64_t b, t, begin, end;  // keys [begin, end) of those that the query sees; may be none
+  int h, warp, lane;
+  __device__ __forceinline__ explicit Piece(const Args& a) : b(blockIdx.y / a.size.H), t(blockIdx.z) {
+    const int64_t first = a.size.first_key(a.length, b);
+    begin = blockIdx.x * a.piece;
+    end = first < 0 ? 0 : min(begin + a.piece, first + t + 1);
+    h = blockIdx.y % a.size.H;
+    warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+  }
+};
+
 // The piece's sums of all warps, to its place among the partial ones. keep: puts a warp's P weighted values.
 template <class Keep>
-__device__ __forceinline__ void gather_warps(const Args& a, int64_t b, int h, int64_t t, int warp, int lane, float top,
-                                             float sum, Keep keep) {
+__device__ __forceinline__ void gather_warps(const Args& a, const Piece& piece, float top, float sum, Keep keep) {
   __shared__ float tops[kWarps], sums[kWarps], values[kWarps][kMaxHeadWidth];
   const AttentionSizes& z = a.size;
-  if (lane == 0) tops[warp] = top, sums[warp] = sum;
-  keep(values[warp]);
+  if (piece.lane == 0) tops[piece.warp] = top, sums[piece.warp] = sum;
+  keep(values[piece.warp]);
   __syncthreads();
   float best = tops[0], total = 0;
 #pragma unroll
   for (int w = 1; w < kWarps; w++) best = fmaxf(best, tops[w]);
 #pragma unroll
   for (int w = 0; w < kWarps; w++) total += sums[w] * exp2f(tops[w] - best);
-  float* to = a.partials + (((b * z.H + h) * z.T + t) * a.pieces + blockIdx.x) * (z.P + 2);
+  float* to = a.partials + (((piece.b * z.H + piece.h) * z.T + piece.t) * a.pieces + blockIdx.x) * (z.P + 2);
   if (threadIdx.x == 0) to[0] = best, to[1] = total;
   for (int d = threadIdx.x; d < z.P; d += kThreads) {
     float value = 0;
@@ -116,10 +122,10 @@ __global__ void __launch_bounds__(kThreads) attend_few(const Args a) {
   wait_for_previous();
   constexpr int kAtOnce = 4;
   const AttentionSizes& z = a.size;
-  const int64_t b = blockIdx.y / z.H, t = blockIdx.z, first = first_key(a, b);
-  const int h = blockIdx.y % z.H, column = z.key_column(h), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int64_t begin = blockIdx.x * a.piece, end = min(begin + a.piece, first + t + 1);
-  if (first < 0 || begin >= end) return;  // no thread of the block goes on
+  const Piece piece(a);
+  const auto [b, t, begin, end, h, warp, lane] = piece;
+  const int column = z.key_column(h);
+  if (begin >= end) return;  // no thread of the block goes on
   float q[kLaneColumns], o[kLaneColumns] = {}, top = kNoScore, sum = 0;
 #pragma unroll
   for (int j = 0; j < kLaneColumns; j++) {
@@ -158,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) attend_few(const Args a) {
       }
     }
   }
-  gather_warps(a, b, h, t, warp, lane, top, sum, [&](float* to) {
+  gather_warps(a, piece, top, sum, [&](float* to) {
 #pragma unroll
     for (int j = 0; j < kLaneColumns; j++) to[lane + 32 * j] = o[j];
   });
@@ -172,11 +178,10 @@ __global__ void __launch_bounds__(kThreads) attend_few_wide(const Args a) {
   wait_for_previous();
   constexpr int kEach = 16 / sizeof(T), kGroups = 32 / kLanes, kAtOnce = 4, kRound = kWarps * kGroups;
   const AttentionSizes& z = a.size;
-  const int64_t b = blockIdx.y / z.H, t = blockIdx.z, first = first_key(a, b);
-  const int h = blockIdx.y % z.H, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const Piece piece(a);
+  const auto [b, t, begin, end, h, warp, lane] = piece;
   const int column = lane % kLanes * kEach;
-  const int64_t begin = blockIdx.x * a.piece, end = min(begin + a.piece, first + t + 1);
-  if (first < 0 || begin >= end) return;  // no thread of the block goes on
+  if (begin >= end) return;  // no thread of the block goes on
   const T* keys = static_cast<const T*>(a.k.data) + b * z.S * a.k.stride + z.key_column(h) + column;
   const T* values = static_cast<const T*>(a.v.data) + b * z.S * a.v.stride + z.key_column(h) + column;
   float q[kEach], o[kEach] = {}, top = kNoScore, sum = 0;
@@ -223,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) attend_few_wide(const Args a) {
 #pragma unroll
     for (int step = 16; step >= kLanes; step /= 2) o[j] += __shfl_xor_sync(kFullWarp, o[j], step);
   }
-  gather_warps(a, b, h, t, warp, lane, best, sum, [&](float* to) {
+  gather_warps(a, piece, best, sum, [&](float* to) {
     if (lane >= kLanes) return;
 #pragma unroll
     for (int j = 0; j < kEach; j++) to[column + j] = o[j];
@@ -234,7 +239,7 @@ __global__ void __launch_bounds__(kThreads) gather_pieces(const Args a) {
   let_next_start();
   wait_for_previous();
   const AttentionSizes& z = a.size;
-  const int64_t b = blockIdx.x / z.T / z.H, t = blockIdx.x % z.T, first = first_key(a, b), row = b * z.T + t;
+  const int64_t b = blockIdx.x / z.T / z.H, t = blockIdx.x % z.T, first = z.first_key(a.length, b), row = b * z.T + t;
   const int h = static_cast<int>(blockIdx.x / z.T % z.H);
   const int64_t pieces = first < 0 ? 0 : (first + t) / a.piece + 1;
   const float* from = a.partials + int64_t{blockIdx.x} * a.pieces * (z.P + 2);
@@ -252,10 +257,6 @@ __global__ void __launch_bounds__(kThreads) gather_pieces(const Args a) {
     a.y.store(row, h * z.P + d, pieces ? value / sum : nanf(""));
   }
   if (a.lse.data && threadIdx.x == 0) a.lse.store(row, h, pieces ? kLn2 * (top + log2f(sum)) : nanf(""));
-}
-
-AttentionSizes sizes_of(const Node& node) {
-  return {node.in(in::q), node.in(in::k), node.attr(at::attention::attr::heads)};
 }
 
 // At most kMostPieces, of whole rounds.
@@ -288,19 +289,27 @@ FewKernel few_kernel(const Node& node, int P) {
   return k == DType::bf16 ? few_kernel_of<bf16>(node, P) : few_kernel_of<float>(node, P);
 }
 
-// Steps whose queries would fill too few blocks for all the keys that they see.
-bool by_pieces(const AttentionSizes& z) { return z.T <= kFewSteps || (z.T <= 64 && z.S >= 1024); }
+enum class Way { pieces, tensor_cores, tiles };
 
-int64_t attention_scratch(const Node& node, const Props&) {
-  const AttentionSizes z = sizes_of(node);
-  return !by_pieces(z) ? 0 : z.B * z.H * z.T * ceil_div(z.S, piece_of(z)) * (z.P + 2) * 4;
+Way way_of(const Node& node, const AttentionSizes& z, const Props& props) {
+  if (z.T <= kFewSteps) return Way::pieces;
+  if (takes_attention_mma(node)) return Way::tensor_cores;
+  // Where tiles of queries would leave multiprocessors without work, keys are split too.
+  const bool few_tiles = z.B * z.H * ceil_div(z.T, kTile) < props.sm_count;
+  return few_tiles && z.T <= 64 && z.S >= 1024 ? Way::pieces : Way::tiles;
+}
+
+int64_t attention_scratch(const Node& node, const Props& props) {
+  const AttentionSizes z(node);
+  if (way_of(node, z, props) != Way::pieces) return 0;
+  return z.B * z.H * z.T * ceil_div(z.S, piece_of(z)) * (z.P + 2) * 4;
 }
 
 Status run_attention(const Node& node, const Launch& launch) {
-  const AttentionSizes z = sizes_of(node);
+  const AttentionSizes z(node);
   if (node.in(in::q).elems() == 0) return {};
-  if (z.T > kFewSteps && takes_attention_mma(node)) return launch_attention_mma(node, launch);
-  const bool few = by_pieces(z);
+  const Way way = way_of(node, z, *launch.props);
+  if (way == Way::tensor_cores) return launch_attention_mma(node, launch);
   const Args a{z,
                ScanRows(node.in(in::q)),
                ScanRows(node.in(in::k)),
@@ -312,7 +321,7 @@ Status run_attention(const Node& node, const Launch& launch) {
                piece_of(z),
                ceil_div(z.S, piece_of(z))};
   const unsigned heads = static_cast<unsigned>(z.B * z.H);
-  if (few) {
+  if (way == Way::pieces) {
     const dim3 grid(static_cast<unsigned>(a.pieces), heads, static_cast<unsigned>(z.T));
     MB_TRY(start_early(few_kernel(node, z.P), grid, kThreads, 0, *launch.props, launch.stream, a));
     return start_early(gather_pieces, static_cast<unsigned>(heads * z.T), kThreads, 0, *launch.props, launch.stream, a);
@@ -334,7 +343,7 @@ const char* why_not_attention(const Node& node, const Props&) {
   }
   if (node.out(out::lse) && node.out(out::lse).dtype != DType::f32) return "cuda: attention gives lse in f32";
   if (node.in(in::length) && node.in(in::length).dtype != DType::i32) return "cuda: attention takes lengths in i32";
-  return attention_why_not(sizes_of(node));
+  return attention_why_not(AttentionSizes(node));
 }
 
 struct CacheArgs {

@@ -15,6 +15,7 @@ constexpr int kAttentionThreads = 128, kTile = 32, kShare = 4;
 constexpr int kScores = kTile / kShare;  // of a thread, when its row meets a tile
 constexpr int kMaxHeadWidth = 256;
 constexpr float kNoScore = -1e30f;  // below every score, and far from infinity
+constexpr float kLn2 = 0.69314718055994531f;
 
 struct AttentionSizes {
   int64_t B, T, S;
@@ -25,8 +26,17 @@ struct AttentionSizes {
     J = static_cast<int>(k.dim(2)) / P;
     scale = kLog2e / std::sqrt(static_cast<float>(P));
   }
+  explicit AttentionSizes(const Node& node)
+      : AttentionSizes(node.in(at::attention::in::q), node.in(at::attention::in::k),
+                       node.attr(at::attention::attr::heads)) {}
   // The first column of the key head that query head h reads.
   __device__ __forceinline__ int key_column(int h) const { return h / (H / J) * P; }
+  // The last key that query 0 sees of a sequence whose cache has `length` keys already, all it has room for if null;
+  // -1: the queries' own keys do not fit behind them.
+  __device__ __forceinline__ int64_t first_key(const int32_t* length, int64_t b) const {
+    const int64_t at = length ? length[b] : S - T;
+    return at >= 0 && at + T <= S ? at : -1;
+  }
 };
 
 // Rows of a tile lie one word further apart than they are long, so that a column meets every bank.

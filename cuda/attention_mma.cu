@@ -17,7 +17,6 @@ namespace out = at::attention::out;
 
 constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kQueries = 16 * kWarps, kKeys = 64;  // of a block, and of a tile
-constexpr float kLn2 = 0.69314718055994531f;
 
 struct Args {
   AttentionSizes size;
@@ -57,8 +56,8 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
   // Blocks that see the most keys go first.
   const int64_t b = blockIdx.y / z.H, t0 = int64_t{gridDim.x - 1 - blockIdx.x} * kQueries;
   const int64_t n = min(int64_t{kQueries}, z.T - t0);
-  int64_t first = a.length ? a.length[b] : z.S - z.T;
-  const bool fits = first >= 0 && first + z.T <= z.S;
+  const int64_t first = z.first_key(a.length, b);
+  const bool fits = first >= 0;
   const int64_t end = fits ? first + t0 + n : 0;  // of the keys that any query of the block sees
   const bf16* k = a.k + b * z.S * a.k_stride + z.key_column(h);
   const bf16* v = a.v + b * z.S * a.v_stride + z.key_column(h);
@@ -172,24 +171,20 @@ Status launch_width(const Args& a, cudaStream_t stream) {
   return {};
 }
 
-AttentionSizes sizes_of(const Node& node) {
-  return {node.in(in::q), node.in(in::k), node.attr(at::attention::attr::heads)};
-}
-
 }  // namespace
 
 bool takes_attention_mma(const Node& node) {
   for (const Tensor* t : {&node.in(in::q), &node.in(in::k), &node.in(in::v), &node.out(out::y)}) {
     if (t->dtype != DType::bf16 || !rows_aligned(*t, 16)) return false;
   }
-  const int P = sizes_of(node).P;
+  const int P = AttentionSizes(node).P;
   return P == 64 || P == 128;
 }
 
 Status launch_attention_mma(const Node& node, const Launch& launch) {
   const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v), &y = node.out(out::y),
                &lse = node.out(out::lse);
-  const Args a{sizes_of(node),
+  const Args a{AttentionSizes(node),
                q.ptr<bf16>(),
                k.ptr<bf16>(),
                v.ptr<bf16>(),
