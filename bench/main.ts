@@ -151,6 +151,11 @@ const onGpu: CudaBench = {
   trace: values.trace,
 };
 
+async function aboutGpu() {
+  const { info, limits } = await gpuLimits(values.device);
+  return { gpu: info.name, driver: info.driver, limits };
+}
+
 /** The same words on a GPU: limits are measured first, in the same run. */
 const gpuCommands: Record<string, () => Promise<void>> = Object.fromEntries(
   Object.entries({
@@ -167,8 +172,8 @@ const gpuCommands: Record<string, () => Promise<void>> = Object.fromEntries(
   }).map(([name, run]) => [
     name,
     async () => {
-      const { info, limits } = await gpuLimits(values.device);
-      report(name, await run(onGpu, limits), values.out, { gpu: info.name, driver: info.driver, limits });
+      const about = await aboutGpu();
+      report(name, await run(onGpu, about.limits), values.out, about);
     },
   ]),
 );
@@ -176,6 +181,7 @@ const gpuCommands: Record<string, () => Promise<void>> = Object.fromEntries(
 /** The question that comes first: what a byte costs, in time and memory, as the text grows. */
 async function decodeByContext(): Promise<void> {
   const contexts = (values.contexts ?? (gpu ? '1024,8192,32768,131072' : '1024,4096,16384')).split(',').map(Number);
+  const about = gpu ? await aboutGpu() : {};
   const { decode, speculation } = await contextsBench({
     device: values.device,
     threads,
@@ -186,7 +192,7 @@ async function decodeByContext(): Promise<void> {
     reps,
     text: values.text,
   });
-  report('decode', decode, values.out);
+  report('decode', decode, values.out, about);
   if (values.text === undefined) console.log('speculation is not measured: give a held-out text with --text FILE');
   else report('speculation, books with books-draft, greedy', speculation);
 }

@@ -1,5 +1,4 @@
 // How well a model predicts text it was not trained on: bits per byte and word perplexity of held-out documents.
-
 import { Dataset, type DatasetOptions, openDataset } from '../data/dataset.ts';
 import { type ByteRange, stablePieces } from '../data/encode.ts';
 import { WordCounter } from '../data/words.ts';

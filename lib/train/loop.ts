@@ -1,5 +1,4 @@
 // train(): a whole training run, from options to checkpoints. Read it top to bottom.
-
 import { isAbsolute, join, resolve } from 'node:path';
 import { type Dataset, openDataset } from '../data/dataset.ts';
 import { openTokens, type TokenDataset } from '../data/token-dataset.ts';
