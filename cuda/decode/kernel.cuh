@@ -378,13 +378,16 @@ class Worker {
   }
   // With more rows than one the state's taps - 1 inputs of a sequence and then those of its steps lie in
   // conv_in (batch, taps - 1 + steps, channels). Where row r lies there:
-  __device__ __forceinline__ int conv_row(int r) const { return r + (r / steps() + 1) * (taps() - 1); }
+  __device__ __forceinline__ int conv_row(int r) const {
+    int t;
+    return r + (own_.by_steps.quotient(r, t) + 1) * (taps() - 1);
+  }
   __device__ void load_conv_states(const Layer& w) {
     const int before = taps() - 1;
 #pragma unroll 1
     for (int i = tid_; i < own_.channels * before * batch(); i += kWorkers) {
-      int channel;
-      const int row = row_of(own_.by_channels, i, channel), b = row / before, k = row - b * before;
+      int channel, k;
+      const int row = row_of(own_.by_channels, i, channel), b = own_.by_before.quotient(row, k);
       const int to = b * (before + steps()) + k;
       floats(p_.shared.conv_in)[to * own_.channels + channel] = __ldcg(conv_at(w.conv_state, b, k, channel));
     }
@@ -394,16 +397,16 @@ class Worker {
     const int before = taps() - 1, ce = own_.channels;
 #pragma unroll 1
     for (int i = tid_; i < ce * all_rows(); i += kWorkers) {
-      int channel;
-      const int r = row_of(own_.by_channels, i, channel), b = r / steps();
-      const float* input = floats(p_.shared.conv_in) + (conv_row(r) - before) * ce + channel;
+      int channel, t;
+      const int r = row_of(own_.by_channels, i, channel), b = own_.by_steps.quotient(r, t);
+      const float* input = floats(p_.shared.conv_in) + (r + b * before) * ce + channel;
       float window[kMaxTaps] = {};
 #pragma unroll
       for (int k = 0; k < kMaxTaps; k++) {
         if (k <= before) window[k] = input[k * ce];
       }
       floats(p_.shared.u)[i] = convolved(w, channel, window);
-      keep_conv(w, b, r - b * steps(), channel, window);
+      keep_conv(w, b, t, channel, window);
     }
   }
   // The last inputs become the state.
@@ -411,8 +414,8 @@ class Worker {
     const int before = taps() - 1;
 #pragma unroll 1
     for (int i = tid_; i < own_.channels * before * batch(); i += kWorkers) {
-      int channel;
-      const int row = row_of(own_.by_channels, i, channel), b = row / before, k = row - b * before;
+      int channel, k;
+      const int row = row_of(own_.by_channels, i, channel), b = own_.by_before.quotient(row, k);
       const int from = b * (before + steps()) + steps() + k;
       __stcg(const_cast<float*>(conv_at(w.conv_state_out, b, k, channel)),
              floats(p_.shared.conv_in)[from * own_.channels + channel]);
@@ -421,34 +424,44 @@ class Worker {
 
   // partial(block, row, s) = x_proj over own channels.
   __device__ void share_of_sums() {
+    constexpr int kRows = C::kOne ? 1 : kTileRows;
     const int ce = own_.channels, tiles = (p_.S + 15) / 16;
-    const int row_tiles = (all_rows() + 3) / 4;
     const float* u = floats(p_.shared.u);
     const char* weights = params_ + p_.small.x_proj;
     uint32_t* to = p_.partial + static_cast<long long>(blockIdx.x) * all_rows() * p_.S;
     const uint32_t use = tag(uses_);
+    const auto write = [&](int m, int row, float v) { put(to + row * p_.S + m, v, use); };
 #pragma unroll 1
-    for (int i = tid_ / 32; i < tiles * row_tiles; i += kWarps) {
-      const int m0 = C::kOne ? i * 16 : i % tiles * 16, r0 = C::kOne ? 0 : i / tiles * 4;
-      const int r = min(r0 + at_.g % 4, all_rows() - 1);
-      float acc[4] = {};
+    for (int i = tid_ / 32; i < tiles * ((all_rows() + kRows - 1) / kRows); i += kWarps) {
+      int tile;
+      const int r0 = row_of(own_.by_x_tiles, i, tile) * kRows, m0 = tile * 16;
+      const int r = C::kOne ? 0 : min(r0 + at_.g, all_rows() - 1);
+      float top[4] = {}, bottom[4] = {};  // of the first eight rows of x_proj and the others, or of all 16
 #pragma unroll 1
       for (int k = 0; k < ce; k += 16) {
-        uint32_t w[4] = {}, u_pairs[2] = {};
+        uint32_t first[2] = {}, second[2] = {}, high[2] = {}, low[2] = {};
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const int c = k + half * 8 + at_.t * 2;
           if (c >= ce) break;
-          uint32_t high, low;
-          split(u[r * ce + c], u[r * ce + c + 1], high, low);
-          u_pairs[half] = at_.g >= 4 ? low : high;
-          w[2 * half] = weight_pair(weights + min(m0 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
-          w[2 * half + 1] = weight_pair(weights + min(m0 + 8 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
+          split(u[r * ce + c], u[r * ce + c + 1], high[half], low[half]);
+          first[half] = weight_pair(weights + min(m0 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
+          second[half] = weight_pair(weights + min(m0 + 8 + at_.g, p_.S - 1) * p_.small.x_pitch, c);
         }
-        mma(acc, w, u_pairs[0], u_pairs[1]);
+        if constexpr (C::kOne) {
+          const bool lower = at_.g >= 4;
+          mma(top, {first[0], second[0], first[1], second[1]}, lower ? low[0] : high[0], lower ? low[1] : high[1]);
+        } else {
+          mma(top, {high[0], low[0], high[1], low[1]}, first[0], first[1]);
+          mma(bottom, {high[0], low[0], high[1], low[1]}, second[0], second[1]);
+        }
       }
-      each_result<C>(at_, acc, m0, r0, p_.S, all_rows(),
-                     [&](int m, int row, float v) { put(to + row * p_.S + m, v, use); });
+      if constexpr (C::kOne) {
+        each_result<C>(at_, top, m0, r0, p_.S, 1, write);
+      } else {
+        each_of_tile<C>(at_, top, m0, r0, p_.S, all_rows(), write);
+        each_of_tile<C>(at_, bottom, m0 + 8, r0, p_.S, all_rows(), write);
+      }
     }
   }
   __device__ static uint32_t weight_pair(const char* row, int column) {
@@ -607,39 +620,41 @@ class Worker {
 
   // scan_channel() for more steps than one, kTogether at a time, so that loads, exponentials and sums run side by side.
   __device__ __forceinline__ void scan_steps(const Layer& w, int b, int channel, float h) {
-    const int ce = own_.channels, n = tid_ % kStates;
-    const float *u = floats(p_.shared.u), *gate = floats(p_.shared.gate), *deltas = floats(p_.shared.delta);
+    const int ce = own_.channels, n = tid_ % kStates, first = b * steps();
     const float A = param(p_.small.A)[channel * kStates + n], D = param(p_.small.D)[channel];
     const uint32_t use = tag(uses_);
-    const int first = b * steps();
+    // Of the next step.
+    const float* selected = floats(p_.shared.selected) + first * p_.S + p_.R + n;
+    int at = first * ce + channel;
+    uint32_t* y_at = p_.y + static_cast<long long>(first + n) * p_.E + own_.e0 + channel;
+    const long long kept_stride = static_cast<long long>(batch()) * p_.E * kStates;
+    const bool keeps = w.kept_ssm;
+    float* kept = keeps ? w.kept_ssm + ssm_at(b, channel) : nullptr;
 #pragma unroll 1
-    for (int t = 0; t < steps(); t += kTogether) {
+    for (int left = steps(); left > 0; left -= kTogether) {
+      const float *u = floats(p_.shared.u) + at, *gate = floats(p_.shared.gate) + at,
+                  *deltas = floats(p_.shared.delta) + at;
       float decay[kTogether], input[kTogether], sum[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; i++) {
-        const int r = first + min(t + i, steps() - 1);
-        const float* selected = floats(p_.shared.selected) + r * p_.S + p_.R;
-        const float dt = deltas[r * ce + channel];
+        const int step = min(i, left - 1);
+        const float dt = deltas[step * ce];
         decay[i] = __expf(__fmul_rn(dt, A));
-        input[i] = __fmul_rn(__fmul_rn(dt, selected[n]), u[r * ce + channel]);
-        sum[i] = selected[kStates + n];
+        input[i] = __fmul_rn(__fmul_rn(dt, selected[step * p_.S]), u[step * ce]);
+        sum[i] = selected[step * p_.S + kStates];
       }
 #pragma unroll
       for (int i = 0; i < kTogether; i++) {
-        if (t + i >= steps()) break;
-        h = fmaf(decay[i], h, input[i]);
+        if (i < left) h = fmaf(decay[i], h, input[i]);
         sum[i] = __fmul_rn(sum[i], h);
-        if (w.kept_ssm) {
-          const long long row = static_cast<long long>(t + i) * batch() + b;
-          w.kept_ssm[(row * p_.E + own_.e0 + channel) * kStates + n] = h;
-        }
+        if (keeps && i < left) kept[i * kept_stride] = h;
       }
       const float y = own_sum(sum);
-      const int r = first + t + n;
-      if (n < kTogether && t + n < steps()) {
-        put(p_.y + static_cast<long long>(r) * p_.E + own_.e0 + channel,
-            __fmul_rn(fmaf(D, u[r * ce + channel], y), gate[r * ce + channel]), use);
-      }
+      if (n < min(left, kTogether)) put(y_at, __fmul_rn(fmaf(D, u[n * ce], y), gate[n * ce]), use);
+      if (keeps) kept += kTogether * kept_stride;
+      selected += kTogether * p_.S;
+      at += kTogether * ce;
+      y_at += static_cast<long long>(kTogether) * p_.E;
     }
     __stcg(w.ssm_state_out + ssm_at(b, channel), h);
   }

@@ -1,22 +1,24 @@
-// Products of a block's weight rows with all activations, on the tensor cores: weights come from the ring as the A
-// operand of mma.m16n8k16, activations from L2 as the B operand.
+// Products of a block's weight rows, which come from the ring, with all activations, which come from L2, on the tensor
+// cores (mma.m16n8k16).
 //
 // Each activation is split into two bf16 numbers, x = high + low to 2^-17, so products are near f32 however few bits
-// the weights have. Both halves are columns of one operand that takes four rows: column g is the high half of row g,
-// column g + 4 its low half.
+// the weights have. Each half has an accumulator of its own; both are added at the end.
 //
 // A row's bits do not depend on the other rows. The columns of a product are cut into kGroups ranges; within one the
-// chunks of 32 columns follow each other in an accumulator, high and low halves apart, which are then added. The sums
-// of four neighbouring ranges are added in order, then those of the four quads. Moments of norms have an order of their
-// own (RowSums). A single row has code of its own, with the same order: there a thread prepares eight
-// columns and passes them on through shared memory, while with more rows a warp prepares two chunks of four rows at
-// once and exchanges halves by shuffles.
+// chunks of 32 columns follow each other in the accumulators. The sums of four neighbouring ranges are added in order,
+// then those of the four quads. Moments of norms have an order of their own (RowSums). A single row has code of its
+// own, with the same order: there both halves are columns of the B operand, and a thread prepares eight columns and
+// passes them on through shared memory. With more rows activations are the A operand, eight rows' high halves above
+// their low ones, and a thread prepares what itself will multiply.
 //
 // The order of k within 32 columns is free as long as both operands share it. Thread t of four takes columns 8t..8t+7,
 // so that it loads 16 bytes of weights and 32 bytes of activations at once.
 #pragma once
+#include <type_traits>
+
 #include "../mma.cuh"
 #include "../reduce.cuh"
+#include "../vector.cuh"
 #include "ring.cuh"
 
 namespace mb::cuda::decode {
@@ -168,32 +170,33 @@ struct Norm {
   }
 };
 
-// Eight neighbouring columns of a row as they were read, which may not have come yet.
+// Eight neighbouring columns of a row as they were read, which may not have come yet. Columns of the embedding come as
+// other blocks would hand them over.
 struct Words {
   uint4 a = {}, b = {};
   __device__ __forceinline__ void read(const Source& from, int element) {
     if (from.exchange) {
       a = peek4(from.exchange + element);
       b = peek4(from.exchange + element + 4);
-    } else if (from.table_bf16) {
-      a = *reinterpret_cast<const uint4*>(static_cast<const bf16*>(from.table) + element);
-    } else {
-      const auto* row = reinterpret_cast<const uint4*>(static_cast<const float*>(from.table) + element);
-      a = row[0], b = row[1];
+      return;
     }
+    float v[8];
+    if (from.table_bf16) {
+      load_vector<8>(static_cast<const bf16*>(from.table) + element, v);
+    } else {
+      load_vector<8>(static_cast<const float*>(from.table) + element, v);
+    }
+    const auto word = [&](int i) { return tagged(v[i], from.tag); };
+    a = {word(0), word(1), word(2), word(3)};
+    b = {word(4), word(5), word(6), word(7)};
   }
   __device__ __forceinline__ bool there(const Source& from) const {
-    return !(from.exchange && ((missing(a, from.tag) | missing(b, from.tag))));
+    return !(missing(a, from.tag) | missing(b, from.tag));
   }
-  __device__ __forceinline__ void values(const Source& from, float (&v)[8]) const {
+  __device__ __forceinline__ void values(float (&v)[8]) const {
     const uint32_t all[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-    const bool pairs = !from.exchange && from.table_bf16;
-    const uint32_t bits = from.exchange ? ~1u : ~0u;
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      v[2 * k] = pairs ? first_half(all[k]) : __uint_as_float(all[2 * k] & bits);
-      v[2 * k + 1] = pairs ? second_half(all[k]) : __uint_as_float(all[2 * k + 1] & bits);
-    }
+    for (int k = 0; k < 8; k++) v[k] = untagged(all[k]);
   }
 };
 // Where a row begins.
@@ -205,24 +208,18 @@ __device__ __forceinline__ int row_start(const Source& from, int columns, int r)
 __device__ __forceinline__ void gather_columns(const Source& from, int columns, int column, bool active,
                                                float (&v)[8]) {
   Words words;
-  if (!from.exchange) {
-    if (active) words.read(from, from.ids[0] * columns + column);
-    words.values(from, v);
-    return;
-  }
-  const uint32_t* at = from.exchange + column;
+  const int element = row_start(from, columns, 0) + column;
 #pragma unroll 1
   for (unsigned turn = 0;; turn++) {
-    if (active) words.a = peek4(at), words.b = peek4(at + 4);
-    if (__all_sync(kFullWarp, !active || !(missing(words.a, from.tag) | missing(words.b, from.tag)))) break;
+    if (active) words.read(from, element);
+    if (__all_sync(kFullWarp, !active || words.there(from))) break;
     give_up_after(turn);
   }
-  const uint32_t all[8] = {words.a.x, words.a.y, words.a.z, words.a.w, words.b.x, words.b.y, words.b.z, words.b.w};
-#pragma unroll
-  for (int k = 0; k < 8; k++) v[k] = untagged(all[k]);
+  words.values(v);
 }
 
-// Values of one accumulator tile by weight row m and activation row r, high and low parts added.
+// Values of one accumulator tile by weight row m and activation row r, high and low halves added: of columns g and
+// g + 4 of the operand.
 template <class C, class Fn>
 __device__ __forceinline__ void each_result(const Place<C>& at, float (&v)[4], int tile_row, int first_row, int m_rows,
                                             int rows, Fn fn) {
@@ -233,6 +230,20 @@ __device__ __forceinline__ void each_result(const Place<C>& at, float (&v)[4], i
   for (int i = 0; i < 4; i++) {
     const int m = tile_row + at.g + (i & 2 ? 8 : 0), r = first_row + at.t * 2 + (i & 1);
     if (m < m_rows && r < rows) fn(m, r, v[i]);
+  }
+}
+
+// The same of a tile of eight activation rows by eight weight rows, of which a thread has its row's high and low
+// halves.
+template <class C, class Fn>
+__device__ __forceinline__ void each_of_tile(const Place<C>& at, const float (&v)[4], int first_m, int first_row,
+                                             int m_rows, int rows, Fn fn) {
+  const int r = first_row + at.g;
+  if (r >= rows) return;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int m = first_m + at.t * 2 + i;
+    if (m < m_rows) fn(m, r, v[i] + v[2 + i]);
   }
 }
 
@@ -298,26 +309,27 @@ __device__ __forceinline__ void multiply_one(const Plan& p, const Place<C>& at, 
   slices.release_all(at.lane);
 }
 
-// Sums over a group's columns of one row of a tile of four, in the order of a single row, whose lane 4 (2 q + h) + t
-// adds up what is added here for pair q by the lanes with h = g / 4.
+constexpr int kTileRows = 8;  // of activations: with both halves the rows of the A operand
+__device__ __forceinline__ int row_tiles(int rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+// Sums over a group's columns of one row, whose chunks a thread adds in turn, in the order of a single row, where lane
+// 4 c + t has those of chunk c and warp_sum adds lanes 16, 8, 4, 2 and 1 apart.
 struct RowSums {
-  float even = 0.0f, odd = 0.0f;  // pairs 0 and 2, 1 and 3
-  __device__ __forceinline__ void add(int q, float v) {
-    even += q % 2 ? 0.0f : v;
-    odd += q % 2 ? v : 0.0f;
+  float of[4] = {};  // chunks c and c + 4; turned by one place with each chunk, which the total does not see
+  __device__ __forceinline__ void add(float v) {
+    const float first = of[0] + v;
+    of[0] = of[1], of[1] = of[2], of[2] = of[3], of[3] = first;
   }
   __device__ __forceinline__ float total() const {
-    float sum = even + odd;
-    sum += __shfl_xor_sync(kFullWarp, sum, 16);
+    float sum = (of[0] + of[2]) + (of[1] + of[3]);
     sum += __shfl_xor_sync(kFullWarp, sum, 2);
     return sum + __shfl_xor_sync(kFullWarp, sum, 1);
   }
 };
 
-constexpr unsigned kPause = 40;  // ns between looks for rows, which many warps take turns at
+constexpr unsigned kPause = 20;  // ns between looks for rows, which many warps take turns at
 
-// What a lane reads of a product's activations: eight columns of row g % 4 of a tile of four rows, of chunk
-// `pair` + g / 4.
+// What a lane reads of a product's activations: eight columns of each chunk of row g of a tile.
 template <class C>
 struct Reader {
   const Plan& p;
@@ -325,21 +337,25 @@ struct Reader {
   const Source& from;
   int columns;  // of a row
   Range own;    // of the warp
-  __device__ __forceinline__ int row(int tile) const { return min(tile * 4 + at.g % 4, rows_of<C>(p) - 1); }
-  __device__ __forceinline__ int column(int pair) const { return (pair + at.g / 4) * 32 + at.t * 8; }
-  __device__ __forceinline__ bool active(int pair) const { return pair + at.g / 4 < own.end; }
-  __device__ __forceinline__ void read(int tile, int pair, Words& words) const {
-    if (active(pair)) words.read(from, row_start(from, columns, row(tile)) + column(pair));
+  __device__ __forceinline__ bool active(int tile, int chunk) const {
+    return tile * kTileRows + at.g < rows_of<C>(p) && chunk < own.end;
   }
-  // The values behind `words`, read again until they have come.
-  __device__ __forceinline__ void values(int tile, int pair, Words& words, float (&v)[8]) const {
-#pragma unroll 1
-    for (unsigned turn = 0; !__all_sync(kFullWarp, !active(pair) || words.there(from)); turn++) {
-      give_up_after(turn);
-      __nanosleep(kPause);
-      read(tile, pair, words);
+  __device__ __forceinline__ void read(int tile, int chunk, Words& words) const {
+    if (!active(tile, chunk)) {
+      words = {};
+      return;
     }
-    words.values(from, v);
+    words.read(from, row_start(from, columns, tile * kTileRows + at.g) + chunk * 32 + at.t * 8);
+  }
+  // The values behind `words`, read again until they have come; 0 where there are none.
+  __device__ __forceinline__ void values(int tile, int chunk, Words& words, float (&v)[8]) const {
+    const bool some = active(tile, chunk);
+#pragma unroll 1
+    for (unsigned turn = 0; !__all_sync(kFullWarp, !some || words.there(from)); turn++) {
+      give_up_after(turn);
+      read(tile, chunk, words);
+    }
+    words.values(v);
   }
 };
 
@@ -360,14 +376,6 @@ __device__ __forceinline__ void await_last_row(const Plan& p, const Place<C>& at
   __syncwarp();
 }
 
-// fn(tile) for the tiles of four rows that are the warp's.
-template <class C, class Fn>
-__device__ __forceinline__ void each_tile(const Plan& p, const Place<C>& at, Fn fn) {
-  const int tiles = (rows_of<C>(p) + 3) / 4;
-#pragma unroll 1
-  for (int tile = at.row_group; tile < tiles; tile += C::kRowGroups) fn(tile);
-}
-
 // red(partial, row, m) = the block's `rows` weight rows, as they come through the ring, times the activations;
 // moments(group, row).
 template <class C>
@@ -375,9 +383,9 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
                                               const Source& from, const Norm& norm, Barriers& bars, const char* ring,
                                               Cursor& cursor, Moments* moments, float* red) {
   using W = typename C::W;
-  constexpr int kSpan = kGroups / C::kSplit;
-  const int element = sizeof(W) == 2 || !i8 ? 2 : 1, all = rows_of<C>(p);
-  const bool upper = at.g >= 4;
+  constexpr int kSpan = kGroups / C::kSplit, kMTiles = 2 * C::kMTiles;  // of eight rows
+  const int element = sizeof(W) == 2 || !i8 ? 2 : 1, all = rows_of<C>(p), tiles = row_tiles(all);
+  const int own_row = at.g * s.pitch, last_row = (rows - 1) * s.pitch;
   Slices slices(p, s, bars, cursor);
 #pragma unroll 1
   for (int part = 0; part < kSpan; part++) {
@@ -388,75 +396,65 @@ __device__ __forceinline__ void multiply_rows(const Plan& p, const Place<C>& at,
     await_last_row<C>(p, at, from, s.columns, own);
     slices.release_before(begin, at.lane);
     const Reader<C> reader{p, at, from, s.columns, own};
-    // Activations are read one turn ahead.
-    Words ahead;
+    Words ahead;  // activations are read one turn ahead
     reader.read(at.row_group, own.begin, ahead);
-    each_tile<C>(p, at, [&](int tile) {
+#pragma unroll 1
+    for (int tile = at.row_group; tile < tiles; tile += C::kRowGroups) {
       RowSums sums, squares;
-      Accumulators<C> acc;
+      float acc[kMTiles][4] = {};
       // All slices of the range stay until the last tile has been through them.
       Cursor now = cursor;
       int bound = slices.bound;
       if (own.begin < own.end) barrier_wait(&bars.full[now.stage], now.phase);
 #pragma unroll 1
-      for (int pair = own.begin; pair < own.end; pair += 2) {
+      for (int chunk = own.begin; chunk < own.end; chunk++) {
         float v[8];
-        reader.values(tile, pair, ahead, v);
-        const bool more = pair + 2 < own.end;
-        if (more || tile + C::kRowGroups < (all + 3) / 4) {
-          reader.read(more ? tile : tile + C::kRowGroups, more ? pair + 2 : own.begin, ahead);
-        }
-        if (norm.weight && reader.active(pair)) {
+        reader.values(tile, chunk, ahead, v);
+        const bool more = chunk + 1 < own.end;
+        reader.read(more ? tile : tile + C::kRowGroups, more ? chunk + 1 : own.begin, ahead);
+        if (norm.weight) {
           Moments columns;
-          norm.apply(v, reader.column(pair), columns);
-          sums.add((pair - own.begin) / 2, columns.sum);
-          squares.add((pair - own.begin) / 2, columns.squares);
+          norm.apply(v, chunk * 32 + at.t * 8, columns);
+          sums.add(columns.sum);
+          squares.add(columns.squares);
         }
-        // Lanes of the lower rows made both halves of chunk `pair` and keep the high one, the upper rows those of the
-        // chunk after it and keep the low one.
-        Fragment b, next;
+        Fragment high, low;
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-          uint32_t high, low;
-          split(v[2 * k], v[2 * k + 1], high, low);
-          const uint32_t other = __shfl_xor_sync(kFullWarp, upper ? high : low, 16);
-          b.k[k] = upper ? other : high;
-          next.k[k] = upper ? low : other;
+        for (int k = 0; k < 4; k++) split(v[2 * k], v[2 * k + 1], high.k[k], low.k[k]);
+        if (chunk >= bound) {
+          now.next(p.stages);
+          bound += slices.per_slice;
+          barrier_wait(&bars.full[now.stage], now.phase);
         }
+        const char* stage =
+            ring + now.stage * p.stage_bytes + ((chunk - bound + slices.per_slice) * 32 + at.t * 8) * element;
+        // Without a branch for each, so that loads and products of several tiles run side by side.
+        const auto add_tiles = [&](auto n) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          const int c = pair + i;
-          if (c >= own.end) break;
-          if (c >= bound) {
-            now.next(p.stages);
-            bound += slices.per_slice;
-            barrier_wait(&bars.full[now.stage], now.phase);
+          for (int m = 0; m < n(); m++) {
+            multiply_add(acc[m], high, low, load_weights<W>(stage + min(own_row + m * 8 * s.pitch, last_row), i8));
           }
-          const char* stage =
-              ring + now.stage * p.stage_bytes + ((c - bound + slices.per_slice) * 32 + at.t * 8) * element;
-#pragma unroll
-          for (int m = 0; m < C::kMTiles; m++) {
-            if (m * 16 >= rows) break;
-            const Fragment low_row = load_weights<W>(stage + min(m * 16 + at.g, rows - 1) * s.pitch, i8);
-            const Fragment high_row = load_weights<W>(stage + min(m * 16 + 8 + at.g, rows - 1) * s.pitch, i8);
-            multiply_add(acc.v[m], low_row, high_row, i == 0 ? b : next);
-          }
+        };
+        if (rows <= 16) {
+          add_tiles(std::integral_constant<int, 2>{});
+        } else {
+          add_tiles(std::integral_constant<int, kMTiles>{});
         }
       }
       if (norm.weight) {
         const Moments of_group{sums.total(), squares.total()};
-        const int r = tile * 4 + at.g;
-        if (at.g < 4 && at.t == 0 && r < all) moments[group * all + r] = of_group;
+        const int r = tile * kTileRows + at.g;
+        if (at.t == 0 && r < all) moments[group * all + r] = of_group;
       }
 #pragma unroll
-      for (int m = 0; m < C::kMTiles; m++) {
-        if (m * 16 >= rows) break;
-        each_result<C>(at, acc.v[m], m * 16, tile * 4, rows, all, [&](int row, int r, float v) {
+      for (int m = 0; m < kMTiles; m++) {
+        if (m * 8 >= rows) break;
+        each_of_tile<C>(at, acc[m], m * 8, tile * kTileRows, rows, all, [&](int row, int r, float v) {
           float& sum = red[(at.split * all + r) * rows + row];
           sum = part == 0 ? v : sum + v;
         });
       }
-    });
+    }
   }
   slices.release_all(at.lane);
 }

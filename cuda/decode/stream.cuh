@@ -29,7 +29,7 @@ struct Share {
   int d0, d_rows;    // of D, rows of out_proj
   int v0, v_rows;    // of V, rows of the head
   int quad0, quads;  // groups of four words of (rows, S) that the block adds up
-  Divider by_channels, by_d_rows, by_v_rows, by_S;
+  Divider by_channels, by_d_rows, by_v_rows, by_S, by_steps, by_before, by_x_tiles;
   __device__ void set(const Plan& p) {
     const int b = blockIdx.x;
     e0 = b * p.channels;
@@ -46,6 +46,9 @@ struct Share {
     by_d_rows.set(d_rows);
     by_v_rows.set(v_rows);
     by_S.set(p.S);
+    by_steps.set(p.steps);
+    by_before.set(p.K - 1);
+    by_x_tiles.set((p.S + 15) / 16);
   }
 };
 
