@@ -214,7 +214,7 @@ bool lay_out_shared(decode::Plan& p, int element, int head_element, int v_rows, 
   Bump take;
   Shared& s = p.shared;
   s.small = take(2 * p.small.bytes);
-  const int64_t partials = partials_for(rows);
+  const int64_t partials = partials_for(rows, p.m_tiles);
   s.red = take(partials * rows * std::max(m_rows, v_rows) * 4);
   s.red_out = take(partials * rows * d_rows * 4);
   s.moments = take(kGroups * rows * 8);

@@ -13,7 +13,8 @@ const void* kernel_i8(int rows, int taps, int m_tiles);
 // Whether the configuration for a single row is meant.
 inline bool is_one(int rows, int taps) { return rows == 1 && taps == kMaxTaps; }
 
-// Partial sums of each result of a product: of every group of columns, or with more rows of every four of them.
-inline int partials_for(int rows) { return rows <= 16 ? kGroups : kQuads; }
+// Partial sums of each result of a product: of every group of columns, or of every four of them where the ring would
+// have too little shared memory left.
+inline int partials_for(int rows, int m_tiles) { return rows <= 8 || (rows <= 16 && m_tiles <= 2) ? kGroups : kQuads; }
 
 }  // namespace mb::cuda::decode

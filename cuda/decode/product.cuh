@@ -359,14 +359,14 @@ struct Reader {
   }
 };
 
-// Waits for the last row's chunks: blocks write their rows in order, so the others are there or about to be. Reading
-// all of them again and again would keep L2 busy.
+// With several tiles, waits for the last row's chunks: blocks write their rows in order, so the others are there or
+// about to be. Reading the first tile again and again would keep L2 busy.
 template <class C>
 __device__ __forceinline__ void await_last_row(const Plan& p, const Place<C>& at, const Source& from, int columns,
                                                const Range& own) {
-  const int chunk = own.begin + at.g;
-  if (from.exchange && chunk < own.end) {
-    const uint32_t* last = from.exchange + row_start(from, columns, rows_of<C>(p) - 1) + chunk * 32 + at.t * 8 + 4;
+  const int chunk = own.begin + at.g, rows = rows_of<C>(p);
+  if (rows > kTileRows && from.exchange && chunk < own.end) {
+    const uint32_t* last = from.exchange + row_start(from, columns, rows - 1) + chunk * 32 + at.t * 8 + 4;
 #pragma unroll 1
     for (unsigned turn = 0; missing(peek4(last), from.tag); turn++) {
       give_up_after(turn);
