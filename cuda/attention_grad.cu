@@ -2,8 +2,10 @@
 //
 // Three kernels, so that every number is summed by one thread in one order: o = dy . y of each query; dq, a block
 // having 32 queries of a head; dk and dv, a block having 32 keys and walking over the query heads that read them. Sums
-// are float32 fused multiply-adds whatever the operands are. Not tuned yet: no tensor cores, no asynchronous copies.
+// are float32 fused multiply-adds whatever the operands are. In bf16 tensor cores find dq, dk and dv
+// (attention_grad_mma.cu).
 #include "attention.cuh"
+#include "attention_mma.h"
 #include "check.h"
 
 namespace mb::cuda {
@@ -137,6 +139,9 @@ Status run_attention_grad(const Node& node, const Launch& launch) {
                reinterpret_cast<float*>(launch.scratch)};
   dot_outputs<<<static_cast<unsigned>(ceil_div(z.B * z.T * z.H, kWarps)), kThreads, 0, launch.stream>>>(a);
   MB_CUDA_LAUNCHED("attention_grad");
+  if (takes_attention_grad_mma(node, z.P, *launch.props)) {
+    return launch_attention_grad_mma(node, z, a.outputs, launch.stream);
+  }
   const int bytes = static_cast<int>(shared_bytes(z));
   return with_columns(z.P, [&](auto columns) -> Status {
     const auto of_queries = query_gradient<columns()>;

@@ -3,11 +3,9 @@
 // sums are f32; weights are rounded to bf16, which is what the second product takes.
 //
 // 4 P operations for each pair of a query and a key it sees, so T (S - T / 2) H 4 P in all.
-#include "attention.cuh"
+#include "attention_mma.cuh"
 #include "attention_mma.h"
 #include "check.h"
-#include "copy.cuh"
-#include "mma.cuh"
 
 namespace mb::cuda {
 namespace {
@@ -15,8 +13,7 @@ namespace {
 namespace in = at::attention::in;
 namespace out = at::attention::out;
 
-constexpr int kWarps = 4, kThreads = kWarps * 32;
-constexpr int kQueries = 16 * kWarps, kKeys = 64;  // of a block, and of a tile
+constexpr int kQueries = kMmaRows, kKeys = 64;  // of a block, and of a tile
 
 struct Args {
   AttentionSizes size;
@@ -27,28 +24,14 @@ struct Args {
   int64_t q_stride, k_stride, v_stride, y_stride, lse_stride;
 };
 
-// Rows [first, first + kKeys) of P columns to shared memory, a row every P + 8 elements so that ldmatrix meets every
-// bank; rows from `end` on are 0.
-template <int P>
-__device__ __forceinline__ void fetch(bf16* to, const bf16* from, int64_t stride, int64_t first, int64_t end) {
-  constexpr int kVectors = P / 8;
-  static_assert(kQueries == kKeys && kKeys * kVectors % kThreads == 0);
-#pragma unroll
-  for (int i = 0; i < kKeys * kVectors / kThreads; i++) {
-    const int at = i * kThreads + static_cast<int>(threadIdx.x), r = at / kVectors, d = at % kVectors * 8;
-    const bool there = first + r < end;
-    copy_async<16>(to + r * (P + 8) + d, from + (there ? first + r : 0) * stride + d, there ? 16 : 0);
-  }
-}
-
 template <int P>
 constexpr int shared_bytes() {
-  return 4 * kKeys * (P + 8) * 2;  // two tiles of keys and of values each; the queries come through the last one
+  return 4 * kKeys * mma_pitch(P) * 2;  // two tiles of keys and of values each; the queries come through the last one
 }
 
 template <int P>
-__global__ void __launch_bounds__(kThreads) attend(const Args a) {
-  constexpr int kPitch = P + 8, kTile = kKeys * kPitch, kColumns = P / 8;
+__global__ void __launch_bounds__(kMmaThreads) attend(const Args a) {
+  constexpr int kTile = kKeys * mma_pitch(P), kColumns = P / 8;
   extern __shared__ __align__(16) bf16 shared[];
   bf16 *keys = shared, *values = shared + 2 * kTile;
   const AttentionSizes& z = a.size;
@@ -62,17 +45,15 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
   const bf16* k = a.k + b * z.S * a.k_stride + z.key_column(h);
   const bf16* v = a.v + b * z.S * a.v_stride + z.key_column(h);
 
-  fetch<P>(values + kTile, a.q + (b * z.T + t0) * a.q_stride + h * P, a.q_stride, 0, n);
-  fetch<P>(keys, k, a.k_stride, 0, end);
-  fetch<P>(values, v, a.v_stride, 0, end);
+  fetch_rows<P, kKeys>(values + kTile, a.q + (b * z.T + t0) * a.q_stride + h * P, a.q_stride, 0, n);
+  fetch_rows<P, kKeys>(keys, k, a.k_stride, 0, end);
+  fetch_rows<P, kKeys>(values, v, a.v_stride, 0, end);
   commit_copies();
   wait_for_copies();
   __syncthreads();
   uint32_t q[P / 16][4];
 #pragma unroll
-  for (int i = 0; i < P / 16; i++) {
-    load_matrices(q[i], values + kTile + (warp * 16 + lane % 16) * kPitch + i * 16 + lane / 16 * 8);
-  }
+  for (int i = 0; i < P / 16; i++) load_own<P>(q[i], values + kTile, i);
 
   // Of the rows lane / 4 and lane / 4 + 8 of the warp.
   const int64_t last = first + t0 + warp * 16 + lane / 4;  // the last key of the former; the latter sees 8 more
@@ -80,8 +61,8 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
   for (int64_t s0 = 0; s0 < end; s0 += kKeys) {
     const int stage = static_cast<int>(s0 / kKeys % 2);
     __syncthreads();  // the other stage, and at first the queries, have been read
-    fetch<P>(keys + (1 - stage) * kTile, k, a.k_stride, s0 + kKeys, end);
-    fetch<P>(values + (1 - stage) * kTile, v, a.v_stride, s0 + kKeys, end);
+    fetch_rows<P, kKeys>(keys + (1 - stage) * kTile, k, a.k_stride, s0 + kKeys, end);
+    fetch_rows<P, kKeys>(values + (1 - stage) * kTile, v, a.v_stride, s0 + kKeys, end);
     commit_copies();
     wait_for_groups<1>();
     __syncthreads();
@@ -89,15 +70,7 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
 
     float score[kKeys / 8][4] = {};
 #pragma unroll
-    for (int i = 0; i < P / 16; i++) {
-#pragma unroll
-      for (int s = 0; s < kKeys; s += 16) {
-        uint32_t m[4];
-        load_matrices(m, own_keys + (s + lane / 16 * 8 + lane % 8) * kPitch + i * 16 + lane / 8 % 2 * 8);
-        mma(score[s / 8], q[i], m[0], m[1]);
-        mma(score[s / 8 + 1], q[i], m[2], m[3]);
-      }
-    }
+    for (int i = 0; i < P / 16; i++) multiply_tile<P, kKeys>(score, q[i], own_keys, i);
     // Masks only where a key may lie behind the warp's first query.
     const bool whole = s0 + kKeys <= first + t0 + warp * 16 + 1;
     float best[2] = {top[0], top[1]};
@@ -131,20 +104,7 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
 #pragma unroll
       for (int i = 0; i < 4; i++) o[d][i] *= shrink[i / 2];
     }
-#pragma unroll
-    for (int s = 0; s < kKeys / 16; s++) {
-      // The scores lie as the first factor of the second product has to.
-      const uint32_t w[4] = {pair(score[2 * s][0], score[2 * s][1]), pair(score[2 * s][2], score[2 * s][3]),
-                             pair(score[2 * s + 1][0], score[2 * s + 1][1]),
-                             pair(score[2 * s + 1][2], score[2 * s + 1][3])};
-#pragma unroll
-      for (int d = 0; d < P; d += 16) {
-        uint32_t m[4];
-        load_matrices_turned(m, own_values + (s * 16 + lane % 16) * kPitch + d + lane / 16 * 8);
-        mma(o[d / 8], w, m[0], m[1]);
-        mma(o[d / 8 + 1], w, m[2], m[3]);
-      }
-    }
+    add_tile<P, kKeys>(o, score, own_values);
   }
   wait_for_copies();
 #pragma unroll
@@ -153,11 +113,7 @@ __global__ void __launch_bounds__(kThreads) attend(const Args a) {
     const int64_t t = t0 + warp * 16 + lane / 4 + r * 8, row = b * z.T + t;
     if (t >= t0 + n) continue;
     const float factor = fits ? 1.0f / total : nanf("");
-#pragma unroll
-    for (int d = 0; d < kColumns; d++) {
-      *reinterpret_cast<uint32_t*>(a.y + row * a.y_stride + h * P + d * 8 + lane % 4 * 2) =
-          pair(o[d][2 * r] * factor, o[d][2 * r + 1] * factor);
-    }
+    store_sums<P>(a.y + row * a.y_stride + h * P, o, r, factor);
     if (a.lse && lane % 4 == 0) a.lse[row * a.lse_stride + h] = fits ? kLn2 * (top[r] + log2f(total)) : nanf("");
   }
 }
@@ -166,7 +122,7 @@ template <int P>
 Status launch_width(const Args& a, cudaStream_t stream) {
   MB_CUDA(cudaFuncSetAttribute(attend<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<P>()));
   const dim3 grid(static_cast<unsigned>(ceil_div(a.size.T, kQueries)), static_cast<unsigned>(a.size.B * a.size.H));
-  attend<P><<<grid, kThreads, shared_bytes<P>(), stream>>>(a);
+  attend<P><<<grid, kMmaThreads, shared_bytes<P>(), stream>>>(a);
   MB_CUDA_LAUNCHED("attention");
   return {};
 }

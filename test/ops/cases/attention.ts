@@ -12,10 +12,10 @@ const axes = {
   pad: [0, 3],
 } as const;
 
-/** As models have it: long, with whole vectors; and PerceiverAR's last latents. */
+/** As models have it: long, with whole vectors, some keys shared; and PerceiverAR's last latents. */
 const long = [
   { B: 1, T: 2049, earlier: 0, heads: '2/1', P: 64, sharp: false, pad: 0 },
-  { B: 1, T: 130, earlier: 1919, heads: '1/1', P: 128, sharp: false, pad: 4 },
+  { B: 1, T: 130, earlier: 1919, heads: '1/1', P: 128, sharp: false, pad: 8 },
 ] as const;
 
 interface Sizes {
@@ -36,7 +36,7 @@ function inputs({ B, T, S, heads, P, sharp, pad }: Sizes, random: Random) {
     J,
     q: given('f32', [B, T, H * P], random.normal(size(B, T, H, P), sharp ? 4 : 1), pad),
     k: given('f32', [B, S, J * P], random.normal(size(B, S, J, P)), pad),
-    v: given('f32', [B, S, J * P], random.normal(size(B, S, J, P)), pad + 1),
+    v: given('f32', [B, S, J * P], random.normal(size(B, S, J, P)), 2 * pad),
   };
 }
 
@@ -104,7 +104,7 @@ export const attention: OpCase[] = [
     const S = T + earlier;
     const { H, J, q, k, v } = inputs({ ...row, S }, random);
     return {
-      outs: { dq: blank([B, T, H * P], pad), dk: blank([B, S, J * P], pad + 1), dv: blank([B, S, J * P], pad) },
+      outs: { dq: blank([B, T, H * P], pad), dk: blank([B, S, J * P], 2 * pad), dv: blank([B, S, J * P], pad) },
       ins: {
         dy: given('f32', [B, T, H * P], random.normal(size(B, T, H, P)), pad),
         q,
