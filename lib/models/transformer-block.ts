@@ -4,7 +4,7 @@ import { checkInteger, expected } from '../errors.ts';
 import type { Graph } from '../graph.ts';
 import type { CacheState } from '../memory/cache.ts';
 import { attention, cacheWrite } from '../ops/attention.ts';
-import { mul, silu } from '../ops/elementwise.ts';
+import { swiglu } from '../ops/elementwise.ts';
 import { linear } from '../ops/linear.ts';
 import { rmsNorm } from '../ops/norm.ts';
 import { rope } from '../ops/rope.ts';
@@ -224,7 +224,7 @@ function partsOf(g: Graph, c: BlockConfig, w: Weights, p: string, options: Block
     const [gate, up] = both
       ? split(both, c.dInner, c.dInner)
       : ['mlp.gate_proj', 'mlp.up_proj'].map((name) => project(m, name));
-    const inner = cheap(() => mul(g, silu(g, gate as Tensor), up as Tensor));
+    const inner = cheap(() => swiglu(g, gate as Tensor, up as Tensor));
     // Not by `project`: the next layer's input is always kept.
     const down = `${p}.mlp.down_proj.weight`;
     return g.scope('mlp.down_proj', () =>

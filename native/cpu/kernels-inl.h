@@ -68,6 +68,8 @@ const KernelEntry* kernels() {
     t.at[op::scale] = {k_scale, nullptr, w_all_f32};
     t.at[op::silu] = {k_silu, nullptr, w_all_f32};
     t.at[op::silu_grad] = {k_silu_grad, nullptr, w_all_f32};
+    t.at[op::swiglu] = {k_swiglu, nullptr, w_all_f32};
+    t.at[op::swiglu_grad] = {k_swiglu_grad, nullptr, w_all_f32};
     t.at[op::softplus] = {k_softplus, nullptr, w_all_f32};
     t.at[op::softplus_grad] = {k_softplus_grad, nullptr, w_all_f32};
     t.at[op::neg_exp] = {k_neg_exp, nullptr, w_all_f32};

@@ -23,6 +23,8 @@ const ACTIVATIONS: Record<string, string | readonly string[]> = {
   scale: 'x y',
   silu: 'x y',
   silu_grad: 'dy x dx',
+  swiglu: 'gate up y',
+  swiglu_grad: 'dy gate up dgate dup',
   softplus: 'x y',
   softplus_grad: 'dy x dx',
   concat: 'parts_ y',
