@@ -36,6 +36,7 @@ const ACTIVATIONS: Record<string, string | readonly string[]> = {
   long_conv: 'u y',
   long_conv_grad: 'dy u du',
   rope: 'x y',
+  rope_cache_write: ['q k v y keys values', 'keys values', 'q k v y'],
   attention: ['q k v y', 'k v'],
   attention_grad: 'dy q k v y dq dk dv',
   cache_write: ['x cache', 'cache', 'x'],
