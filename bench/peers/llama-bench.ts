@@ -17,8 +17,10 @@ export interface LlamaBenchOptions {
   model: string;
   /** Prompt bytes to prefill in one go; 0 skips prefill. */
   prompt: number;
-  /** Bytes to decode one by one from an empty context; 0 skips decoding. */
+  /** Bytes to decode one by one; 0 skips decoding. */
   gen: number;
+  /** Bytes of context that either starts from, which are read without being timed; default 0. */
+  depth?: number;
   threads: number;
   /** Timed runs after one warm-up; the median is reported. Default 3. */
   reps?: number;
@@ -52,8 +54,9 @@ const median = (values: number[]): number => {
 };
 
 /** The arguments llama-bench is called with; the CPU alone, whatever else was compiled in. */
-export function llamaBenchArguments({ model, prompt, gen, threads, reps = 3 }: LlamaBenchOptions): string[] {
-  const counts = { '-p': prompt, '-n': gen, '-t': threads, '-r': reps, '-ngl': 0 };
+export function llamaBenchArguments(options: LlamaBenchOptions): string[] {
+  const { model, prompt, gen, depth = 0, threads, reps = 3 } = options;
+  const counts = { '-p': prompt, '-n': gen, '-d': depth, '-t': threads, '-r': reps, '-ngl': 0 };
   return ['-m', model, ...Object.entries(counts).flatMap(([flag, n]) => [flag, String(n)]), '-o', 'json'];
 }
 
