@@ -52,7 +52,8 @@ static void rope_next(const Rotation& r) {
 }
 
 // Heads of one row, turned by r.c and r.s.
-static void rope_row(const Rotation& r, int64_t heads, const float* x, float* y) {
+template <class T>
+static void rope_row(const Rotation& r, int64_t heads, const float* x, T* y) {
   const int64_t half = r.half;
   for (int64_t h = 0; h < heads; h++, x += 2 * half, y += 2 * half) {
     each_part(half, [&](int64_t i, int n) {
@@ -108,11 +109,13 @@ static int64_t s_rope_cache_write(const Node& node, int threads) {
 
 static const char* w_rope_cache_write(const Node& node) {
   namespace in = at::rope_cache_write::in;
-  for (int i = 0; i < node.n_out; i++) {
-    if (node.out(i).dtype != DType::f32) return "rope_cache_write: expected y and the cache to be f32";
+  namespace out = at::rope_cache_write::out;
+  const DType keys = node.out(out::keys).dtype;
+  for (const Tensor* t : {&node.in(in::q), &node.in(in::k), &node.in(in::v), &node.out(out::y)}) {
+    if (t->dtype != DType::f32) return "rope_cache_write: expected q, k, v and y to be f32";
   }
-  for (const int i : {in::q, in::k, in::v}) {
-    if (node.in(i).dtype != DType::f32) return "rope_cache_write: expected q, k and v to be f32";
+  if (keys != node.out(out::values).dtype || (keys != DType::f32 && keys != DType::bf16)) {
+    return "rope_cache_write: expected keys and values to be both f32 or both bf16";
   }
   for (const int i : {in::length, in::position}) {
     if (node.in(i) && node.in(i).dtype != DType::i32) return "rope_cache_write: expected length and position to be i32";
@@ -120,7 +123,8 @@ static const char* w_rope_cache_write(const Node& node) {
   return nullptr;
 }
 
-static void k_rope_cache_write(const Node& node, const Team& team) {
+template <class Cache>
+static void rope_to_cache(const Node& node, const Team& team) {
   namespace in = at::rope_cache_write::in;
   namespace out = at::rope_cache_write::out;
   namespace attr = at::rope_cache_write::attr;
@@ -136,9 +140,19 @@ static void k_rope_cache_write(const Node& node, const Team& team) {
     const int64_t row = b * T + t, s = length[b] + t;
     rope_row(r, H, q.row<float>(row), y.row<float>(row));
     if (s < 0 || s >= S) return;
-    rope_row(r, J, k.row<float>(row), keys.row<float>(b * S + s));
-    memcpy(values.row<float>(b * S + s), v.row<float>(row), sizeof(float) * static_cast<size_t>(J * P));
+    rope_row(r, J, k.row<float>(row), keys.row<Cache>(b * S + s));
+    each_part(J * P, [&](int64_t d, int n) {
+      store_part(values.row<Cache>(b * S + s) + d, load_part(v.row<float>(row) + d, n), n);
+    });
   });
+}
+
+static void k_rope_cache_write(const Node& node, const Team& team) {
+  if (node.out(at::rope_cache_write::out::keys).dtype == DType::bf16) {
+    rope_to_cache<Bf16>(node, team);
+  } else {
+    rope_to_cache<float>(node, team);
+  }
 }
 
 }  // namespace mb::cpu::MB_TARGET

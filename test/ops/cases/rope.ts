@@ -22,6 +22,7 @@ const written = pairs({
   position: ['none', 'near', 'far'],
   first: [0, 300, -5],
   broken: [false, true],
+  kept: ['f32', 'bf16'] as const,
   pad: [0, 3],
   padOut: [0, 1],
 });
@@ -37,13 +38,13 @@ export const rope: OpCase[] = [
       close: 'f32',
     }),
   ),
-  ...cases('rope_cache_write', written, ({ B, T, S, heads, P, position, first, broken, pad, padOut }, random) => {
+  ...cases('rope_cache_write', written, ({ B, T, S, heads, P, position, first, broken, kept, pad, padOut }, random) => {
     const [H = 1, J = 1] = heads.split('/').map(Number);
     const lengths = random.integers(B, 0, S - T + 1);
     if (broken) lengths[B - 1] = B === 1 ? -1 : S - T + 1;
     const steps = (columns: number, gap: number) =>
       given('f32', [B, T, columns], random.normal(size(B, T, columns)), gap);
-    const cache = (gap: number) => given('f32', [B, S, J * P], random.normal(size(B, S, J * P)), gap);
+    const cache = (gap: number) => given(kept, [B, S, J * P], random.normal(size(B, S, J * P)), gap);
     const places = () => given('i32', [B], random.integers(B, 0, position === 'far' ? 2 ** 20 : 100));
     return {
       outs: { y: blank([B, T, H * P], padOut), keys: cache(padOut), values: cache(pad) },
@@ -55,7 +56,7 @@ export const rope: OpCase[] = [
         position: position === 'none' ? undefined : places(),
       },
       attrs: { heads: H, base: baseOf(P), first },
-      close: (_, output) => (output === 'values' ? 'exact' : 'f32'),
+      close: (_, output) => (output === 'values' ? 'exact' : output === 'keys' && kept === 'bf16' ? 'bf16' : 'f32'),
     };
   }),
 ];
