@@ -38,7 +38,7 @@ interface Work {
   after: number;
   ours: () => Promise<number>;
   theirs: { prompt: number; gen: number };
-  rates: { ours: number[]; theirs: number[] };
+  rates: { ours: number[]; theirs: number[][] };
 }
 
 async function beside(
@@ -50,34 +50,38 @@ async function beside(
   const file = join(gguf, ggufName(preset, dtype === 'int8' ? 'q8_0' : 'bf16'));
   using model = await openModel({ preset, dtype, threads });
   const theirGen = Math.min(genFor(preset), 128);
-  // Where a byte costs more the more come before it, both make as many.
-  const gen = model.stateBytesAt(1) === model.stateBytesAt(2) ? genFor(preset) : theirGen;
+  const grows = model.stateBytesAt(1) !== model.stateBytesAt(2);
+  // Where a byte costs more the more come before it, both make as many, and the peer has the better of its two ways.
+  const gen = grows ? theirGen : genFor(preset);
+  const ways = grows ? (['flash', 'plain'] as const) : [undefined];
   const all: Work[] = [
     ...contexts.map((after) => ({
       work: 'decode' as const,
       after,
       ours: () => decodeSpeed(model, gen, 1, Math.max(1, after)),
       theirs: { prompt: 0, gen: theirGen },
-      rates: { ours: [], theirs: [] },
+      rates: { ours: [], theirs: ways.map(() => []) },
     })),
     {
       work: 'prefill',
       after: 0,
       ours: () => prefillSpeed(model, prompt, 1),
       theirs: { prompt, gen: 0 },
-      rates: { ours: [], theirs: [] },
+      rates: { ours: [], theirs: ways.map(() => []) },
     },
   ];
   for (let rep = 0; rep < reps; rep++) {
     for (const { work, after, ours, theirs, rates } of all) {
       rates.ours.push(await ours());
-      const peer = await runLlamaBench({ model: file, ...theirs, depth: after, threads, reps: 1 });
-      rates.theirs.push(peer[work] ?? Number.NaN);
+      for (const [i, attention] of ways.entries()) {
+        const peer = { model: file, ...theirs, depth: after, threads, reps: 1, ...(attention && { attention }) };
+        rates.theirs[i]?.push((await runLlamaBench(peer))[work] ?? Number.NaN);
+      }
     }
   }
   const bound = bounds(model, dtype, threads, ceiling);
   return all.map(({ work, after, rates }) => {
-    const [a, b] = [median(rates.ours), median(rates.theirs)];
+    const [a, b] = [median(rates.ours), Math.max(...rates.theirs.map(median))];
     return {
       preset,
       dtype,

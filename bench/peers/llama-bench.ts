@@ -21,6 +21,8 @@ export interface LlamaBenchOptions {
   gen: number;
   /** Bytes of context that either starts from, which are read without being timed; default 0. */
   depth?: number;
+  /** For models with attention: the cache in bfloat16, with or without flash attention; default: llama-bench's own settings. */
+  attention?: 'flash' | 'plain';
   threads: number;
   /** Timed runs after one warm-up; the median is reported. Default 3. */
   reps?: number;
@@ -55,9 +57,11 @@ const median = (values: number[]): number => {
 
 /** The arguments llama-bench is called with; the CPU alone, whatever else was compiled in. */
 export function llamaBenchArguments(options: LlamaBenchOptions): string[] {
-  const { model, prompt, gen, depth = 0, threads, reps = 3 } = options;
+  const { model, prompt, gen, depth = 0, attention, threads, reps = 3 } = options;
   const counts = { '-p': prompt, '-n': gen, '-d': depth, '-t': threads, '-r': reps, '-ngl': 0 };
-  return ['-m', model, ...Object.entries(counts).flatMap(([flag, n]) => [flag, String(n)]), '-o', 'json'];
+  const cache = attention ? { '-ctk': 'bf16', '-ctv': 'bf16', '-fa': attention === 'flash' ? 'on' : 'off' } : {};
+  const flags = Object.entries({ ...counts, ...cache }).flatMap(([flag, value]) => [flag, String(value)]);
+  return ['-m', model, ...flags, '-o', 'json'];
 }
 
 /**
