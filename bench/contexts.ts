@@ -1,6 +1,7 @@
 // Decoding after longer and longer contexts: MambaByte, one sequence and several, beside the Transformer of its size, turn by
 // turn in one run; and with a text, the shipped model plain and drafted.
 import { readFileSync } from 'node:fs';
+import { decodingTimes } from '../lib/decoding-times.ts';
 import { OutOfMemoryError } from '../lib/errors.ts';
 import { loadModel, type Model } from '../lib/index.ts';
 import type { WeightDType } from '../lib/weights/load.ts';
@@ -37,14 +38,14 @@ export async function contextsBench(o: ContextsOptions): Promise<{ decode: Rows;
   const models = [await open(`mambabyte-${size}`), await open(`transformer-${size}`)];
   const decode: Rows = [];
   for (const context of o.contexts) {
-    // The prompt is read each time: the state of a Transformer after a long one is gigabytes, too slow to keep and restore.
+    // The prompt is read each time: the cache of a Transformer after a long one is gigabytes, too slow to keep and restore.
     const runs = models.map((one) => ({ ...one, rates: [] as number[], prompts: [] as number[] }));
     for (let i = 0; i <= o.reps; i++) {
       for (const { model, rates, prompts } of runs) {
-        const { stats } = await model.generate(promptOf(context), { maxBytes: o.gen, seed: i });
+        const times = await decodingTimes(model, promptOf(context), { made: o.gen, stretches: 1 });
         if (i === 0) continue;
-        rates.push(stats.bytesPerSecond);
-        prompts.push((context / stats.prefillMs) * 1000);
+        rates.push(...times.seconds.map((seconds) => o.gen / seconds));
+        prompts.push(context / times.prefillSeconds);
       }
     }
     for (const { name, model, rates, prompts } of runs) {
@@ -64,10 +65,9 @@ export async function contextsBench(o: ContextsOptions): Promise<{ decode: Rows;
 
 /** Bytes/s of all sequences; a word where they do not fit. */
 async function together(model: Model, context: number, { batch, gen }: ContextsOptions): Promise<number | string> {
-  const prompts = Array.from({ length: batch }, () => promptOf(context));
   try {
-    const results = await model.generateBatch(prompts, { maxBytes: gen, seed: 0 });
-    return round((batch * gen * 1000) / Math.max(...results.map(({ stats }) => stats.decodeMs)));
+    const { seconds } = await decodingTimes(model, promptOf(context), { batch, made: gen, stretches: 2 });
+    return round((batch * gen) / (seconds[1] ?? Number.NaN));
   } catch (error) {
     if (error instanceof OutOfMemoryError) return 'out of memory';
     throw error;

@@ -132,7 +132,9 @@ const commands: Record<string, () => Promise<void>> = {
   },
   compare: async () => {
     if (!values.gguf) throw new Error('compare: expected --gguf to name the folder of write-gguf.ts');
-    report('compare', await compare({ gguf: values.gguf, presets, dtypes, threads, prompt, reps, genFor }), values.out);
+    const contexts = (values.contexts ?? '0').split(',').map(Number);
+    const options = { gguf: values.gguf, presets, dtypes, threads, prompt, contexts, reps, genFor };
+    report('compare', await compare(options), values.out);
   },
 };
 

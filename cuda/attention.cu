@@ -2,9 +2,10 @@
 // (Milakov & Gimelshein 2018; Dao 2023), never a row of all scores in memory.
 //
 // Many steps: a block has 32 queries of a head and walks over the keys they see; in bf16 tensor cores do it
-// (attention_mma.cu). Few steps, as in decoding: a block has a piece of the keys for one query, and a second kernel
-// puts the pieces together; the limit is reading keys and values once, though the query heads of one key head read it
-// separately, from the second-level cache. Sums are float32 fused multiply-adds whatever the operands are.
+// (attention_mma.cu). Few steps, as in decoding: a block has a piece of the keys for one query, and the block that is
+// done last puts the pieces together, in their order whichever it is; the limit is reading keys and values once, though
+// the query heads of one key head read it separately, from the second-level cache. Sums are float32 fused multiply-adds
+// whatever the operands are.
 #include <algorithm>
 
 #include "attention.cuh"
@@ -28,6 +29,7 @@ struct Args {
   ScanRows q, k, v, y, lse;  // lse may be absent
   const int32_t* length;     // may be null
   float* partials;           // [b][h][t][piece]: top, sum, P weighted values
+  uint32_t* done;            // [b][h][t]: pieces that are done, 0 before and after
   int64_t piece, pieces;     // keys of a piece, and how many a cache has
 };
 
@@ -82,18 +84,75 @@ __global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
 // A block's piece of the keys for one query of one head.
 struct Piece {
   int64_t b, t, begin, end;  // keys [begin, end) of those that the query sees; may be none
+  int64_t pieces;            // of this query that have any; 0: the sequence does not fit its cache
   int h, warp, lane;
   __device__ __forceinline__ explicit Piece(const Args& a) : b(blockIdx.y / a.size.H), t(blockIdx.z) {
     const int64_t first = a.size.first_key(a.length, b);
     begin = blockIdx.x * a.piece;
     end = first < 0 ? 0 : min(begin + a.piece, first + t + 1);
+    pieces = first < 0 ? 0 : (first + t) / a.piece + 1;
     h = blockIdx.y % a.size.H;
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
   }
+  __device__ __forceinline__ int64_t query(const Args& a) const { return (b * a.size.H + h) * a.size.T + t; }
 };
 
-// The piece's sums of all warps, to its place among the partial ones. keep: puts a warp's P weighted values.
+// Whether the block's piece has no keys: then there is nothing to do but to say so of a sequence that has none at all.
+__device__ __forceinline__ bool is_empty(const Args& a, const Piece& piece) {
+  if (piece.begin < piece.end) return false;
+  if (piece.pieces == 0 && blockIdx.x == 0) {
+    const int64_t row = piece.b * a.size.T + piece.t;
+    for (int d = threadIdx.x; d < a.size.P; d += kThreads) a.y.store(row, piece.h * a.size.P + d, nanf(""));
+    if (a.lse.data && threadIdx.x == 0) a.lse.store(row, piece.h, nanf(""));
+  }
+  return true;
+}
+
+// Whether this block is the last of the query's to come here. Then it sees what the others wrote before they came, by
+// loads that pass the first-level cache by.
+__device__ __forceinline__ bool is_last(const Args& a, const Piece& piece) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  const unsigned others = static_cast<unsigned>(piece.pieces) - 1;
+  if (threadIdx.x == 0) last = atomicInc(a.done + piece.query(a), others) == others;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// The query's y and lse from its pieces.
+__device__ __forceinline__ void gather_pieces(const Args& a, const Piece& own) {
+  const AttentionSizes& z = a.size;
+  const int64_t row = own.b * z.T + own.t;
+  const float* from = a.partials + own.query(a) * a.pieces * (z.P + 2);
+  __shared__ float weights[kMostPieces], tops[kWarps], sums[kWarps];
+  const int piece = threadIdx.x;
+  const bool has = piece < own.pieces;
+  const float top_of = has ? __ldcg(from + piece * (z.P + 2)) : kNoScore;
+  const float top = block_reduce<kThreads>(top_of, tops, Max{}), weight = has ? exp2f(top_of - top) : 0.0f;
+  if (piece < kMostPieces) weights[piece] = weight;
+  const float sum = block_sum<kThreads>(has ? __ldcg(from + piece * (z.P + 2) + 1) * weight : 0.0f, sums);
+  constexpr int kAtOnce = 16;
+  static_assert(kMostPieces % kAtOnce == 0);
+  for (int d = threadIdx.x; d < z.P; d += kThreads) {
+    float value = 0;
+    for (int p = 0; p < own.pieces; p += kAtOnce) {
+      float part[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) {
+        part[i] = p + i < own.pieces ? __ldcg(from + (p + i) * (z.P + 2) + 2 + d) : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) value = fmaf(weights[p + i], part[i], value);
+    }
+    a.y.store(row, own.h * z.P + d, value / sum);
+  }
+  if (a.lse.data && threadIdx.x == 0) a.lse.store(row, own.h, kLn2 * (top + log2f(sum)));
+}
+
+// The piece's sums of all warps, to y where there is no other piece. keep: puts a warp's P weighted values.
 template <class Keep>
 __device__ __forceinline__ void gather_warps(const Args& a, const Piece& piece, float top, float sum, Keep keep) {
   __shared__ float tops[kWarps], sums[kWarps], values[kWarps][kMaxHeadWidth];
@@ -106,14 +165,25 @@ __device__ __forceinline__ void gather_warps(const Args& a, const Piece& piece, 
   for (int w = 1; w < kWarps; w++) best = fmaxf(best, tops[w]);
 #pragma unroll
   for (int w = 0; w < kWarps; w++) total += sums[w] * exp2f(tops[w] - best);
-  float* to = a.partials + (((piece.b * z.H + piece.h) * z.T + piece.t) * a.pieces + blockIdx.x) * (z.P + 2);
-  if (threadIdx.x == 0) to[0] = best, to[1] = total;
+  const bool alone = piece.pieces == 1;
+  const int64_t row = piece.b * z.T + piece.t;
+  float* to = a.partials + (piece.query(a) * a.pieces + blockIdx.x) * (z.P + 2);
   for (int d = threadIdx.x; d < z.P; d += kThreads) {
     float value = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; w++) value += values[w][d] * exp2f(tops[w] - best);
-    to[2 + d] = value;
+    if (alone) {
+      a.y.store(row, piece.h * z.P + d, value / total);
+    } else {
+      to[2 + d] = value;
+    }
   }
+  if (alone) {
+    if (a.lse.data && threadIdx.x == 0) a.lse.store(row, piece.h, kLn2 * (best + log2f(total)));
+    return;
+  }
+  if (threadIdx.x == 0) to[0] = best, to[1] = total;
+  if (is_last(a, piece)) gather_pieces(a, piece);
 }
 
 // A block's warps take every fourth group of kAtOnce keys of the piece.
@@ -123,9 +193,9 @@ __global__ void __launch_bounds__(kThreads) attend_few(const Args a) {
   constexpr int kAtOnce = 4;
   const AttentionSizes& z = a.size;
   const Piece piece(a);
-  const auto [b, t, begin, end, h, warp, lane] = piece;
+  const auto [b, t, begin, end, pieces, h, warp, lane] = piece;
   const int column = z.key_column(h);
-  if (begin >= end) return;  // no thread of the block goes on
+  if (is_empty(a, piece)) return;  // no thread of the block goes on
   float q[kLaneColumns], o[kLaneColumns] = {}, top = kNoScore, sum = 0;
 #pragma unroll
   for (int j = 0; j < kLaneColumns; j++) {
@@ -179,9 +249,9 @@ __global__ void __launch_bounds__(kThreads) attend_few_wide(const Args a) {
   constexpr int kEach = 16 / sizeof(T), kGroups = 32 / kLanes, kAtOnce = 4, kRound = kWarps * kGroups;
   const AttentionSizes& z = a.size;
   const Piece piece(a);
-  const auto [b, t, begin, end, h, warp, lane] = piece;
+  const auto [b, t, begin, end, pieces, h, warp, lane] = piece;
   const int column = lane % kLanes * kEach;
-  if (begin >= end) return;  // no thread of the block goes on
+  if (is_empty(a, piece)) return;  // no thread of the block goes on
   const T* keys = static_cast<const T*>(a.k.data) + b * z.S * a.k.stride + z.key_column(h) + column;
   const T* values = static_cast<const T*>(a.v.data) + b * z.S * a.v.stride + z.key_column(h) + column;
   float q[kEach], o[kEach] = {}, top = kNoScore, sum = 0;
@@ -235,30 +305,6 @@ __global__ void __launch_bounds__(kThreads) attend_few_wide(const Args a) {
   });
 }
 
-__global__ void __launch_bounds__(kThreads) gather_pieces(const Args a) {
-  let_next_start();
-  wait_for_previous();
-  const AttentionSizes& z = a.size;
-  const int64_t b = blockIdx.x / z.T / z.H, t = blockIdx.x % z.T, first = z.first_key(a.length, b), row = b * z.T + t;
-  const int h = static_cast<int>(blockIdx.x / z.T % z.H);
-  const int64_t pieces = first < 0 ? 0 : (first + t) / a.piece + 1;
-  const float* from = a.partials + int64_t{blockIdx.x} * a.pieces * (z.P + 2);
-  __shared__ float weights[kMostPieces], tops[kWarps], sums[kWarps];
-  const int piece = threadIdx.x;
-  const bool has = piece < pieces;
-  const float own = has ? from[piece * (z.P + 2)] : kNoScore;
-  const float top = block_reduce<kThreads>(own, tops, Max{}), weight = has ? exp2f(own - top) : 0.0f;
-  if (piece < kMostPieces) weights[piece] = weight;
-  const float sum = block_sum<kThreads>(has ? from[piece * (z.P + 2) + 1] * weight : 0.0f, sums);
-  for (int d = threadIdx.x; d < z.P; d += kThreads) {
-    float value = 0;
-#pragma unroll 4
-    for (int p = 0; p < pieces; p++) value = fmaf(weights[p], from[p * (z.P + 2) + 2 + d], value);
-    a.y.store(row, h * z.P + d, pieces ? value / sum : nanf(""));
-  }
-  if (a.lse.data && threadIdx.x == 0) a.lse.store(row, h, pieces ? kLn2 * (top + log2f(sum)) : nanf(""));
-}
-
 // At most kMostPieces, of whole rounds.
 int64_t piece_of(const AttentionSizes& z) {
   constexpr int64_t kRound = 64;
@@ -299,6 +345,9 @@ Way way_of(const Node& node, const AttentionSizes& z, const Props& props) {
   return few_tiles && z.T <= 64 && z.S >= 1024 ? Way::pieces : Way::tiles;
 }
 
+// Queries of all heads, which have a counter each.
+static_assert(kFewSteps * 65535 <= kCounters);
+
 int64_t attention_scratch(const Node& node, const Props& props) {
   const AttentionSizes z(node);
   if (way_of(node, z, props) != Way::pieces) return 0;
@@ -318,13 +367,13 @@ Status run_attention(const Node& node, const Launch& launch) {
                ScanRows(node.out(out::lse)),
                node.in(in::length).ptr<int32_t>(),
                reinterpret_cast<float*>(launch.scratch),
+               launch.props->counters,
                piece_of(z),
                ceil_div(z.S, piece_of(z))};
   const unsigned heads = static_cast<unsigned>(z.B * z.H);
   if (way == Way::pieces) {
     const dim3 grid(static_cast<unsigned>(a.pieces), heads, static_cast<unsigned>(z.T));
-    MB_TRY(start_early(few_kernel(node, z.P), grid, kThreads, 0, *launch.props, launch.stream, a));
-    return start_early(gather_pieces, static_cast<unsigned>(heads * z.T), kThreads, 0, *launch.props, launch.stream, a);
+    return start_early(few_kernel(node, z.P), grid, kThreads, 0, *launch.props, launch.stream, a);
   }
   const int bytes = static_cast<int>(2 * tile_bytes(z.P) + weights_bytes());
   const dim3 grid(static_cast<unsigned>(ceil_div(z.T, kTile)), heads);

@@ -52,6 +52,7 @@ struct Device {
   ~Device() {
     if (group) leave_group(group);
     if (props.gemm) close_gemm(props.gemm);
+    if (props.counters) cudaFree(props.counters);
     for (cudaEvent_t e : stage_sent) {
       if (e) cudaEventDestroy(e);
     }
@@ -142,6 +143,8 @@ Status open(const DeviceOptions& options, void** out) {
   MB_CUDA(cudaHostAlloc(&device->stage, 2 * kStageBytes, cudaHostAllocDefault));
   for (cudaEvent_t& e : device->stage_sent) MB_CUDA(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
   MB_TRY(open_gemm(options.index, &p.gemm));
+  MB_CUDA(cudaMalloc(&p.counters, kCounters * sizeof(uint32_t)));
+  MB_CUDA(cudaMemsetAsync(p.counters, 0, kCounters * sizeof(uint32_t), device->stream));
   *out = device.release();
   return {};
 }

@@ -38,6 +38,10 @@ struct SiluGrad {
     return dy * s * (1.0f + x * (1.0f - s));
   }
 };
+struct Swiglu {
+  static constexpr bool kBinary = true;
+  __device__ __forceinline__ float operator()(float gate, float up) const { return gate * sigmoid(gate) * up; }
+};
 struct Softplus {
   static constexpr bool kBinary = false;
   __device__ __forceinline__ float operator()(float x, float) const { return x > 20.0f ? x : log1pf(expf(x)); }
@@ -151,6 +155,78 @@ const char* map_why_not(const Node& node, const Props&) {
     if (!is_activation(node.in(i))) return "an input is neither f32 nor bf16";
   }
   return is_activation(node.out(0)) ? nullptr : "the output is neither f32 nor bf16";
+}
+
+template <class T>
+struct SwigluGradArgs {
+  Rows<const T> dy, gate, up;
+  Rows<T> dgate, dup;
+};
+
+// A vector of N a thread; all operands are read before anything is stored, so the gradients may lie over them.
+template <int N, class T>
+__global__ void __launch_bounds__(kMapThreads)
+    swiglu_grad_rows(const SwigluGradArgs<T> p, int64_t rows, int64_t cols, bool aligned) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t c = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * N;
+  const auto gradients = [](float dy, float gate, float up, float* dgate, float* dup) {
+    const float s = sigmoid(gate);
+    *dgate = dy * up * s * (1.0f + gate * (1.0f - s));
+    *dup = dy * gate * s;
+  };
+  for (int64_t r = int64_t{blockIdx.y} * blockDim.y + threadIdx.y; r < rows; r += int64_t{gridDim.y} * blockDim.y) {
+    const T *dy = p.dy.data + r * p.dy.stride, *gate = p.gate.data + r * p.gate.stride;
+    const T* up = p.up.data + r * p.up.stride;
+    T *dgate = p.dgate.data + r * p.dgate.stride, *dup = p.dup.data + r * p.dup.stride;
+    if (aligned && c + N <= cols) {
+      float d[N], x[N], u[N];
+      load_vector<N>(dy + c, d);
+      load_vector<N>(gate + c, x);
+      load_vector<N>(up + c, u);
+#pragma unroll
+      for (int j = 0; j < N; j++) gradients(d[j], x[j], u[j], &x[j], &u[j]);
+      store_vector<N>(dgate + c, x);
+      store_vector<N>(dup + c, u);
+    } else {
+      for (int64_t j = c; j < c + N && j < cols; j++) {
+        float a, b;
+        gradients(to_float(dy[j]), to_float(gate[j]), to_float(up[j]), &a, &b);
+        dgate[j] = from_float<T>(a);
+        dup[j] = from_float<T>(b);
+      }
+    }
+  }
+}
+
+Status run_swiglu_grad(const Node& node, const Launch& launch) {
+  namespace in = at::swiglu_grad::in;
+  namespace out = at::swiglu_grad::out;
+  const Tensor &dy = node.in(in::dy), &gate = node.in(in::gate), &up = node.in(in::up);
+  const Tensor &dgate = node.out(out::dgate), &dup = node.out(out::dup);
+  if (dy.elems() == 0) return {};
+  return with_activation(dy.dtype, [&](auto t) {
+    using T = decltype(t);
+    constexpr int N = 16 / sizeof(T);
+    bool flat = true, aligned = true;
+    for (const Tensor* o : {&dy, &gate, &up, &dgate, &dup}) {
+      flat = flat && o->contiguous();
+      aligned = aligned && vectors_fit(*o, N);
+    }
+    const int64_t rows = flat ? 1 : dy.rows(), cols = flat ? dy.elems() : dy.cols(), units = ceil_div(cols, N);
+    const dim3 block = row_block(units), grid = row_grid(units, rows, block, 1);
+    const SwigluGradArgs<T> p{rows_of<const T>(dy), rows_of<const T>(gate), rows_of<const T>(up), rows_of<T>(dgate),
+                              rows_of<T>(dup)};
+    return start_early(swiglu_grad_rows<N, T>, grid, block, 0, *launch.props, launch.stream, p, rows, cols, aligned);
+  });
+}
+
+const char* swiglu_grad_why_not(const Node& node, const Props&) {
+  const DType dtype = node.in(at::swiglu_grad::in::dy).dtype;
+  bool same = is_activation(node.in(at::swiglu_grad::in::dy));
+  for (int i = 0; i < node.n_in; i++) same = same && node.in(i).dtype == dtype;
+  for (int i = 0; i < node.n_out; i++) same = same && node.out(i).dtype == dtype;
+  return same ? nullptr : "the operands are neither all f32 nor all bf16";
 }
 
 // Conversions round to nearest even; f64 becomes bf16 by way of f32, as in the reference.
@@ -294,6 +370,8 @@ const Kernel mul_kernel = {run<Mul>, nullptr, map_why_not};
 const Kernel scale_kernel = {run_scale, nullptr, map_why_not};
 const Kernel silu_kernel = {run<Silu>, nullptr, map_why_not};
 const Kernel silu_grad_kernel = {run<SiluGrad>, nullptr, map_why_not};
+const Kernel swiglu_kernel = {run<Swiglu>, nullptr, map_why_not};
+const Kernel swiglu_grad_kernel = {run_swiglu_grad, nullptr, swiglu_grad_why_not};
 const Kernel softplus_kernel = {run<Softplus>, nullptr, map_why_not};
 const Kernel softplus_grad_kernel = {run<SoftplusGrad>, nullptr, map_why_not};
 const Kernel neg_exp_kernel = {run<NegExp>, nullptr, map_why_not};

@@ -14,7 +14,9 @@ namespace mb::cuda {
 class Gemm;   // gemm.h
 class Group;  // group.h
 
-// What a device can do; fixed when it is opened.
+constexpr int64_t kCounters = 8 * 65536;
+
+// What a device can do and has for all kernels; fixed when it is opened.
 struct Props {
   int index = 0;
   int sm_count = 0;
@@ -22,6 +24,7 @@ struct Props {
   int max_shared_per_block = 0;        // bytes, with the opt-in
   double memory_bytes_per_second = 0;  // theoretical peak
   Gemm* gemm = nullptr;                // matrix products; owned by the device
+  uint32_t* counters = nullptr;        // kCounters zeros in its memory; a kernel that counts with them leaves zeros
 };
 
 struct Launch {

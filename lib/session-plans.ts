@@ -89,10 +89,25 @@ function prepared(device: Device, config: ModelConfig, weights: Weights): Promis
 
 /** What the activations of long prompts are rounded to: bf16 on a GPU whose matrices are all smaller than f32. */
 export function activationsOf(device: Device, config: ModelConfig, weights: Weights): 'bf16' | undefined {
-  const matrices = architectureOf(config)
+  const narrow = matricesOf(config, weights).every((dtype) => dtype !== 'f32');
+  return device.info.backend === 'cuda' && narrow ? 'bf16' : undefined;
+}
+
+/**
+ * What keys and values are kept as: bf16 where products round all that they read to it anyway (docs/numerics.md). After a
+ * long text that halves the bytes that a step reads.
+ */
+export function cachesOf(device: Device, config: ModelConfig, weights: Weights): 'f32' | 'bf16' {
+  const { backend, target } = device.info;
+  const rounds = backend === 'cpu' && (target === 'avx512' || target === 'amx');
+  const rounded = rounds && matricesOf(config, weights).every((dtype) => dtype === 'bf16');
+  return rounded ? 'bf16' : (activationsOf(device, config, weights) ?? 'f32');
+}
+
+function matricesOf(config: ModelConfig, weights: Weights): (DType | undefined)[] {
+  return architectureOf(config)
     .matrices(config)
     .map((name) => weights.get(name)?.dtype);
-  return device.info.backend === 'cuda' && matrices.every((dtype) => dtype !== 'f32') ? 'bf16' : undefined;
 }
 
 /** Plans over the memory of `batch` sequences. They share an arena, since only one of them runs at a time. */

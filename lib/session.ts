@@ -5,7 +5,7 @@ import type { Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import type { RunResult } from './native.ts';
 import { SAMPLE_COLUMNS, SAMPLE_PARAMS } from './ops/sample.ts';
-import { activationsOf, type ChunkOutput, type DrawTensors, SessionPlans } from './session-plans.ts';
+import { type ChunkOutput, cachesOf, type DrawTensors, SessionPlans } from './session-plans.ts';
 import type { Tensor } from './tensor.ts';
 
 /** Most bytes that one verify pass reads. */
@@ -66,7 +66,7 @@ export class Session {
     this.#device = device;
     this.#config = config;
     this.batch = batch;
-    const dtype = activationsOf(device, config, weights) ?? 'f32';
+    const dtype = cachesOf(device, config, weights);
     this.#memory = architectureOf(config).memory(device, config, { batch, mostVerified: VERIFY_STEPS, dtype });
     this.#plans = new SessionPlans(device, config, weights, batch, this.#memory.period);
   }

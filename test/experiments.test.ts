@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
+import { decodingTimes } from '../lib/decoding-times.ts';
 import { Corpora, characters, type SampleOptions, type Split } from '../lib/experiments/corpora.ts';
 import { type Experiment, SCALES } from '../lib/experiments/experiment.ts';
 import { Lab, type Training } from '../lib/experiments/lab.ts';
@@ -11,8 +12,9 @@ import { LINEUP } from '../lib/experiments/lineup.ts';
 import { NOISES, withNoise } from '../lib/experiments/noise-functions.ts';
 import type { ExperimentRecord } from '../lib/experiments/records.ts';
 import { runExperiment } from '../lib/experiments/runner.ts';
-import { configFor } from '../lib/model.ts';
+import { configFor, createModel } from '../lib/model.ts';
 import { ARCHITECTURES, architectureOf } from '../lib/models/architectures.ts';
+import { Session } from '../lib/session.ts';
 import { PROGRAM } from './support/bundle.ts';
 import { folder } from './support/folder.ts';
 import { prose } from './support/prose.ts';
@@ -128,6 +130,42 @@ function labIn(out: string, signal = new AbortController().signal, scale: 'quick
   const placed = { device: 'cpu', threads: 1 };
   return new Lab({ out, scale, corpora: new Corpora(corpora()), ...placed, only: {}, signal, note: () => undefined });
 }
+
+test.serial('decoding is timed without the memory of a lone sequence leaving the device', async (t) => {
+  using model = await createModel({ architecture: 'transformer', layers: 1, dModel: 32, heads: 2 }, { seed: 1 });
+  const prompt = Buffer.from('It was a dark and stormy night.');
+  const { readState } = Session.prototype;
+  let read = 0;
+  Session.prototype.readState = function () {
+    read++;
+    return readState.call(this);
+  };
+  try {
+    for (const [batch, reads] of [
+      [1, 0],
+      [3, 1],
+    ] as const) {
+      read = 0;
+      const { prefillSeconds, seconds } = await decodingTimes(model, prompt, { batch, made: 70, stretches: 3 });
+      t.true(prefillSeconds > 0);
+      t.is(seconds.length, 3);
+      t.true(seconds.every((s) => s > 0));
+      t.is(read, reads, `${batch} together`);
+      const held = await model.withSession(
+        async (session) => session.readSequences().map((each) => each.length),
+        batch,
+      );
+      const steps = prompt.length - 1 + 3 * 70;
+      t.deepEqual(held, new Array(batch).fill(2 * 32 * steps), 'every byte was made once');
+    }
+    await t.throwsAsync(decodingTimes(model, prompt, { made: 9, stretches: 1, signal: AbortSignal.abort() }), {
+      any: true,
+      name: 'AbortError',
+    });
+  } finally {
+    Session.prototype.readState = readState;
+  }
+});
 
 /** Three units; `ran` gets the keys of those that are computed. */
 function counting(

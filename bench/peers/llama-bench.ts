@@ -17,8 +17,12 @@ export interface LlamaBenchOptions {
   model: string;
   /** Prompt bytes to prefill in one go; 0 skips prefill. */
   prompt: number;
-  /** Bytes to decode one by one from an empty context; 0 skips decoding. */
+  /** Bytes to decode one by one; 0 skips decoding. */
   gen: number;
+  /** Bytes of context that either starts from, which are read without being timed; default 0. */
+  depth?: number;
+  /** For models with attention: the cache in bfloat16, with or without flash attention; default: llama-bench's own settings. */
+  attention?: 'flash' | 'plain';
   threads: number;
   /** Timed runs after one warm-up; the median is reported. Default 3. */
   reps?: number;
@@ -52,9 +56,12 @@ const median = (values: number[]): number => {
 };
 
 /** The arguments llama-bench is called with; the CPU alone, whatever else was compiled in. */
-export function llamaBenchArguments({ model, prompt, gen, threads, reps = 3 }: LlamaBenchOptions): string[] {
-  const counts = { '-p': prompt, '-n': gen, '-t': threads, '-r': reps, '-ngl': 0 };
-  return ['-m', model, ...Object.entries(counts).flatMap(([flag, n]) => [flag, String(n)]), '-o', 'json'];
+export function llamaBenchArguments(options: LlamaBenchOptions): string[] {
+  const { model, prompt, gen, depth = 0, attention, threads, reps = 3 } = options;
+  const counts = { '-p': prompt, '-n': gen, '-d': depth, '-t': threads, '-r': reps, '-ngl': 0 };
+  const cache = attention ? { '-ctk': 'bf16', '-ctv': 'bf16', '-fa': attention === 'flash' ? 'on' : 'off' } : {};
+  const flags = Object.entries({ ...counts, ...cache }).flatMap(([flag, value]) => [flag, String(value)]);
+  return ['-m', model, ...flags, '-o', 'json'];
 }
 
 /**

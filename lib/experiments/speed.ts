@@ -2,6 +2,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { decodingTimes } from '../decoding-times.ts';
 import { OutOfMemoryError } from '../errors.ts';
 import { loadModel, type Model } from '../model.ts';
 import { architectureOf } from '../models/architectures.ts';
@@ -36,7 +37,7 @@ export interface SpeedPoint {
 interface SpeedSettings {
   contexts: readonly number[];
   batches: readonly number[];
-  /** Bytes made in each repetition. */
+  /** Bytes made in each repetition, which goes on where the one before ended. One more comes first and is not counted. */
   made: number;
   repeats: number;
   dtype: WeightDType;
@@ -111,14 +112,14 @@ async function measured(
   for (const context of settings.contexts) {
     const point = { context, stateBytes: batch * model.stateBytesAt(context), repeats: settings.repeats };
     try {
-      const times = await (batch === 1 ? alone : together)(lab, model, text.subarray(0, context), batch, settings);
-      const rates = times.seconds.map((seconds) => (batch * settings.made) / seconds);
-      points.push({
-        ...point,
-        bytesPerSecond: mean(rates),
-        deviation: deviation(rates),
-        prefillSeconds: times.prefillSeconds,
+      const { prefillSeconds, seconds } = await decodingTimes(model, text.subarray(0, context), {
+        batch,
+        made: settings.made,
+        stretches: settings.repeats + 1,
+        signal: lab.signal,
       });
+      const rates = seconds.slice(1).map((each) => (batch * settings.made) / each);
+      points.push({ ...point, bytesPerSecond: mean(rates), deviation: deviation(rates), prefillSeconds });
     } catch (error) {
       if (!(error instanceof OutOfMemoryError)) throw error;
       points.push({ ...point, bytesPerSecond: null, deviation: 0, prefillSeconds: 0 });
@@ -126,44 +127,4 @@ async function measured(
     }
   }
   return { model: name, batch, parameters: model.parameters, points };
-}
-
-interface Times {
-  /** Of decoding, one value a repetition. */
-  seconds: number[];
-  prefillSeconds: number;
-}
-
-/** The prompt is read once; every repetition goes on where the one before ended. The first is not counted: it makes plans. */
-async function alone(
-  lab: Lab,
-  model: Model,
-  prompt: Uint8Array,
-  _batch: number,
-  { made, repeats }: SpeedSettings,
-): Promise<Times> {
-  const state = model.createState();
-  const options = { state, maxBytes: made, seed: 0, signal: lab.signal };
-  const { stats } = await model.generate(prompt, options);
-  const seconds: number[] = [];
-  for (let i = 0; i < repeats; i++) seconds.push((await model.generate('', options)).stats.decodeMs / 1000);
-  return { seconds, prefillSeconds: stats.prefillMs / 1000 };
-}
-
-/** Sequences with the same prompt, which is read once for all of them. */
-async function together(
-  lab: Lab,
-  model: Model,
-  prompt: Uint8Array,
-  batch: number,
-  { made, repeats }: SpeedSettings,
-): Promise<Times> {
-  const prompts = Array.from({ length: batch }, () => prompt);
-  const once = () => model.generateBatch(prompts, { maxBytes: made, seed: 0, signal: lab.signal });
-  const warm = await once();
-  const seconds: number[] = [];
-  for (let i = 0; i < repeats; i++) {
-    seconds.push(Math.max(...(await once()).map(({ stats }) => stats.decodeMs)) / 1000);
-  }
-  return { seconds, prefillSeconds: (warm[0]?.stats.prefillMs ?? 0) / 1000 };
 }

@@ -4,7 +4,7 @@ import { checkBoolean, checkInteger, checkNumber, checkOptions, expected } from 
 import type { Graph } from '../graph.ts';
 import { type RecurrentLayers, RecurrentMemory, RecurrentTrail, recurrentFloats } from '../memory/recurrent.ts';
 import { type Discretised, diagonalSsm, diagonalSsmConvolution, zeroOrderHold } from '../ops/diagonal-ssm.ts';
-import { mul, silu } from '../ops/elementwise.ts';
+import { silu, swiglu } from '../ops/elementwise.ts';
 import { embedding } from '../ops/embedding.ts';
 import { linear } from '../ops/linear.ts';
 import { rmsNorm } from '../ops/norm.ts';
@@ -155,7 +155,7 @@ function block(
     const y = state
       ? diagonalSsm(g, inputs, { state: state.h, stateOut: state.next ?? state.h, kept: state.kept })
       : diagonalSsmConvolution(g, inputs);
-    return mul(g, y, silu(g, z));
+    return swiglu(g, z, y);
   });
   return project(gated, 'out_proj', x); // the next layer's input: always kept
 }

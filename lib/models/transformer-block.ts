@@ -3,11 +3,11 @@
 import { checkInteger, expected } from '../errors.ts';
 import type { Graph } from '../graph.ts';
 import type { CacheState } from '../memory/cache.ts';
-import { attention, cacheWrite } from '../ops/attention.ts';
-import { mul, silu } from '../ops/elementwise.ts';
+import { type AttentionInputs, attention } from '../ops/attention.ts';
+import { swiglu } from '../ops/elementwise.ts';
 import { linear } from '../ops/linear.ts';
 import { rmsNorm } from '../ops/norm.ts';
-import { rope } from '../ops/rope.ts';
+import { rope, ropeCacheWrite } from '../ops/rope.ts';
 import { split } from '../ops/shape.ts';
 import { Tensor } from '../tensor.ts';
 import { type ForwardOptions, recomputing, type Weights, weightOf } from './architecture.ts';
@@ -37,8 +37,11 @@ export interface BlockCache extends Omit<CacheState, 'layers'> {
   readonly values: Tensor;
 }
 
-/** Where steps stand in the text: step t of a sequence at length + first + t, each of them 0 where it is left out. */
-export interface Place extends Partial<Pick<CacheState, 'length' | 'positions'>> {
+/** Where steps stand in the text: step t of a sequence at length + first + t. */
+export interface Place {
+  /** (B) i32; left out: what the cache holds, 0 without one. */
+  readonly length?: Tensor;
+  /** Default 0. */
   readonly first?: number;
 }
 
@@ -138,7 +141,7 @@ export function blockFlops(c: BlockConfig, keys: number): number {
  * Block `l` of those named `<prefix>layers.<l>`.
  * @param x (B, T, D)
  * @param cache of keys and values, which T more are written to; left out: step t sees steps 0 ... t of x
- * @param options.place of the steps of x in the text; default: behind the steps of the cache
+ * @param options.place of the steps of x in the text
  * @returns (B, T, D)
  */
 export function block(
@@ -158,9 +161,10 @@ export function block(
   const qkv = layer.together(a, 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj');
   const apart = (name: string) => layer.project(a, `self_attn.${name}_proj`);
   const [q, k, v] = (qkv ? split(qkv, D, C, C) : ['q', 'k', 'v'].map(apart)) as [Tensor, Tensor, Tensor];
-  const { place = cache ?? {} } = options;
-  const turned = layer.cheap(() => rotatedHeads(g, c, { q, k, v }, qkv, place));
-  return layer.mlp(layer.project(layer.attend(turned, cache), 'self_attn.o_proj', x));
+  const { place = {} } = options;
+  const rotate = () => rotated(g, c, { q, k, v }, qkv, place.first);
+  const y = cache ? cached(g, c, { q, k, v }, cache, place) : layer.attend(layer.cheap(rotate));
+  return layer.mlp(layer.project(y, 'self_attn.o_proj', x));
 }
 
 /**
@@ -187,12 +191,14 @@ export function crossBlock(
   const apart = (name: string) => layer.project(b, `cross_attn.${name}_proj`);
   const [k, v] = (kv ? split(kv, C, C) : ['k', 'v'].map(apart)) as [Tensor, Tensor];
   const behind = (context.shape[1] ?? 0) - (x.shape[1] ?? 0);
-  const turned = layer.cheap(() => ({
-    q: rotated(g, c, q, c.heads, cache ?? { first: behind }),
-    k: rotated(g, c, k, c.keyHeads, cache ?? {}),
+  const { ropeTheta: base } = c;
+  const rotate = () => ({
+    q: rope(g, q, { heads: c.heads, base, first: behind }),
+    k: rope(g, k, { heads: c.keyHeads, base }),
     v,
-  }));
-  return layer.mlp(layer.project(layer.attend(turned, cache), 'cross_attn.o_proj', x));
+  });
+  const y = cache ? cached(g, c, { q, k, v }, cache) : layer.attend(layer.cheap(rotate));
+  return layer.mlp(layer.project(y, 'cross_attn.o_proj', x));
 }
 
 /** What the layer named `p` is made of. */
@@ -215,8 +221,7 @@ function partsOf(g: Graph, c: BlockConfig, w: Weights, p: string, options: Block
     if (!weight || (weight.dtype === 'i8' && !scale)) return undefined;
     return costly(() => g.scope(names.join(' '), () => linear(g, h, weight, { scale })));
   };
-  const attend = (heads: Heads, cache: BlockCache | undefined) =>
-    costly(() => (cache ? cached(g, c, heads, cache) : attention(g, heads, { heads: c.heads })));
+  const attend = (turned: AttentionInputs) => costly(() => attention(g, turned, { heads: c.heads }));
   /** h + SwiGLU(norm(h)) */
   const mlp = (h: Tensor) => {
     const m = norm('post_attention_layernorm', h);
@@ -224,7 +229,7 @@ function partsOf(g: Graph, c: BlockConfig, w: Weights, p: string, options: Block
     const [gate, up] = both
       ? split(both, c.dInner, c.dInner)
       : ['mlp.gate_proj', 'mlp.up_proj'].map((name) => project(m, name));
-    const inner = cheap(() => mul(g, silu(g, gate as Tensor), up as Tensor));
+    const inner = cheap(() => swiglu(g, gate as Tensor, up as Tensor));
     // Not by `project`: the next layer's input is always kept.
     const down = `${p}.mlp.down_proj.weight`;
     return g.scope('mlp.down_proj', () =>
@@ -232,13 +237,6 @@ function partsOf(g: Graph, c: BlockConfig, w: Weights, p: string, options: Block
     );
   };
   return { cheap, norm, project, together, attend, mlp };
-}
-
-/** (B, T, D) each, or as many columns as there are heads. */
-interface Heads {
-  q: Tensor;
-  k: Tensor;
-  v: Tensor;
 }
 
 /** One tensor of the rows of all `parts`, where these lie one behind the other and never change. Nothing is copied. */
@@ -258,33 +256,30 @@ function stacked(parts: readonly (Tensor | undefined)[]): Tensor | undefined {
   return new Tensor([rows, ...first.shape.slice(1)], first.dtype, first.name, { storage: first.storage, frozen: true });
 }
 
-/** Queries and keys turned by their positions: at once, where `together` holds both side by side. */
-function rotatedHeads(g: Graph, c: BlockConfig, { q, k, v }: Heads, together: Tensor | undefined, place: Place): Heads {
-  if (!together) return { q: rotated(g, c, q, c.heads, place), k: rotated(g, c, k, c.keyHeads, place), v };
-  const both = rotated(g, c, together.columns(0, q.cols + k.cols), c.heads + c.keyHeads, place);
+/** Queries and keys turned by their positions, from `first` on: at once, where `together` holds both side by side. */
+function rotated(
+  g: Graph,
+  c: BlockConfig,
+  { q, k, v }: AttentionInputs,
+  together: Tensor | undefined,
+  first?: number,
+): AttentionInputs {
+  const turned = (x: Tensor, heads: number) => rope(g, x, { heads, base: c.ropeTheta, first });
+  if (!together) return { q: turned(q, c.heads), k: turned(k, c.keyHeads), v };
+  const both = turned(together.columns(0, q.cols + k.cols), c.heads + c.keyHeads);
   const [turnedQ, turnedK] = split(both, q.cols, k.cols) as [Tensor, Tensor];
   return { q: turnedQ, k: turnedK, v };
-}
-
-/** Heads turned by the positions of their steps. */
-function rotated(g: Graph, c: BlockConfig, x: Tensor, heads: number, place: Place): Tensor {
-  const { ropeTheta: base } = c;
-  const { length, positions, first } = place;
-  if (!positions) return rope(g, x, { heads, base, position: length, first });
-  // One step is turned by its own angle, several by repeated turns, whose last bits may differ: here each by its own.
-  const [, T = 0, D = 0] = x.shape;
-  return rope(g, x.reshape(T, 1, D), { heads, base, position: positions, first }).reshape(1, T, D);
 }
 
 /** Most steps whose attention has the bits of one step alone: keys are cut into the same pieces for all of them. */
 const ALIKE_STEPS = 8;
 
 /** Attention over a cache, and the new steps written to it. */
-function cached(g: Graph, c: BlockConfig, { q, k, v }: Heads, cache: BlockCache): Tensor {
+function cached(g: Graph, c: BlockConfig, inputs: AttentionInputs, cache: BlockCache, place: Place = {}): Tensor {
   const { keys, values, length, positions } = cache;
-  const { heads } = c;
-  cacheWrite(g, keys, k, length);
-  cacheWrite(g, values, v, length);
+  const { heads, ropeTheta: base } = c;
+  const { length: position, first } = place;
+  const q = ropeCacheWrite(g, inputs, { heads, base, keys, values, length, position, first });
   if (!positions) return attention(g, { q, k: keys, v: values }, { heads, length });
   const [, T = 0, D = 0] = q.shape;
   const y = g.like(q);

@@ -16,7 +16,7 @@ export interface AttentionOptions {
   heads: number;
   /**
    * (B) i32: k and v are caches of capacity S that held so many steps before these T, whose keys and values are written
-   * (cacheWrite). Left out: all S keys exist and the last query sees all of them.
+   * (ropeCacheWrite). Left out: all S keys exist and the last query sees all of them.
    */
   length?: Tensor | undefined;
 }

@@ -135,6 +135,10 @@ function need(op: string, t: Record<string, Tensor>, ...names: string[]): Tensor
 export const ops = {
   /** y = silu(x). */
   silu: plain('ops.silu', (g, t) => elementwise.silu(g, ...(need('ops.silu', t, 'x') as [Tensor]))),
+  /** y = silu(gate) * up. */
+  swiglu: plain('ops.swiglu', (g, t) =>
+    elementwise.swiglu(g, ...(need('ops.swiglu', t, 'gate', 'up') as [Tensor, Tensor])),
+  ),
   /** y = softplus(x). */
   softplus: plain('ops.softplus', (g, t) => elementwise.softplus(g, ...(need('ops.softplus', t, 'x') as [Tensor]))),
   /** y = a + b. */

@@ -47,6 +47,17 @@ export function silu(g: Graph, x: Tensor): Tensor {
   return y;
 }
 
+/** y = silu(gate) * up, elementwise over equal shapes (SwiGLU, Shazeer 2020). The gradient computes silu(gate) again. */
+export function swiglu(g: Graph, gate: Tensor, up: Tensor): Tensor {
+  checkShape(g, 'swiglu', 'up', up, ...gate.shape);
+  const y = g.like(gate);
+  g.op('swiglu', { y }, { gate, up }, {}, (d, into) => {
+    const [dgate, dup] = [into('gate') ?? g.like(gate), into('up') ?? g.like(up)];
+    g.op('swiglu_grad', { dgate, dup }, { dy: d.y, gate, up });
+  });
+  return y;
+}
+
 /** y = log(1 + exp(x)), the identity above 20 as in PyTorch. */
 export function softplus(g: Graph, x: Tensor): Tensor {
   const y = g.like(x);

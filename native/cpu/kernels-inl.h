@@ -68,6 +68,8 @@ const KernelEntry* kernels() {
     t.at[op::scale] = {k_scale, nullptr, w_all_f32};
     t.at[op::silu] = {k_silu, nullptr, w_all_f32};
     t.at[op::silu_grad] = {k_silu_grad, nullptr, w_all_f32};
+    t.at[op::swiglu] = {k_swiglu, nullptr, w_all_f32};
+    t.at[op::swiglu_grad] = {k_swiglu_grad, nullptr, w_all_f32};
     t.at[op::softplus] = {k_softplus, nullptr, w_all_f32};
     t.at[op::softplus_grad] = {k_softplus_grad, nullptr, w_all_f32};
     t.at[op::neg_exp] = {k_neg_exp, nullptr, w_all_f32};
@@ -85,7 +87,8 @@ const KernelEntry* kernels() {
     t.at[op::ssm_kernel_grad] = {k_ssm_kernel_grad, s_ssm_kernel_grad, w_ssm};
     t.at[op::long_conv] = {k_long_conv, s_long_conv, w_long_conv};
     t.at[op::long_conv_grad] = {k_long_conv_grad, s_long_conv_grad, w_long_conv_grad};
-    t.at[op::rope] = {k_rope, s_rope, w_rope};
+    t.at[op::rope] = {k_rope, s_rope, w_all_f32};
+    t.at[op::rope_cache_write] = {k_rope_cache_write, s_rope_cache_write, w_rope_cache_write};
     t.at[op::attention] = {k_attention, s_attention, w_attention};
     t.at[op::attention_grad] = {k_attention_grad, s_attention_grad, w_all_f32};
     t.at[op::cache_write] = {k_cache_write, nullptr, w_cache_write};

@@ -2,6 +2,7 @@
 //
 //   add: y = a + b           mul: y = a b          scale: y = factor x       neg_exp: y = -exp(x)
 //   silu: y = x s(x), dx = dy s(x) (1 + x (1 - s(x))), with s(x) = 1 / (1 + exp(-x))   (Hendrycks & Gimpel 2016)
+//   swiglu: y = gate s(gate) up, dgate = dy up silu'(gate), dup = dy silu(gate)   (Shazeer 2020)
 //   softplus: y = log(1 + exp(x)), dx = dy s(x); above 20 it is the identity, as in PyTorch (the difference is 2e-9)
 #pragma once
 #include "operand.h"
@@ -47,6 +48,22 @@ inline void silu(const Node& node) { map1(node, silu_of); }
 
 inline void silu_grad(const Node& node) {
   map2(node, [](double dy, double x) { return dy * silu_slope(x); });
+}
+
+inline void swiglu(const Node& node) {
+  map2(node, [](double gate, double up) { return silu_of(gate) * up; });
+}
+
+inline void swiglu_grad(const Node& node) {
+  namespace in = at::swiglu_grad::in;
+  const Vec dy = load(node.in(in::dy)), gate = load(node.in(in::gate)), up = load(node.in(in::up));
+  Vec dgate(dy.size()), dup(dy.size());
+  for (size_t i = 0; i < dy.size(); i++) {
+    dgate[i] = dy[i] * up[i] * silu_slope(gate[i]);
+    dup[i] = dy[i] * silu_of(gate[i]);
+  }
+  store(node.out(at::swiglu_grad::out::dgate), dgate);
+  store(node.out(at::swiglu_grad::out::dup), dup);
 }
 
 inline void softplus(const Node& node) { map1(node, softplus_of); }

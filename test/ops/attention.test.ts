@@ -2,7 +2,7 @@
 import test from 'ava';
 import { Graph } from '../../lib/graph.ts';
 import { advance, attention, cacheWrite, checkCapacity } from '../../lib/ops/attention.ts';
-import { rope } from '../../lib/ops/rope.ts';
+import { rope, ropeCacheWrite } from '../../lib/ops/rope.ts';
 import { compile, evaluate } from '../../lib/plan.ts';
 import { compare, TOLERANCES } from '../support/close.ts';
 import { withDevice } from '../support/devices.ts';
@@ -20,9 +20,7 @@ test('a plan run natively for many steps goes on from its caches', (t) =>
     const caches = [0, 1].map(() => device.tensor([B, STEPS, J * P], 'f32', 'cache'));
     const [keys, values] = caches as [(typeof caches)[0], (typeof caches)[0]];
     const input = (data: Float32Array) => device.tensorFrom(data, [B, 1, data.length / B], 'f32', 'x');
-    cacheWrite(step, keys, rope(step, input(k), { heads: J, position: length }), length);
-    cacheWrite(step, values, input(v), length);
-    const turned = rope(step, input(q), { heads: H, position: length });
+    const turned = ropeCacheWrite(step, { q: input(q), k: input(k), v: input(v) }, { heads: H, keys, values, length });
     const y = attention(step, { q: turned, k: keys, v: values }, { heads: H, length });
     advance(step, length, 1);
     using plan = await compile(device, step, [y]);
@@ -81,6 +79,31 @@ test('mistakes are reported where they are made', (t) => {
     ],
     [() => rope(g, q, { heads: 4 }), 'rope: expected heads to split 12 columns into heads of even width, got 4.'],
     [() => rope(g, q, { heads: 2, base: 0 }), 'rope: expected base to be positive, got 0.'],
+    [
+      () =>
+        ropeCacheWrite(g, { q, k, v: k }, { heads: 4, keys: value(2, 9, 6), values: value(2, 9, 6), length: lengths }),
+      'rope_cache_write: expected heads to split 12 columns into heads of even width, got 4.',
+    ],
+    [
+      () =>
+        ropeCacheWrite(g, { q, k, v: k }, { heads: 3, keys: value(2, 9, 6), values: value(2, 9, 6), length: lengths }),
+      'rope_cache_write: expected keys to have whole heads of 4 columns, got (2, 9, 6).',
+    ],
+    [
+      () =>
+        ropeCacheWrite(g, { q, k, v: q }, { heads: 6, keys: value(2, 9, 6), values: value(2, 9, 6), length: lengths }),
+      'rope_cache_write: expected v to have shape (2, 3, 6), got (2, 3, 12).',
+    ],
+    [
+      () =>
+        ropeCacheWrite(g, { q, k, v: k }, { heads: 6, keys: value(2, 9, 6), values: value(2, 9, 6), length: value(2) }),
+      'rope_cache_write: expected length to be i32, got f32.',
+    ],
+    [
+      () =>
+        ropeCacheWrite(g, { q, k, v: k }, { heads: 6, keys: value(2, 2, 6), values: value(2, 2, 6), length: lengths }),
+      'rope_cache_write: expected q to have at most the 2 steps of the cache, got 3.',
+    ],
     [
       () => cacheWrite(g, value(2, 2, 12), q, lengths),
       'cache_write: expected x to have at most the 2 steps of the cache, got 3.',

@@ -9,7 +9,7 @@ import { attention } from '../../lib/ops/attention.ts';
 import { causalConv1d } from '../../lib/ops/causal-conv.ts';
 import { crossEntropy } from '../../lib/ops/cross-entropy.ts';
 import { diagonalSsmConvolution, longConv, zeroOrderHold } from '../../lib/ops/diagonal-ssm.ts';
-import { add, mul, negExp, scale, silu, softplus } from '../../lib/ops/elementwise.ts';
+import { add, mul, negExp, scale, silu, softplus, swiglu } from '../../lib/ops/elementwise.ts';
 import { embedding } from '../../lib/ops/embedding.ts';
 import { linear } from '../../lib/ops/linear.ts';
 import { layerNorm, rmsNorm } from '../../lib/ops/norm.ts';
@@ -116,6 +116,12 @@ gradientTest('mul', { a: x, b: x }, (g, i, d) => weighted(g, d, mul(g, i('a'), i
 gradientTest('mul of a value by itself', { a: x }, (g, i, d) => weighted(g, d, mul(g, i('a'), i('a'))));
 gradientTest('scale', { x }, (g, i, d) => weighted(g, d, scale(g, i('x'), -1.7)));
 gradientTest('silu', { x }, (g, i, d) => weighted(g, d, silu(g, i('x'))));
+gradientTest('swiglu', { gate: x, up: x }, (g, i, d) => weighted(g, d, swiglu(g, i('gate'), i('up'))));
+gradientTest('swiglu of a value by itself', { x }, (g, i, d) => weighted(g, d, swiglu(g, i('x'), i('x'))));
+gradientTest('swiglu of halves side by side', { x: [4, 6] }, (g, i, d) => {
+  const [gate, up] = split(silu(g, i('x')), 3, 3) as [Tensor, Tensor];
+  return weighted(g, d, swiglu(g, gate, up));
+});
 gradientTest('softplus', { x }, (g, i, d) => weighted(g, d, softplus(g, i('x'))), { x: bothSides });
 gradientTest('negExp', { x }, (g, i, d) => weighted(g, d, negExp(g, i('x'))));
 gradientTest('copy', { x }, (g, i, d) => weighted(g, d, cast(g, silu(g, i('x')), 'f64')));
@@ -223,10 +229,11 @@ for (const T of [1, 5, 33]) {
 gradientTest('longConv of a kernel used twice', { u: [2, 5, 3], k: [3, 5] }, (g, i, d) =>
   weighted(g, d, longConv(g, longConv(g, i('u'), i('k')), i('k'))),
 );
-gradientTest('rope', { x: [2, 5, 12] }, (g, i, d) => {
-  const position = d.tensorFrom(Int32Array.of(0, 1000), [2], 'i32', 'position');
-  return weighted(g, d, rope(g, i('x'), { heads: 2, position, first: 3 }));
-});
+for (const first of [3, 1000]) {
+  gradientTest(`rope from ${first} on`, { x: [2, 5, 12] }, (g, i, d) =>
+    weighted(g, d, rope(g, i('x'), { heads: 2, first })),
+  );
+}
 for (const [T, S, heads, keyHeads] of [
   [1, 1, 1, 1],
   [1, 5, 2, 2],

@@ -157,6 +157,44 @@ everywhere('attention from a cache, in steps and chunks, is attention of the who
   }
 });
 
+everywhere(
+  'up to 32 steps turn on their way into a cache as each of them does alone, bit for bit',
+  async (t, device) => {
+    const random = new Random(25);
+    const [H, J, P, capacity, held] = [4, 2, 18, 80, [37, 11]];
+    const draw = (...shape: number[]) => given('f32', shape, random.normal(size(...shape)));
+    const inTime = { q: draw(B, 32, H * P), k: draw(B, 32, J * P), v: draw(B, 32, J * P) };
+    const empty: Float64Array = new Float64Array(size(B, capacity, J * P));
+    const write = async (from: number, to: number, before: { keys: ArrayLike<number>; values: ArrayLike<number> }) => {
+      const cache = (name: 'keys' | 'values') => given('f32', [B, capacity, J * P], before[name]);
+      const outs = { y: blank([B, to - from, H * P]), keys: cache('keys'), values: cache('values') };
+      const length = given(
+        'i32',
+        [B],
+        Int32Array.from(held, (n) => n + from),
+      );
+      return runCase(
+        device,
+        op('rope_cache_write', outs, { ...steps(inTime, from, to), length }, { heads: H, base: 10000, first: 0 }),
+      );
+    };
+    for (const T of [2, 9, 32]) {
+      const together = await write(0, T, { keys: empty, values: empty });
+      const parts: Float64Array[] = [];
+      let cache = { keys: empty, values: empty };
+      for (let from = 0; from < T; from++) {
+        const one = await write(from, from + 1, cache);
+        parts.push(values(one, 'y'));
+        cache = { keys: values(one, 'keys'), values: values(one, 'values') };
+      }
+      const lengths = parts.map(() => 1);
+      t.deepEqual(joinTime(parts, lengths, H * P), [...values(together, 'y')], `${T} queries`);
+      t.deepEqual(cache.keys, values(together, 'keys'), `${T} keys`);
+      t.deepEqual(cache.values, values(together, 'values'), `${T} values`);
+    }
+  },
+);
+
 everywhere('sequences of a batch do not touch each other', async (t, device) => {
   const { inTime, fixed, state } = scanInputs(new Random(23));
   const run = async (spoil: number) => {

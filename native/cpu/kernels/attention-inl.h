@@ -85,7 +85,8 @@ static void attention_product(int64_t rows, int64_t lanes, int64_t steps, const 
 }
 
 // to[P][width] <- scale * rows(n,P); columns from n up to `fill` are 0.
-static void attention_turned(const float* from, int64_t stride, int64_t n, int64_t P, float scale, int64_t fill,
+template <class T>
+static void attention_turned(const T* from, int64_t stride, int64_t n, int64_t P, float scale, int64_t fill,
                              int64_t width, float* to) {
   const V by = set1(scale);
   for (int64_t r = 0; r < fill; r += W) {
@@ -165,8 +166,11 @@ static void attention_rows_out(const float* from, const float* factor, int64_t r
   }
 }
 
-MB_INLINE void attention_copy(const float* from, int64_t stride, int64_t rows, int64_t P, float* to) {
-  for (int64_t r = 0; r < rows; r++) memcpy(to + r * P, from + r * stride, sizeof(float) * static_cast<size_t>(P));
+template <class T>
+MB_INLINE void attention_copy(const T* from, int64_t stride, int64_t rows, int64_t P, float* to) {
+  for (int64_t r = 0; r < rows; r++) {
+    each_part(P, [&](int64_t d, int n) { store_part(to + r * P + d, load_part(from + r * stride + d, n), n); });
+  }
 }
 
 // A thread's scratch, in floats. Names as for queries in lanes; the gradient of keys has keys in lanes.
@@ -191,9 +195,10 @@ struct AttentionScratch {
   }
 };
 
-// Queries [t0, t0 + n) of one head.
+// Queries [t0, t0 + n) of one head. T: of keys and values.
+template <class T>
 static void attention_block(const Attention& a, const AttentionScratch& w, int64_t first, int64_t t0, int64_t n,
-                            const float* q, int64_t q_stride, const float* k, int64_t k_stride, const float* v,
+                            const float* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
                             int64_t v_stride) {
   const int64_t lanes = round_up(n, kPanelCols), end = first + t0 + n;
   attention_turned(q, q_stride, n, a.P, a.scale() * kLog2e, lanes, kApart, w.across[0]);
@@ -212,6 +217,7 @@ static void attention_block(const Attention& a, const AttentionScratch& w, int64
   }
 }
 
+template <class T>
 static void attention_many(const Node& node, const Team& team, const Attention& a) {
   namespace in = at::attention::in;
   const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v);
@@ -224,8 +230,8 @@ static void attention_many(const Node& node, const Team& team, const Attention& 
     const int64_t t0 = attention_turn(task % blocks, blocks) * kAcross, n = min64(kAcross, a.T - t0);
     const int64_t row = b * a.T + t0, column = a.key_head(h) * a.P;
     if (first >= 0) {
-      attention_block(a, w, first, t0, n, q.row<float>(row) + h * a.P, q.row_stride, k.row<float>(b * a.S) + column,
-                      k.row_stride, v.row<float>(b * a.S) + column, v.row_stride);
+      attention_block(a, w, first, t0, n, q.row<float>(row) + h * a.P, q.row_stride, k.row<T>(b * a.S) + column,
+                      k.row_stride, v.row<T>(b * a.S) + column, v.row_stride);
     }
     for (int64_t i = 0; i < n; i++) {
       if (lse)
@@ -241,9 +247,9 @@ MB_INLINE int64_t partial_floats(int64_t P) { return round_up(P + 2, 16); }
 
 // n <= kPieceBlock more keys for one query. k and v: the first of them. kParts: vectors of a head, which then lie in
 // registers; 0: any width.
-template <int kParts>
-static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q, const float* k, int64_t k_stride,
-                               const float* v, int64_t v_stride, float* partial) {
+template <int kParts, class T>
+static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q, const T* k, int64_t k_stride,
+                               const T* v, int64_t v_stride, float* partial) {
   alignas(64) float score[kPieceBlock];
   float *top = partial, *sum = partial + 1, *o = partial + 2;
   V best = set1(*top), query[kParts ? kParts : 1];
@@ -255,12 +261,12 @@ static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q
     MB_UNROLL
     for (int i = 0; i < W; i++) {
       // Rows past the end are the last one again, and their scores are dropped.
-      const float* row = k + (j + (i < some ? i : some - 1)) * k_stride;
+      const T* row = k + (j + (i < some ? i : some - 1)) * k_stride;
       V acc = zero();
       if constexpr (kParts > 0) {
-        acc = query[0] * load(row);
+        acc = query[0] * load_part(row, W);
         MB_UNROLL
-        for (int d = 1; d < kParts; d++) acc = fma(query[d], load(row + d * W), acc);
+        for (int d = 1; d < kParts; d++) acc = fma(query[d], load_part(row + d * W, W), acc);
       } else {
         each_part(P, [&](int64_t d, int lanes) { acc = fma(load_part(q + d, lanes), load_part(row + d, lanes), acc); });
       }
@@ -292,13 +298,14 @@ static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q
       const V first = set1(score[j]), second = set1(score[j + 1]);
       MB_UNROLL
       for (int d = 0; d < kParts; d++) {
-        acc[0][d] = fma(first, load(v + j * v_stride + d * W), acc[0][d]);
-        acc[kSets - 1][d] = fma(second, load(v + (j + 1) * v_stride + d * W), acc[kSets - 1][d]);
+        acc[0][d] = fma(first, load_part(v + j * v_stride + d * W, W), acc[0][d]);
+        acc[kSets - 1][d] = fma(second, load_part(v + (j + 1) * v_stride + d * W, W), acc[kSets - 1][d]);
       }
     }
     if (j < n) {
       MB_UNROLL
-      for (int d = 0; d < kParts; d++) acc[0][d] = fma(set1(score[j]), load(v + j * v_stride + d * W), acc[0][d]);
+      for (int d = 0; d < kParts; d++)
+        acc[0][d] = fma(set1(score[j]), load_part(v + j * v_stride + d * W, W), acc[0][d]);
     }
     MB_UNROLL
     for (int d = 0; d < kParts; d++) store(o + d * W, acc[0][d] + acc[1][d]);
@@ -331,13 +338,15 @@ static void attention_gather(const float* partials, int64_t pieces, int64_t P, f
 }
 
 // Part of rows that lie further apart than a hardware prefetcher follows.
-MB_INLINE void prefetch_rows(const float* from, int64_t stride, int64_t rows, int64_t P) {
+template <class T>
+MB_INLINE void prefetch_rows(const T* from, int64_t stride, int64_t rows, int64_t P) {
+  constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t r = 0; r < rows; r++) {
-    for (int64_t d = 0; d < P; d += 16) prefetch_far(from + r * stride + d);
+    for (int64_t d = 0; d < P; d += kLine) prefetch_far(from + r * stride + d);
   }
 }
 
-template <int kParts>
+template <int kParts, class T>
 static void attention_few(const Node& node, const Team& team, const Attention& a) {
   namespace in = at::attention::in;
   const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v);
@@ -362,15 +371,15 @@ static void attention_few(const Node& node, const Team& team, const Attention& a
       for (int64_t round = 0; round < kPiece / kPieceBlock * a.J; round++) {
         const int64_t s0 = p * kPiece + round / a.J * kPieceBlock, j = round % a.J;
         const int64_t next = s0 + kPieceBlock, ahead = max64(0, min64(kPieceBlock, first + a.T - next));
-        prefetch_rows(k.row<float>(b * a.S + next) + j * a.P, k.row_stride, ahead, a.P);
-        prefetch_rows(v.row<float>(b * a.S + next) + j * a.P, v.row_stride, ahead, a.P);
+        prefetch_rows(k.row<T>(b * a.S + next) + j * a.P, k.row_stride, ahead, a.P);
+        prefetch_rows(v.row<T>(b * a.S + next) + j * a.P, v.row_stride, ahead, a.P);
         for (int64_t i = 0; i < a.T * group; i++) {
           const int64_t t = i / group, h = j * group + i % group;
           const int64_t n = min64(kPieceBlock, min64(end, first + t + 1) - s0);
           if (n <= 0) continue;
           attention_few_keys<kParts>(n, a.P, a.scale() * kLog2e, q.row<float>(b * a.T + t) + h * a.P,
-                                     k.row<float>(b * a.S + s0) + j * a.P, k.row_stride,
-                                     v.row<float>(b * a.S + s0) + j * a.P, v.row_stride, partial(b, t, h, p));
+                                     k.row<T>(b * a.S + s0) + j * a.P, k.row_stride, v.row<T>(b * a.S + s0) + j * a.P,
+                                     v.row_stride, partial(b, t, h, p));
         }
       }
     }
@@ -406,23 +415,32 @@ static const char* w_attention(const Node& node) {
   for (int i = 0; i < node.n_out; i++) {
     if (node.outs[i] && node.outs[i].dtype != DType::f32) return "attention: expected y and lse to be f32";
   }
-  if (node.in(in::q).dtype != DType::f32 || node.in(in::k).dtype != DType::f32 || node.in(in::v).dtype != DType::f32) {
-    return "attention: expected q, k and v to be f32";
-  }
+  const DType k = node.in(in::k).dtype, v = node.in(in::v).dtype;
+  if (node.in(in::q).dtype != DType::f32) return "attention: expected q to be f32";
+  if (k != v || (k != DType::f32 && k != DType::bf16)) return "attention: expected k and v to be both f32 or both bf16";
   const Tensor& length = node.in(in::length);
   return length && length.dtype != DType::i32 ? "attention: expected the length to be i32" : nullptr;
 }
 
-static void k_attention(const Node& node, const Team& team) {
+template <class T>
+static void attention_over(const Node& node, const Team& team) {
   const Attention a = attention_of(node);
   if (a.T > kFewSteps) {
-    attention_many(node, team, a);
+    attention_many<T>(node, team, a);
   } else if (a.P == 4 * W) {
-    attention_few<4>(node, team, a);
+    attention_few<4, T>(node, team, a);
   } else if (a.P == 8 * W) {
-    attention_few<8>(node, team, a);
+    attention_few<8, T>(node, team, a);
   } else {
-    attention_few<0>(node, team, a);
+    attention_few<0, T>(node, team, a);
+  }
+}
+
+static void k_attention(const Node& node, const Team& team) {
+  if (node.in(at::attention::in::k).dtype == DType::bf16) {
+    attention_over<Bf16>(node, team);
+  } else {
+    attention_over<float>(node, team);
   }
 }
 

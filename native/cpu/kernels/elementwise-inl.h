@@ -1,6 +1,7 @@
 // Elementwise ops over equal shapes; row strides may differ.
 //   add, mul, scale, silu: x s(x), softplus: log(1 + e^x), neg_exp: -e^x; s(x) = 1 / (1 + e^-x)
 //   silu_grad: dy s(x) (1 + x (1 - s(x))); softplus_grad: dy s(x)
+//   swiglu: silu(gate) up; swiglu_grad: dgate = dy up silu'(gate), dup = dy silu(gate)
 #pragma once
 
 namespace mb::cpu::MB_TARGET {
@@ -23,11 +24,26 @@ MB_INLINE V silu_slope(V x) {
 
 constexpr int64_t kElementBlock = 1024;
 
-// y = f(a, b) over rows [r0, r1) and columns [c0, c1).
+// Calls fn(row, c0, c1) for this thread's share of the columns of tensors like y: where all are contiguous (`flat`), of
+// one long row.
 template <class F>
-MB_INLINE void map_rows(const Tensor& y, const Tensor& a, const Tensor& b, int64_t r0, int64_t r1, int64_t c0,
-                        int64_t c1, F f) {
-  for (int64_t r = r0; r < r1; r++) {
+MB_INLINE void each_span(const Team& team, const Tensor& y, bool flat, F fn) {
+  if (flat) {
+    const int64_t n = y.elems();
+    const Team::Range blocks = team.share((n + kElementBlock - 1) / kElementBlock);
+    const int64_t end = blocks.end * kElementBlock;
+    fn(0, blocks.begin * kElementBlock, end < n ? end : n);
+  } else {
+    const Team::Range rows = team.share(y.rows());
+    for (int64_t r = rows.begin; r < rows.end; r++) fn(r, 0, y.cols());
+  }
+}
+
+// y = f(a, b)
+template <class F>
+MB_INLINE void map(const Team& team, const Tensor& y, const Tensor& a, const Tensor& b, F f) {
+  const bool flat = y.contiguous() && a.contiguous() && b.contiguous();
+  each_span(team, y, flat, [&](int64_t r, int64_t c0, int64_t c1) {
     float* to = y.row<float>(r);
     const float *from = a.row<float>(r), *other = b.row<float>(r);
     int64_t c = c0;
@@ -36,20 +52,7 @@ MB_INLINE void map_rows(const Tensor& y, const Tensor& a, const Tensor& b, int64
       const int n = static_cast<int>(c1 - c);
       store_n(to + c, f(load_n(from + c, n), load_n(other + c, n)), n);
     }
-  }
-}
-
-template <class F>
-MB_INLINE void map(const Team& team, const Tensor& y, const Tensor& a, const Tensor& b, F f) {
-  if (y.contiguous() && a.contiguous() && b.contiguous()) {
-    const int64_t n = y.elems();
-    const Team::Range blocks = team.share((n + kElementBlock - 1) / kElementBlock);
-    const int64_t end = blocks.end * kElementBlock;
-    map_rows(y, a, b, 0, 1, blocks.begin * kElementBlock, end < n ? end : n, f);
-  } else {
-    const Team::Range rows = team.share(y.rows());
-    map_rows(y, a, b, rows.begin, rows.end, 0, y.cols(), f);
-  }
+  });
 }
 
 // These ops keep y at output 0 and their operands at inputs 0 and 1.
@@ -77,6 +80,26 @@ static void k_silu(const Node& node, const Team& team) {
 }
 static void k_silu_grad(const Node& node, const Team& team) {
   map2(node, team, [](V dy, V x) { return dy * silu_slope(x); });
+}
+static void k_swiglu(const Node& node, const Team& team) {
+  map2(node, team, [](V gate, V up) { return silu(gate) * up; });
+}
+static void k_swiglu_grad(const Node& node, const Team& team) {
+  namespace in = at::swiglu_grad::in;
+  namespace out = at::swiglu_grad::out;
+  const Tensor &dy = node.in(in::dy), &gate = node.in(in::gate), &up = node.in(in::up);
+  const Tensor &dgate = node.out(out::dgate), &dup = node.out(out::dup);
+  bool flat = true;
+  for (const Tensor* t : {&dy, &gate, &up, &dgate, &dup}) flat = flat && t->contiguous();
+  each_span(team, dy, flat, [&](int64_t r, int64_t c0, int64_t c1) {
+    for (int64_t c = c0; c < c1; c += W) {
+      const int n = c1 - c < W ? static_cast<int>(c1 - c) : W;
+      const V d = load_part(dy.row<float>(r) + c, n), x = load_part(gate.row<float>(r) + c, n);
+      const V u = load_part(up.row<float>(r) + c, n);
+      store_part(dgate.row<float>(r) + c, d * u * silu_slope(x), n);
+      store_part(dup.row<float>(r) + c, d * silu(x), n);
+    }
+  });
 }
 static void k_softplus(const Node& node, const Team& team) {
   map1(node, team, [](V x) { return softplus(x); });

@@ -21,6 +21,16 @@ struct F16 {
   uint16_t bits;
 };
 
+MB_INLINE V load_part(const Bf16* p, int lanes) {
+  const uint16_t* bits = reinterpret_cast<const uint16_t*>(p);
+  return lanes == W ? load_bf16(bits) : load_bf16_n(bits, lanes);
+}
+MB_INLINE void store_part(Bf16* p, V x, int lanes) {
+  uint16_t bits[W];
+  store_bf16(bits, x);
+  memcpy(p, bits, sizeof(Bf16) * static_cast<size_t>(lanes));
+}
+
 MB_INLINE double wide(float x) { return static_cast<double>(x); }
 MB_INLINE double wide(double x) { return x; }
 MB_INLINE double wide(Bf16 x) { return static_cast<double>(float_from_bf16(x.bits)); }

@@ -52,8 +52,8 @@ function spoil(values: Float64Array, B: number, columns: number, ends: ArrayLike
 }
 
 /** One that fits its capacity with no room left, one with much, and with `broken` one that does not fit. */
-function cached(row: Sizes & { broken: boolean }, random: Random): CaseParts {
-  const { B, T, S, P, broken, pad } = row;
+function cached(row: Sizes & { broken: boolean; kept: 'f32' | 'bf16' }, random: Random): CaseParts {
+  const { B, T, S, P, broken, kept: dtype, pad } = row;
   const { H, J, q, k, v } = inputs(row, random);
   const lengths = Int32Array.from({ length: B }, (_, b) => (b === 0 ? S - T : Math.floor((S - T) / (b + 1))));
   if (broken) lengths[B - 1] = B === 1 ? -1 : S - T + 1;
@@ -62,8 +62,8 @@ function cached(row: Sizes & { broken: boolean }, random: Random): CaseParts {
     outs: { y: blank([B, T, H * P], pad), lse: undefined },
     ins: {
       q,
-      k: { ...k, values: spoil(k.values as Float64Array, B, J * P, ends) },
-      v: { ...v, values: spoil(v.values as Float64Array, B, J * P, ends) },
+      k: { ...k, dtype, values: spoil(k.values as Float64Array, B, J * P, ends) },
+      v: { ...v, dtype, values: spoil(v.values as Float64Array, B, J * P, ends) },
       length: given('i32', [B], lengths),
     },
     attrs: { heads: H },
@@ -95,6 +95,7 @@ export const attention: OpCase[] = [
       heads: ['1/1', '4/2', '3/1'],
       P: [3, 16, 64, 128],
       broken: [false, true],
+      kept: ['f32', 'bf16'] as const,
       pad: [0, 3],
     }),
     (row, random) => cached({ ...row, sharp: false }, random),

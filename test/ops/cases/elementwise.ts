@@ -48,6 +48,26 @@ const binary = (op: string, close: 'exact' | 'f32', first: string, second: strin
     },
   );
 
+const swiglu = [
+  ...cases('swiglu', rows, ({ R, D, pad, padOut }, random) => ({
+    outs: { y: blank([R, D], padOut) },
+    ins: {
+      gate: given('f32', [R, D], curve(random, size(R, D)), pad),
+      up: given('f32', [R, D], random.normal(size(R, D)), padOut),
+    },
+    close: 'f32',
+  })),
+  ...cases('swiglu_grad', rows, ({ R, D, pad, padOut }, random) => ({
+    outs: { dgate: blank([R, D], padOut), dup: blank([R, D], pad) },
+    ins: {
+      dy: given('f32', [R, D], random.normal(size(R, D)), pad),
+      gate: given('f32', [R, D], curve(random, size(R, D)), padOut),
+      up: given('f32', [R, D], random.normal(size(R, D)), pad + 1),
+    },
+    close: 'f32',
+  })),
+];
+
 const tame = (random: Random, n: number) => random.uniform(n, -30, 30);
 
 export const elementwise: OpCase[] = [
@@ -56,6 +76,7 @@ export const elementwise: OpCase[] = [
   ...unary('scale', { factor: -1.7 }, (random, n) => random.normal(n)),
   ...unary('silu', {}, curve),
   ...binary('silu_grad', 'f32', 'dy', 'x', 'dx', true),
+  ...swiglu,
   ...unary('softplus', {}, curve),
   ...binary('softplus_grad', 'f32', 'dy', 'x', 'dx', true),
   ...unary('neg_exp', {}, tame),
