@@ -359,17 +359,21 @@ static void attention_few(const Node& node, const Team& team, const Attention& a
   const auto pieces = [&](int64_t b) { return a.first(b) < 0 ? 0 : (a.first(b) + a.T + kPiece - 1) / kPiece; };
   int64_t total = 0, before = 0;
   for (int64_t b = 0; b < a.B; b++) total += pieces(b);
-  const Team::Range tasks = team.share(total);
+  // Where pieces are fewer than key heads, threads share these: the first piece of a text would keep one thread busy.
+  const bool by_head = total < a.J;
+  const Team::Range tasks = by_head ? Team::Range{0, total} : team.share(total);
+  const Team::Range heads = by_head ? team.share(a.J) : Team::Range{0, a.J};
+  const int64_t some = heads.end - heads.begin;
   for (int64_t b = 0; b < a.B; before += pieces(b), b++) {
     for (int64_t p = max64(0, tasks.begin - before); p < min64(pieces(b), tasks.end - before); p++) {
-      for (int64_t i = 0; i < a.T * a.H; i++) {
-        float* to = partial(b, i / a.H, i % a.H, p);
+      for (int64_t i = 0; i < a.T * some * group; i++) {
+        float* to = partial(b, i / (some * group), heads.begin * group + i % (some * group), p);
         to[0] = kNoScore;
         memset(to + 1, 0, sizeof(float) * static_cast<size_t>(a.P + 1));
       }
       const int64_t first = a.first(b), end = min64(first + a.T, (p + 1) * kPiece);
-      for (int64_t round = 0; round < kPiece / kPieceBlock * a.J; round++) {
-        const int64_t s0 = p * kPiece + round / a.J * kPieceBlock, j = round % a.J;
+      for (int64_t round = 0; round < kPiece / kPieceBlock * some; round++) {
+        const int64_t s0 = p * kPiece + round / some * kPieceBlock, j = heads.begin + round % some;
         const int64_t next = s0 + kPieceBlock, ahead = max64(0, min64(kPieceBlock, first + a.T - next));
         prefetch_rows(k.row<T>(b * a.S + next) + j * a.P, k.row_stride, ahead, a.P);
         prefetch_rows(v.row<T>(b * a.S + next) + j * a.P, v.row_stride, ahead, a.P);
