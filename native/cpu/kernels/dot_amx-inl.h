@@ -45,11 +45,11 @@ struct AmxFew {
 };
 
 // Products fit when whole tiles of weight rows do and the columns fill at most four tiles. Tiles add bf16 products in
-// an order of their own, so they take any number of rows or none; i8 sums are exact, and for one or two rows, which
+// an order of their own, so they take any number of rows or none; i8 sums are exact, and for up to four rows, which
 // leave most columns of a tile empty, vector dot products are faster.
 static bool amx_few(const Tensor& weight, int64_t rows) {
   if (weight.rows() < kTileRows || rows > 32 || narrow_bytes(weight) > 0) return false;
-  return weight.dtype == DType::bf16 || (weight.dtype == DType::i8 && rows >= 3);
+  return weight.dtype == DType::bf16 || (weight.dtype == DType::i8 && rows >= 5);
 }
 
 // [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.
