@@ -21,6 +21,9 @@ export interface DraftFlags {
   'draft-length'?: string[];
   beta: string[];
   pairs: string;
+  greedy: boolean;
+  from?: string | undefined;
+  to?: string | undefined;
   check: boolean;
   bandwidth: boolean;
   'verify-cost'?: string;
@@ -62,10 +65,14 @@ const PROMPT_BYTES = 200;
 export const GREEDY: Mode = { name: 'greedy', temperature: 0 };
 export const LOSSLESS: readonly Mode[] = [GREEDY, { name: 'temperature 0.8', temperature: 0.8 }];
 
-/** Lossless greedy and sampling, and top-beta greedy. */
+/** Lossless greedy and sampling, or --greedy alone, and top-beta greedy. */
 export function modesOf(flags: DraftFlags): Mode[] {
   const betas = flags.beta.map((beta) => ({ name: `top-${beta} greedy`, temperature: 0, beta: Number(beta) }));
-  return [...LOSSLESS, ...betas];
+  return [...losslessOf(flags), ...betas];
+}
+
+export function losslessOf({ greedy }: DraftFlags): readonly Mode[] {
+  return greedy ? [GREEDY] : LOSSLESS;
 }
 
 /** @throws Error naming what is missing on the command line */

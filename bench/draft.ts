@@ -7,6 +7,7 @@ import {
   type DraftFlags,
   type DraftSetup,
   disposeSetup,
+  losslessOf,
   modesOf,
   nameOf,
   openSetup,
@@ -40,7 +41,8 @@ export async function draftBench(flags: DraftFlags): Promise<void> {
 }
 
 async function check(setup: DraftSetup, flags: DraftFlags, facts: Record<string, unknown>): Promise<void> {
-  const tallies = await draftCheck(setup);
+  const [from, to] = [flags.from ?? '0', flags.to ?? `${setup.prompts.length}`].map(Number);
+  const tallies = await draftCheck(setup, losslessOf(flags), { from, to });
   report(
     'draft check',
     tallies.map((tally) => ({ ...tally })),

@@ -7,7 +7,8 @@
  *
  * Speculative decoding, on any device; --draft is 'lookup' or a model and may come several times, as may --draft-length:
  *   draft --model books --draft lookup --text FILE [--prompts 16] [--bytes 500] [--beta 3] [--draft-length 8]
- *   draft --check --prompts 200 ...       counts the outputs that are the plain ones; exit code 1 if any is not
+ *   draft --check --prompts 200 ...       counts the outputs that are the plain ones; exit code 1 if any is not. --from 50 --to 100
+ *                                         takes the prompts of these numbers alone; --greedy leaves out sampling
  *   draft --bandwidth --verify-cost 1:1,16:1.3 --draft-cost 0.1 ...    what it would gain at other costs
  *
  * On a GPU: --device cuda. The table of the README:
@@ -74,6 +75,9 @@ const { values, positionals } = parseArgs({
     bytes: { type: 'string' },
     pairs: { type: 'string', default: '2' },
     check: { type: 'boolean', default: false },
+    greedy: { type: 'boolean', default: false },
+    from: { type: 'string' },
+    to: { type: 'string' },
     bandwidth: { type: 'boolean', default: false },
     'verify-cost': { type: 'string' },
     'draft-cost': { type: 'string' },
