@@ -22,7 +22,8 @@ export function provenance(): Record<string, unknown> {
     load: loadavg().map((l) => Number(l.toFixed(2))),
     node: process.version,
     commit: git('rev-parse', '--short', 'HEAD'),
-    dirty: git('status', '--porcelain', '--untracked-files=no') !== '',
+    // Records themselves, which a run before this one may have written, change nothing.
+    dirty: git('status', '--porcelain', '--untracked-files=no', '--', ':!bench/results') !== '',
     command: `npm run bench -- ${process.argv.slice(2).join(' ')}`,
   };
 }
