@@ -33,6 +33,20 @@ struct Room {
   float lse[2][tile_rows(P)], outputs[2][tile_rows(P)];
 };
 
+// first, second += the own rows times the stage's tile, of either kind.
+template <int P>
+__device__ __forceinline__ void multiply_both(const Room<P>& room, int stage, float (&first)[tile_rows(P) / 8][4],
+                                              float (&second)[tile_rows(P) / 8][4]) {
+#pragma unroll
+  for (int i = 0; i < P / 16; i++) {
+    uint32_t own[4];
+    load_own<P>(own, room.own[0], i);
+    multiply_tile<P, tile_rows(P)>(first, own, room.tiles[stage][0], i);
+    load_own<P>(own, room.own[1], i);
+    multiply_tile<P, tile_rows(P)>(second, own, room.tiles[stage][1], i);
+  }
+}
+
 template <int P>
 __global__ void __launch_bounds__(kMmaThreads) query_gradient(const Args a) {
   constexpr int kRows = tile_rows(P);
@@ -69,16 +83,8 @@ __global__ void __launch_bounds__(kMmaThreads) query_gradient(const Args a) {
     fetch(1 - stage, s0 + kRows);
     wait_for_groups<1>();
     __syncthreads();
-    const bf16 *keys = room.tiles[stage][0], *values = room.tiles[stage][1];
     float score[kRows / 8][4] = {}, slope[kRows / 8][4] = {};
-#pragma unroll
-    for (int i = 0; i < P / 16; i++) {
-      uint32_t own[4];
-      load_own<P>(own, room.own[0], i);
-      multiply_tile<P, kRows>(score, own, keys, i);
-      load_own<P>(own, room.own[1], i);
-      multiply_tile<P, kRows>(slope, own, values, i);
-    }
+    multiply_both<P>(room, stage, score, slope);
 #pragma unroll
     for (int s = 0; s < kRows / 8; s++) {
 #pragma unroll
@@ -88,7 +94,7 @@ __global__ void __launch_bounds__(kMmaThreads) query_gradient(const Args a) {
         slope[s][i] = p * (slope[s][i] - outputs[i / 2]);
       }
     }
-    add_tile<P, kRows>(dq, slope, keys);
+    add_tile<P, kRows>(dq, slope, room.tiles[stage][0]);
   }
   wait_for_copies();
 #pragma unroll
@@ -138,16 +144,8 @@ __global__ void __launch_bounds__(kMmaThreads) key_gradient(const Args a) {
     fetch(1 - stage, turn + 1);
     wait_for_groups<1>();
     __syncthreads();
-    const bf16 *queries = room.tiles[stage][0], *dys = room.tiles[stage][1];
     float weight[kRows / 8][4] = {}, slope[kRows / 8][4] = {};
-#pragma unroll
-    for (int i = 0; i < P / 16; i++) {
-      uint32_t own[4];
-      load_own<P>(own, room.own[0], i);
-      multiply_tile<P, kRows>(weight, own, queries, i);
-      load_own<P>(own, room.own[1], i);
-      multiply_tile<P, kRows>(slope, own, dys, i);
-    }
+    multiply_both<P>(room, stage, weight, slope);
 #pragma unroll
     for (int s = 0; s < kRows / 8; s++) {
 #pragma unroll
@@ -159,8 +157,8 @@ __global__ void __launch_bounds__(kMmaThreads) key_gradient(const Args a) {
         slope[s][i] = p * (slope[s][i] - room.outputs[stage][c]);
       }
     }
-    add_tile<P, kRows>(dk, slope, queries);
-    add_tile<P, kRows>(dv, weight, dys);
+    add_tile<P, kRows>(dk, slope, room.tiles[stage][0]);
+    add_tile<P, kRows>(dv, weight, room.tiles[stage][1]);
   }
   wait_for_copies();
 #pragma unroll
