@@ -19,10 +19,10 @@ interface Tally {
 export async function draftCheck(
   setup: DraftSetup,
   modes: readonly Mode[],
-  { from = 0, to = setup.prompts.length }: { from?: number | undefined; to?: number | undefined },
+  { from, to }: { from: number; to: number },
 ): Promise<Tally[]> {
   const tallies = new Map<string, Tally>();
-  for (let prompt = from; prompt < Math.min(to, setup.prompts.length); prompt++) {
+  for (let prompt = from; prompt < to; prompt++) {
     const start = performance.now();
     for (const mode of modes) await checkPrompt(setup, mode, prompt, tallies);
     const all = [...tallies.values()];

@@ -1,4 +1,5 @@
 // npm run bench -- draft: speculative decoding beside plain decoding. See main.ts for how to call it.
+import { checkInteger } from '../lib/errors.ts';
 import { draftCheck } from './draft-check.ts';
 import { passCosts } from './draft-passes.ts';
 import { FORMULA, parseCosts, projection } from './draft-projection.ts';
@@ -41,7 +42,9 @@ export async function draftBench(flags: DraftFlags): Promise<void> {
 }
 
 async function check(setup: DraftSetup, flags: DraftFlags, facts: Record<string, unknown>): Promise<void> {
-  const [from, to] = [flags.from ?? '0', flags.to ?? `${setup.prompts.length}`].map(Number);
+  const max = setup.prompts.length;
+  const from = checkInteger('bench draft', '--from', Number(flags.from ?? 0), { min: 0, max: max - 1 });
+  const to = checkInteger('bench draft', '--to', Number(flags.to ?? max), { min: from + 1, max });
   const tallies = await draftCheck(setup, losslessOf(flags), { from, to });
   report(
     'draft check',
