@@ -1,10 +1,8 @@
 // linear for few rows of x, bound by reading the weight once.
 //
-// f32 x, and up to four rows of bf16 x: a warp streams whole rows of the weight, 16 bytes a lane and row at a time, and
-// multiplies them in f32 with up to eight rows of x, which stay in the first-level cache. Each row of y is summed in an
-// order that the number of rows has no part in, so K verified ids have the bits of K decoded ones.
-// More rows of bf16 x with bf16 and i8 weights: a block multiplies 16 rows of the weight with mma.sync m16n8k16, whose
-// 8 columns are the rows of x. Its warps share the depth. A lane reads 16 bytes of a row at a time (mma.cuh).
+// A warp streams whole rows of the weight, 16 bytes a lane and row at a time, and multiplies them in f32 with up to eight
+// rows of x, which stay in the first-level cache. Each row of y is summed in an order that the number of rows has no part
+// in, so K verified ids have the bits of K decoded ones.
 #include <algorithm>
 
 #include "check.h"
@@ -13,7 +11,6 @@
 #include "gemm_epilogue.cuh"
 #include "linear_epilogue.h"
 #include "linear_rows.h"
-#include "mma.cuh"
 
 namespace mb::cuda {
 namespace {
@@ -80,84 +77,6 @@ __device__ __forceinline__ void finish(const Args& a, int64_t r0, int64_t m0, fl
       if (lane == (e * R + r) % 32 && r0 + r < a.rows && m0 + e < a.m) epilogue_store(a.epilogue, r0 + r, m0 + e, sum);
     }
   }
-}
-
-// Two neighbouring elements as bf16.
-template <class T, int V>
-__device__ __forceinline__ uint32_t pair_of(const Vector<T, V>& v, int i) {
-  if constexpr (sizeof(T) == 2) return reinterpret_cast<const uint32_t*>(&v)[i / 2];
-  return pair(to_float(v.v[i]), to_float(v.v[i + 1]));
-}
-
-constexpr int kMmaRows = 16;
-
-// What a lane reads at once: 16 bytes of two rows of the weight and the elements of x that belong to them.
-template <class W>
-struct Reading {
-  static constexpr int V = 16 / sizeof(W);
-  static constexpr int kAhead = 4;  // readings under way; up to 64 KiB of shared memory a block
-  Vector<W, V> top, bottom;
-  Vector<bf16, V> x;
-};
-
-// Bytes of shared memory, which serves to keep readings on their way: a lane finds its own there, so it need not wait
-// for others.
-template <class W>
-constexpr int kReadingBytes = Reading<W>::kAhead * kWarps * 32 * int(sizeof(Reading<W>));
-
-template <class W>
-__global__ void __launch_bounds__(kWarps * 32) mma_rows_kernel(const Args a) {
-  constexpr int V = Reading<W>::V, kAhead = Reading<W>::kAhead, kParts = int(sizeof(Reading<W>) / 16), kXPart = 8;
-  extern __shared__ uint4 readings[];  // [ahead][part][thread]
-  __shared__ float sums[kWarps][kMmaRows][8 + 1];
-  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quarter = threadIdx.x % 4;
-  const int64_t m0 = int64_t(blockIdx.x) * kMmaRows;
-  const W* top = static_cast<const W*>(a.weight) + min(m0 + group, a.m - 1) * a.weight_stride;
-  const W* bottom = static_cast<const W*>(a.weight) + min(m0 + group + 8, a.m - 1) * a.weight_stride;
-  const bf16* x = static_cast<const bf16*>(a.x) + min(int64_t(group), a.rows - 1) * a.x_stride;
-  constexpr int kStep = kWarps * 4 * V;
-  const int steps = int((a.depth + kStep - 1) / kStep);
-  const auto slot = [&](int step, int part) {
-    return readings + (step % kAhead * kParts + part) * (kWarps * 32) + threadIdx.x;
-  };
-  const auto fetch = [&](int step) {
-    const int64_t k = int64_t(step) * kStep + (warp * 4 + quarter) * V;
-    const bool there = k < a.depth;
-    const int64_t at = there ? k : 0;
-    if (step < steps) {
-      copy_async<16>(slot(step, 0), top + at, there ? 16 : 0);
-      copy_async<16>(slot(step, 1), bottom + at, there ? 16 : 0);
-#pragma unroll
-      for (int part = 2; part < kParts; part++)
-        copy_async<16, true>(slot(step, part), x + at + (part - 2) * kXPart, there && group < a.rows ? 16 : 0);
-    }
-    commit_copies();
-  };
-#pragma unroll
-  for (int step = 0; step < kAhead; step++) fetch(step);
-  float acc[4] = {};
-  for (int step = 0; step < steps; step++) {
-    wait_for_groups<kAhead - 1>();
-    Reading<W> now;
-#pragma unroll
-    for (int part = 0; part < kParts; part++) reinterpret_cast<uint4*>(&now)[part] = *slot(step, part);
-    fetch(step + kAhead);
-#pragma unroll
-    for (int i = 0; i < V; i += 4) {
-      const uint32_t f[4] = {pair_of(now.top, i), pair_of(now.bottom, i), pair_of(now.top, i + 2),
-                             pair_of(now.bottom, i + 2)};
-      mma(acc, f, pair_of(now.x, i), pair_of(now.x, i + 2));
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++) sums[warp][group + i / 2 * 8][quarter * 2 + i % 2] = acc[i];
-  __syncthreads();
-  const int m = threadIdx.x % kMmaRows, r = threadIdx.x / kMmaRows;
-  if (r >= a.rows || m0 + m >= a.m) return;
-  float sum = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; w++) sum += sums[w][m][r];
-  epilogue_store(a.epilogue, r, m0 + m, sum);
 }
 
 // To the second-level cache, before what came earlier has ended; a kernel that writes the weight would still be seen.
@@ -247,15 +166,6 @@ Status start_stream(const Args& a, const Props& props, cudaStream_t stream) {
                      props, stream, a);
 }
 
-template <class W>
-Status start_mma(const Args& a, cudaStream_t stream) {
-  constexpr int kBytes = kReadingBytes<W>;
-  const auto kernel = mma_rows_kernel<W>;
-  MB_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<unsigned((a.m + kMmaRows - 1) / kMmaRows), kWarps * 32, kBytes, stream>>>(a);
-  return {};
-}
-
 template <class W, class X>
 Status start_rows(const Args& a, const Props& props, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(W);
@@ -268,8 +178,6 @@ Status start_rows(const Args& a, const Props& props, cudaStream_t stream) {
     return start_stream<W, X, 2>(a, props, stream);
   } else if (a.rows <= 4) {
     return start_stream<W, X, 4>(a, props, stream);
-  } else if constexpr (sizeof(W) < 4 && sizeof(X) < 4) {
-    return start_mma<W>(a, stream);
   } else {
     return start_stream<W, X, kRowTile>(a, props, stream);
   }

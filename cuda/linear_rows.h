@@ -4,9 +4,8 @@
 
 namespace mb::cuda {
 
-// Whether x has so few rows. Of f32 x those of a verify pass, so that it has the bits of decoding one id after another;
-// bf16 x comes from longer inputs alone.
-inline bool has_few_rows(const Tensor& x) { return x.rows() <= (x.dtype == DType::f32 ? 32 : 8); }
+// Whether x has no more rows than a verify pass, whose every row has the bits of decoding it alone.
+inline bool has_few_rows(const Tensor& x) { return x.rows() <= 32; }
 
 // linear of that many rows, every dtype and alignment of the op; x is multiplied as it is.
 Status linear_rows(const Node& node, const Props& props, cudaStream_t stream);

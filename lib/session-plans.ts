@@ -87,7 +87,7 @@ function prepared(device: Device, config: ModelConfig, weights: Weights): Promis
   return made;
 }
 
-/** What the activations of long prompts are rounded to: bf16 on a GPU whose matrices are all smaller than f32. */
+/** What activations are rounded to where no fused block keeps them: bf16 on a GPU whose matrices are all smaller than f32. */
 export function activationsOf(device: Device, config: ModelConfig, weights: Weights): 'bf16' | undefined {
   const narrow = matricesOf(config, weights).every((dtype) => dtype !== 'f32');
   return device.info.backend === 'cuda' && narrow ? 'bf16' : undefined;
@@ -267,10 +267,11 @@ export class SessionPlans {
     return this.#architecture.head(g, this.#config, this.#weights, x, this.forward(x.rows));
   }
 
-  /** How `rows` rows run: few of them through fused blocks, whose activations are f32. */
+  /** How `rows` rows run: few of them through fused blocks where there are any, whose activations are f32. */
   private forward(rows: number): ForwardOptions {
     const blockRows = BLOCK_ROWS[this.#device.info.backend];
     const batchRows = this.#activations ? BATCH_ROWS : blockRows;
-    return { blockRows, batchRows, activations: rows > blockRows ? this.#activations : undefined };
+    const fused = this.#architecture.fuses && rows <= blockRows;
+    return { blockRows, batchRows, activations: fused ? undefined : this.#activations };
   }
 }

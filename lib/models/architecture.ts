@@ -88,6 +88,8 @@ export interface Architecture<C extends BaseConfig = BaseConfig> {
   /** ... and of those that int8 pays for. */
   readonly int8: RegExp;
 
+  /** Few rows go through fused blocks, which compute in f32 between products; others round few rows as they round many. */
+  readonly fuses?: true;
   /** What all plans need of weights that do not change: names of tensors of their own, and what computes them. */
   derived?(g: Graph, config: C, weights: Weights): Map<string, Tensor>;
   /** The residual stream before the final norm: ids (B, T) to (B, T, D); without a state, to its trained rows alone. */

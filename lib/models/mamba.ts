@@ -255,6 +255,7 @@ export const mamba: Architecture<MambaConfig> = {
   int8: /\.(in|x|out)_proj\.weight$/,
   derived: (g, c, w) =>
     new Map(Array.from({ length: c.layers }, (_, l) => [decayRatesName(l), decayRates(g, w, l)] as const)),
+  fuses: true,
   backbone: mambaBackbone,
   head: mambaHead,
   memory: (device, c, { batch, mostVerified }) => new RecurrentMemory(device, carried(c), batch, mostVerified),
