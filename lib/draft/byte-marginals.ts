@@ -4,6 +4,17 @@ import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 /** Tokens this many nats below the best one do not count. */
 const NEGLIGIBLE = 9;
 
+/** exp(-x) by x * PER_NAT. */
+const PER_NAT = 256;
+const EXP = Float64Array.from({ length: NEGLIGIBLE * PER_NAT + 1 }, (_, i) => Math.exp(-i / PER_NAT));
+
+/** exp(-x) for 0 <= x <= NEGLIGIBLE, right to 1e-8: a thousand of `Math.exp` take as long as a step of a small model. */
+function decayed(x: number): number {
+  const nearest = (x * PER_NAT + 0.5) | 0;
+  const rest = x - nearest / PER_NAT;
+  return (EXP[nearest] as number) * (1 - rest * (1 - rest / 2));
+}
+
 const tries = new WeakMap<Tokenizer, ByteTrie>();
 
 /** A vocabulary in the order of its bytes, in flat arrays. */
@@ -34,30 +45,15 @@ export class ByteTrie {
   byteAt(position: number, depth: number): number {
     return this.#bytes[(this.#starts[position] ?? 0) + depth] ?? 0;
   }
-
-  /** The end of the positions in [from, to) that have the same byte at `depth` as `from`. */
-  groupEnd(from: number, to: number, depth: number): number {
-    const byte = this.byteAt(from, depth);
-    let [low, high, stride] = [from + 1, to, 1];
-    while (low < to && this.byteAt(Math.min(to, low + stride) - 1, depth) === byte) {
-      low = Math.min(to, low + stride);
-      stride *= 2;
-    }
-    high = Math.min(to, low + stride);
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (this.byteAt(middle, depth) === byte) low = middle + 1;
-      else high = middle;
-    }
-    return low;
-  }
 }
 
 /** The next token, byte by byte: which tokens begin with the bytes chosen so far, and how much they weigh. */
 export class ByteMarginals {
   readonly #trie: ByteTrie;
-  /** Sum of the weights of all positions before one. */
+  /** Positions in the trie of the tokens that count, ascending, and the sum of the weights of all before each. */
+  readonly #positions: Int32Array;
   readonly #sums: Float64Array;
+  /** Those that agree, of these. */
   #from = 0;
   #to = 0;
   #depth = 0;
@@ -71,6 +67,7 @@ export class ByteMarginals {
 
   constructor(trie: ByteTrie) {
     this.#trie = trie;
+    this.#positions = new Int32Array(trie.ids.length);
     this.#sums = new Float64Array(trie.ids.length + 1);
   }
 
@@ -78,6 +75,7 @@ export class ByteMarginals {
   start(logits: Float32Array, prefix: Uint8Array): void {
     const { ids, tokenizer } = this.#trie;
     const [from, to] = prefix.length > 0 ? tokenizer.range(prefix) : [0, ids.length];
+    const positions = this.#positions;
     const sums = this.#sums;
     let max = -Infinity;
     for (let i = from; i < to; i++) {
@@ -86,13 +84,16 @@ export class ByteMarginals {
     }
     const least = max - NEGLIGIBLE;
     let sum = 0;
+    let count = 0;
     for (let i = from; i < to; i++) {
-      sums[i] = sum;
       const x = logits[ids[i] as number] as number;
-      if (x > least) sum += Math.exp(x - max);
+      if (x <= least) continue;
+      positions[count] = i;
+      sums[count++] = sum;
+      sum += decayed(max - x);
     }
-    sums[to] = sum;
-    this.#enter(from, to, prefix.length);
+    sums[count] = sum;
+    this.#enter(0, count, prefix.length);
   }
 
   /** Goes on with a byte that has a weight. */
@@ -112,7 +113,7 @@ export class ByteMarginals {
   }
   /** The id of the token that ends here. */
   get id(): number {
-    return this.#trie.ids[this.#from] ?? 0;
+    return this.#trie.ids[this.#positions[this.#from] ?? 0] ?? 0;
   }
   /** Weight of the tokens that go on with `byte`. */
   weightOf(byte: number): number {
@@ -129,8 +130,30 @@ export class ByteMarginals {
 
   #firstLonger(): number {
     let at = this.#from;
-    while (at < this.#to && (this.#trie.lengths[at] ?? 0) === this.#depth) at++;
+    while (at < this.#to && this.#trie.lengths[this.#positions[at] as number] === this.#depth) at++;
     return at;
+  }
+
+  #byteAt(at: number): number {
+    return this.#trie.byteAt(this.#positions[at] as number, this.#depth);
+  }
+
+  /** Where the tokens from `from` on that have the same next byte end. */
+  #groupEnd(from: number): number {
+    const byte = this.#byteAt(from);
+    let low = from + 1;
+    let stride = 1;
+    while (low < this.#to && this.#byteAt(Math.min(this.#to, low + stride) - 1) === byte) {
+      low = Math.min(this.#to, low + stride);
+      stride *= 2;
+    }
+    let high = Math.min(this.#to, low + stride);
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#byteAt(middle) === byte) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   #enter(from: number, to: number, depth: number): void {
@@ -142,8 +165,8 @@ export class ByteMarginals {
     this.ending = (sums[longer] ?? 0) - (sums[from] ?? 0);
     this.#count = 0;
     for (let at = longer; at < to; ) {
-      const end = this.#trie.groupEnd(at, to, depth);
-      this.#bytes[this.#count] = this.#trie.byteAt(at, depth);
+      const end = this.#groupEnd(at);
+      this.#bytes[this.#count] = this.#byteAt(at);
       this.#weights[this.#count] = (sums[end] ?? 0) - (sums[at] ?? 0);
       this.#ends[this.#count++] = end;
       at = end;
