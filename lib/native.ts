@@ -24,6 +24,8 @@ export interface RunOptions {
 
 export interface NativePlan {
   run(options?: RunOptions): Promise<RunResult>;
+  /** Runs once on the JS thread; false: it did not, since runs of the device are under way. */
+  runHere(): boolean;
   profile(): Float64Array;
   cancel(): void;
   dispose(): void;

@@ -5,6 +5,24 @@ import { DTYPES, dtypeBytes, rootOf, type Storage, type Tensor, type TypedArray 
 
 const ALIGN = 256; // what a GPU's widest loads and copies like
 
+/** Runs that take less (ms) are not handed to another thread where it matters: there and back takes up to a tenth of it. */
+const BRIEF_MS = 1;
+/** How long (ms) such runs may keep timers, signals and everything else of the JS thread waiting. */
+const TURN_MS = 4;
+/** When the first brief run since the event loop's last turn began. */
+let turnBegan: number | undefined;
+
+/** Lets the event loop turn where brief runs have kept it for too long. */
+async function turnIfDue(): Promise<void> {
+  const now = performance.now();
+  if (turnBegan !== undefined && now - turnBegan > TURN_MS) await new Promise(setImmediate);
+  if (turnBegan !== undefined) return;
+  turnBegan = now;
+  setImmediate(() => {
+    turnBegan = undefined;
+  });
+}
+
 /** Where every value of a plan lives while it runs. */
 interface Layout {
   readonly offsets: Map<Tensor, number>;
@@ -57,6 +75,8 @@ export class Plan {
   readonly #indices: ReadonlyMap<Tensor, number>;
   #steps = 0;
   #seconds = 0;
+  /** Milliseconds of a step of the last run. */
+  #last = Number.NaN;
   #disposed = false;
 
   constructor(
@@ -92,12 +112,37 @@ export class Plan {
       if (watch && index === undefined) throw new Error(`plan: ${watch.name} is not part of it.`);
       const start = performance.now();
       const result = await this.#native.run(index === undefined ? rest : { ...rest, watch: index });
-      this.#seconds += (performance.now() - start) / 1000;
-      this.#steps += result.steps;
+      this.#ran(result.steps, performance.now() - start);
       return result;
     } catch (cause) {
       throw typedError(cause);
     }
+  }
+
+  /**
+   * Runs the plan once, on the JS thread where its last run was brief and the device rests; else as `run` does. For what is
+   * run again and again with something to decide in between.
+   */
+  async runBrief(): Promise<void> {
+    if (this.#last < BRIEF_MS) {
+      await turnIfDue();
+      const start = performance.now();
+      try {
+        if (this.#native.runHere()) {
+          this.#ran(1, performance.now() - start);
+          return;
+        }
+      } catch (cause) {
+        throw typedError(cause);
+      }
+    }
+    await this.run();
+  }
+
+  #ran(steps: number, ms: number): void {
+    this.#steps += steps;
+    this.#seconds += ms / 1000;
+    this.#last = ms / steps;
   }
 
   /** Steps that all runs so far have done. */

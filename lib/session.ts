@@ -178,7 +178,7 @@ export class Session {
     }));
     this.writeRows(draw, 0, rows);
     this.#verified = 0;
-    await plan.run();
+    await plan.runBrief();
     this.#memory.advanced(steps);
     this.#verified = steps;
     return {
@@ -211,7 +211,7 @@ export class Session {
     const { plan, ids, logits } = await this.#plans.step(trail.at(position));
     this.#device.write(ids, Int32Array.of(id));
     await this.prepare();
-    await plan.run();
+    await plan.runBrief();
     this.#memory.advanced(1);
     return plan.read(logits) as Float32Array;
   }

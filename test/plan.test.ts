@@ -245,3 +245,24 @@ test('a plan of no nodes runs', async (t) => {
   using plan = await compile(device, new Graph());
   t.is((await plan.run({ steps: 2 })).steps, 2);
 });
+
+test('brief runs are runs: in turn with others, and timers go on meanwhile', async (t) => {
+  using device = open();
+  const count = device.tensorFrom(Float32Array.of(0), [1], 'f32', 'count');
+  const one = device.tensorFrom(Float32Array.of(1), [1], 'f32', 'one');
+  const g = new Graph();
+  g.op('copy', { y: count }, { x: add(g, count, one) });
+  const plan = await compile(device, g);
+  for (let i = 0; i < 3; i++) await plan.runBrief();
+  await Promise.all([plan.run({ steps: 1000 }), plan.runBrief(), plan.runBrief()]);
+  t.is(plan.steps, 1005);
+  let ticks = 0;
+  const timer = setInterval(() => ticks++, 1);
+  const start = performance.now();
+  while (ticks === 0 && performance.now() - start < 5000) await plan.runBrief();
+  clearInterval(timer);
+  t.is(ticks, 1);
+  t.deepEqual(device.read(count), Float32Array.of(plan.steps));
+  plan.dispose();
+  await t.throwsAsync(() => plan.runBrief(), { instanceOf: DisposedError });
+});

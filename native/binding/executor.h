@@ -26,6 +26,8 @@ class Executor {
   // when the executor goes first.
   static void create(Napi::Env env, Executor** slot);
   void submit(std::unique_ptr<Job> job);
+  // Whether all jobs have ended and been delivered: until the next submit() the JS thread may use the device itself.
+  bool idle() const { return pending_ == 0; }
   // Asks the running job and all queued ones to stop; they end with what they have.
   void cancel();
   // The owner lets go; its slot is cleared.

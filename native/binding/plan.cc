@@ -82,8 +82,9 @@ PlanState::~PlanState() {
 
 Napi::Function Plan::define(Napi::Env env) {
   return DefineClass(env, "Plan",
-                     {InstanceMethod<&Plan::run>("run"), InstanceMethod<&Plan::profile>("profile"),
-                      InstanceMethod<&Plan::cancel>("cancel"), InstanceMethod<&Plan::dispose>("dispose")});
+                     {InstanceMethod<&Plan::run>("run"), InstanceMethod<&Plan::run_here>("runHere"),
+                      InstanceMethod<&Plan::profile>("profile"), InstanceMethod<&Plan::cancel>("cancel"),
+                      InstanceMethod<&Plan::dispose>("dispose")});
 }
 
 Plan::Plan(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -122,6 +123,17 @@ Napi::Value Plan::run(const Napi::CallbackInfo& info) {
   Napi::Promise promise = job->deferred.Promise();
   executor->submit(std::move(job));
   return promise;
+}
+
+// runHere() -> whether it ran: not while jobs of the device are under way.
+Napi::Value Plan::run_here(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const Executor* executor = Device::Unwrap(device.Value())->executor;
+  if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
+  if (!executor->idle()) return Napi::Boolean::New(env, false);
+  Run once;
+  check(env, state->device->backend->run(state->device->handle, state->handle, once));
+  return Napi::Boolean::New(env, true);
 }
 
 Napi::Value Plan::profile(const Napi::CallbackInfo& info) {
