@@ -25,7 +25,7 @@ export interface DecodingOptions {
 /**
  * Reads a prompt once and lets sequences go on from it, in runs as long as those of `model.generate`. One sequence stays
  * where it is from the prompt to the last byte, since a cache after a long text is gigabytes; several get a copy each of
- * what is read once, by way of the host.
+ * what is read once.
  */
 export async function decodingTimes(
   model: Model,
@@ -46,16 +46,15 @@ export async function decodingTimes(
       seconds: await decoded(session, last, options),
     }));
   }
-  const { prefillSeconds, state } = await model.withSession(async (session) => ({
-    prefillSeconds: await read(session),
-    state: session.readState(),
-  }));
-  const seconds = await model.withSession(async (session) => {
-    await session.clear();
-    for (let b = 0; b < batch; b++) await session.writeSequence(b, state);
-    return decoded(session, last, options);
-  }, batch);
-  return { prefillSeconds, seconds };
+  return model.withSession(async (one) => {
+    const prefillSeconds = await read(one);
+    const seconds = await model.withSession(async (session) => {
+      await session.clear();
+      for (let b = 0; b < batch; b++) await session.takeSequence(b, one);
+      return decoded(session, last, options);
+    }, batch);
+    return { prefillSeconds, seconds };
+  });
 }
 
 async function decoded(session: Session, pending: number, options: DecodingOptions): Promise<number[]> {

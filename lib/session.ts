@@ -94,13 +94,14 @@ export class Session {
   }
   /** Takes over the state of a single sequence as sequence `b` of this batch. */
   async writeSequence(b: number, data: Float32Array): Promise<void> {
-    this.#verified = 0;
-    const steps = this.#memory.stepsIn(data);
-    if (steps > 0) {
-      this.#memory.leave(b);
-      await this.reserve(steps);
-    }
+    await this.makeWay(b, this.#memory.stepsIn(data));
     this.#memory.write(b, data);
+  }
+  /** Takes over the state of the only sequence of another session of the model as sequence `b` of this batch. */
+  async takeSequence(b: number, from: Session): Promise<void> {
+    if (!this.#memory.take) return this.writeSequence(b, from.readState());
+    await this.makeWay(b, from.#memory.longest);
+    await this.#memory.take(b, from.#memory);
   }
   /** The states of all sequences, each as `writeSequence` takes it. */
   readSequences(): Float32Array[] {
@@ -244,6 +245,14 @@ export class Session {
         this.writePending(draw, b, [row]);
       },
     };
+  }
+
+  /** Makes room for a state of `steps` ids as sequence `b`, whose own is lost. */
+  private async makeWay(b: number, steps: number): Promise<void> {
+    this.#verified = 0;
+    if (steps === 0) return;
+    this.#memory.leave(b);
+    await this.reserve(Math.max(0, steps - this.#memory.longest));
   }
 
   /** Makes room for `steps` more ids of every sequence. */

@@ -131,7 +131,7 @@ function labIn(out: string, signal = new AbortController().signal, scale: 'quick
   return new Lab({ out, scale, corpora: new Corpora(corpora()), ...placed, only: {}, signal, note: () => undefined });
 }
 
-test.serial('decoding is timed without the memory of a lone sequence leaving the device', async (t) => {
+test.serial('decoding is timed without the memory of any sequence leaving the device', async (t) => {
   using model = await createModel({ architecture: 'transformer', layers: 1, dModel: 32, heads: 2 }, { seed: 1 });
   const prompt = Buffer.from('It was a dark and stormy night.');
   const { readState } = Session.prototype;
@@ -141,16 +141,13 @@ test.serial('decoding is timed without the memory of a lone sequence leaving the
     return readState.call(this);
   };
   try {
-    for (const [batch, reads] of [
-      [1, 0],
-      [3, 1],
-    ] as const) {
+    for (const batch of [1, 3]) {
       read = 0;
       const { prefillSeconds, seconds } = await decodingTimes(model, prompt, { batch, made: 70, stretches: 3 });
       t.true(prefillSeconds > 0);
       t.is(seconds.length, 3);
       t.true(seconds.every((s) => s > 0));
-      t.is(read, reads, `${batch} together`);
+      t.is(read, 0, `${batch} together`);
       const held = await model.withSession(
         async (session) => session.readSequences().map((each) => each.length),
         batch,

@@ -72,8 +72,11 @@ export class CacheMemory implements Memory {
   get capacity(): number {
     return this.#capacity;
   }
+  get longest(): number {
+    return Math.max(...this.#lengths);
+  }
   get room(): number {
-    return this.#capacity - Math.max(...this.#lengths);
+    return this.#capacity - this.longest;
   }
   /** Steps that sequence `b` holds. */
   lengthOf(b: number): number {
@@ -81,7 +84,7 @@ export class CacheMemory implements Memory {
   }
 
   async reserve(steps: number): Promise<boolean> {
-    const needed = Math.max(...this.#lengths) + steps;
+    const needed = this.longest + steps;
     if (needed <= this.#capacity) return false;
     const filled = this.#lengths.some((length) => length > 0);
     if (!filled) this.#drop();
@@ -134,6 +137,14 @@ export class CacheMemory implements Memory {
     });
     this.#lengths[b] = steps;
     this.#writeLengths();
+  }
+  async take(b: number, from: Memory): Promise<void> {
+    const held = from.longest;
+    if (held > 0) {
+      const { layers } = (from as CacheMemory).state;
+      await this.#copy(layers, this.state.layers, (x, y) => [[steps(x, 0, held), steps(y, b, held)]]);
+    }
+    this.moveTo(b, held);
   }
   stepsIn(data: Float32Array): number {
     return data.length / cacheFloats(this.#shape, 1);
@@ -206,18 +217,23 @@ export class CacheMemory implements Memory {
 
   /** What all sequences hold now, to caches of a larger capacity. */
   async #copyTo(layers: CacheState['layers']): Promise<void> {
-    const g = new Graph();
     const held = this.#capacity;
-    const copy = (from: Tensor, to: Tensor) => {
-      for (let b = 0; b < this.#lengths.length; b++) {
-        if ((this.#lengths[b] ?? 0) > 0) g.op('copy', { y: steps(to, b, held) }, { x: steps(from, b, held) });
-      }
-    };
-    for (const [l, old] of this.state.layers.entries()) {
-      const made = layers[l];
-      if (!made) continue;
-      copy(old.keys, made.keys);
-      copy(old.values, made.values);
+    const filled = [...this.#lengths.keys()].filter((b) => (this.#lengths[b] ?? 0) > 0);
+    await this.#copy(this.state.layers, layers, (from, to) =>
+      filled.map((b) => [steps(from, b, held), steps(to, b, held)] as const),
+    );
+  }
+
+  /** Copies the parts that `pairs` names of each cache of `old` to those of `made`. */
+  async #copy(
+    old: CacheState['layers'],
+    made: CacheState['layers'],
+    pairs: (from: Tensor, to: Tensor) => (readonly [x: Tensor, y: Tensor])[],
+  ): Promise<void> {
+    const g = new Graph();
+    for (const [l, from] of old.entries()) {
+      const to = made[l] as CacheState['layers'][number];
+      for (const [x, y] of [...pairs(from.keys, to.keys), ...pairs(from.values, to.values)]) g.op('copy', { y }, { x });
     }
     using plan = await compile(this.#device, g);
     await plan.run();

@@ -115,8 +115,12 @@ export class LatentMemory implements Memory {
     return Math.min(...this.#sequences().map((b) => left(this.#held(b))));
   }
 
+  /** Of the latents, that is: there are never more than ids. */
+  get longest(): number {
+    return this.#latents.longest;
+  }
   async reserve(steps: number): Promise<boolean> {
-    const held = Math.max(...this.#sequences().map((b) => this.#held(b)));
+    const held = this.longest;
     // Remembered, for the second may find no memory after the first has moved.
     this.#moved = (await this.#context.reserve(steps)) || this.#moved;
     this.#moved = (await this.#latents.reserve(Math.min(steps, this.#shape.latents - held))) || this.#moved;

@@ -19,6 +19,8 @@ export interface Memory {
   readonly singles: number;
   /** Ids that one plan of a single id, run again and again, can read of every sequence before it must be asked for again. */
   readonly room: number;
+  /** After `reserve(n)` there is room for a sequence of `longest + n` ids: those of the longest there is, or fewer. */
+  readonly longest: number;
   /** Floats of the state of a text not yet begun. */
   readonly emptyFloats: number;
 
@@ -51,6 +53,11 @@ export interface Memory {
   readAll(): Float32Array[];
   /** Gives sequence `b` a state that `read` returned; `reserve` has made room for it. */
   write(b: number, data: Float32Array): void;
+  /**
+   * Gives sequence `b` the state of the only sequence of another memory of the same model, without leaving the device;
+   * `reserve` has made room for it. Left out: `write` what it reads.
+   */
+  take?(b: number, from: Memory): Promise<void>;
   /** Ids that a state has read, where its size tells; else 0. */
   stepsIn(data: Float32Array): number;
   /** Nobody reads sequence `b` any more: it need not grow. */

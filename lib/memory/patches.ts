@@ -208,6 +208,9 @@ export class PatchMemory implements Memory {
     return this.#starts ? 1 : Math.max(1, left);
   }
 
+  get longest(): number {
+    return Math.max(...this.#read);
+  }
   get #starts(): boolean {
     return this.#read.includes(0);
   }

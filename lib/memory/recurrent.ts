@@ -43,6 +43,7 @@ export class RecurrentMemory<S> implements Memory {
   readonly period = 1;
   readonly singles = 0;
   readonly room = Infinity;
+  readonly longest = 0;
   readonly emptyFloats: number;
   readonly #device: Device;
   readonly #kind: RecurrentLayers<S>;

@@ -341,6 +341,29 @@ for (const [title, change, message] of [
 }
 
 test.serial(
+  'sequences of a batch take the states of a session on the device, and no more room than they need',
+  async (t) => {
+    using model = await createModel(SMALL, { seed: 1, device: 'cpu', threads: 2 });
+    const [long, short] = [300, 20].map((n) => [...new Random(n).integers(n, 0, 256)]) as [number[], number[]];
+    await model.withSession(async (one) => {
+      await model.withSession(async (batch) => {
+        const states: Float32Array[] = [];
+        for (const [b, ids] of [long, short, [], long].entries()) {
+          await one.clear();
+          await one.consume(ids);
+          states.push(one.readState());
+          await batch.takeSequence(b, one);
+        }
+        t.deepEqual(batch.readSequences(), states);
+        model.runtime.alloc = (bytes) => t.fail(`${bytes} bytes more`) as never;
+        await batch.writeSequence(1, states[0] as Float32Array);
+        t.deepEqual(batch.readSequences()[1], states[0]);
+      }, 4);
+    });
+  },
+);
+
+test.serial(
   'where memory is short, a cache grows by what is needed, idle sessions go, or an error says its size',
   async (t) => {
     using model = await createModel(SMALL, { seed: 1, device: 'cpu', threads: 1 });
