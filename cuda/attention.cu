@@ -81,17 +81,18 @@ __global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
   if (a.lse.data && c == 0) a.lse.store(row, h, first < 0 ? nanf("") : kLn2 * (top + log2f(sum)));
 }
 
-// A block's piece of the keys for one query of one head.
+// A block's piece of the keys for one query of one head. Blocks of all heads run side by side: together they read whole
+// rows of the cache, whose neighbours lie in one page of memory.
 struct Piece {
   int64_t b, t, begin, end;  // keys [begin, end) of those that the query sees; may be none
   int64_t pieces;            // of this query that have any; 0: the sequence does not fit its cache
   int h, warp, lane;
-  __device__ __forceinline__ explicit Piece(const Args& a) : b(blockIdx.y / a.size.H), t(blockIdx.z) {
+  __device__ __forceinline__ explicit Piece(const Args& a) : b(blockIdx.x / a.size.H), t(blockIdx.z) {
     const int64_t first = a.size.first_key(a.length, b);
-    begin = blockIdx.x * a.piece;
+    begin = blockIdx.y * a.piece;
     end = first < 0 ? 0 : min(begin + a.piece, first + t + 1);
     pieces = first < 0 ? 0 : (first + t) / a.piece + 1;
-    h = blockIdx.y % a.size.H;
+    h = blockIdx.x % a.size.H;
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
   }
@@ -101,7 +102,7 @@ struct Piece {
 // Whether the block's piece has no keys: then there is nothing to do but to say so of a sequence that has none at all.
 __device__ __forceinline__ bool is_empty(const Args& a, const Piece& piece) {
   if (piece.begin < piece.end) return false;
-  if (piece.pieces == 0 && blockIdx.x == 0) {
+  if (piece.pieces == 0 && blockIdx.y == 0) {
     const int64_t row = piece.b * a.size.T + piece.t;
     for (int d = threadIdx.x; d < a.size.P; d += kThreads) a.y.store(row, piece.h * a.size.P + d, nanf(""));
     if (a.lse.data && threadIdx.x == 0) a.lse.store(row, piece.h, nanf(""));
@@ -167,7 +168,7 @@ __device__ __forceinline__ void gather_warps(const Args& a, const Piece& piece, 
   for (int w = 0; w < kWarps; w++) total += sums[w] * exp2f(tops[w] - best);
   const bool alone = piece.pieces == 1;
   const int64_t row = piece.b * z.T + piece.t;
-  float* to = a.partials + (piece.query(a) * a.pieces + blockIdx.x) * (z.P + 2);
+  float* to = a.partials + (piece.query(a) * a.pieces + blockIdx.y) * (z.P + 2);
   for (int d = threadIdx.x; d < z.P; d += kThreads) {
     float value = 0;
 #pragma unroll
@@ -372,7 +373,7 @@ Status run_attention(const Node& node, const Launch& launch) {
                ceil_div(z.S, piece_of(z))};
   const unsigned heads = static_cast<unsigned>(z.B * z.H);
   if (way == Way::pieces) {
-    const dim3 grid(static_cast<unsigned>(a.pieces), heads, static_cast<unsigned>(z.T));
+    const dim3 grid(heads, static_cast<unsigned>(a.pieces), static_cast<unsigned>(z.T));
     return start_early(few_kernel(node, z.P), grid, kThreads, 0, *launch.props, launch.stream, a);
   }
   const int bytes = static_cast<int>(2 * tile_bytes(z.P) + weights_bytes());
