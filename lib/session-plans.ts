@@ -10,20 +10,20 @@ import { SAMPLE_COLUMNS, sample } from './ops/sample.ts';
 import { Arena, compile, type Plan } from './plan.ts';
 import type { DType, Tensor } from './tensor.ts';
 
-/**
- * Steps that one plan reads at most, and the smaller chunks that make up any other length, since the state carries over.
- * A GPU needs thousands of rows to be full; all rows of a plan together are no more than its largest chunk.
- */
-const CHUNKS: Readonly<Record<BackendName, readonly number[]>> = {
-  ref: [512, 64, 8, 1],
-  cpu: [512, 64, 8, 1],
-  cuda: [8192, 2048, 512, 128, 32, 8, 1],
-};
+/** Ids that one plan reads of all sequences together at most: a GPU needs thousands of rows to be full. */
+const MOST_ROWS: Readonly<Record<BackendName, number>> = { ref: 512, cpu: 512, cuda: 8192 };
+
+/** Lengths of plans that make up any other, since the state carries over: halves down to 1, each of them once at most. */
+function chunksWithin(rows: number): number[] {
+  const sizes: number[] = [];
+  for (let size = rows; size >= 1; size = Math.floor(size / 2)) sizes.push(size);
+  return sizes;
+}
 
 /** How many independent sequences of a length a session should read together for its largest plan to be full, up to 64. */
 export function sequencesAtOnce(backend: BackendName, length: number): number {
-  const [rows = 1, ...smaller] = CHUNKS[backend];
-  const chunk = [rows, ...smaller].find((size) => size <= length) ?? 1;
+  const rows = MOST_ROWS[backend];
+  const chunk = chunksWithin(rows).find((size) => size <= length) ?? 1;
   return Math.min(64, Math.floor(rows / chunk));
 }
 
@@ -134,8 +134,8 @@ export class SessionPlans {
     this.#batch = batch;
     this.#arena = new Arena(device);
     const { backend } = device.info;
-    const [rows = 1, ...smaller] = CHUNKS[backend];
-    const fitting = [rows, ...smaller].filter((size) => size * batch <= rows);
+    const rows = MOST_ROWS[backend];
+    const fitting = chunksWithin(rows).filter((size) => size * batch <= rows);
     const whole = fitting.map((size) => Math.max(period, size - (size % period)));
     this.sizes = [...new Set([...whole, 1])];
     this.#activations = activationsOf(device, config, weights);
@@ -147,8 +147,11 @@ export class SessionPlans {
       const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
       const g = new Graph();
       const x = await this.backbone(g, ids, from);
-      if (output === 'state' || output === 'skip') return { plan: await this.compile(g), ids };
+      if (output === 'skip' || (output === 'state' && !this.decodes(ids.elems))) {
+        return { plan: await this.compile(g), ids };
+      }
       const logits = await this.head(g, x);
+      if (output === 'state') return { plan: await this.compile(g, logits), ids };
       if (output === 'logits') return { plan: await this.compile(g, logits), ids, output: logits };
       const targets = this.tensor(`targets ${size}`, [this.#batch, size], 'i32');
       const { nll } = crossEntropy(g, logits, targets);
@@ -269,9 +272,14 @@ export class SessionPlans {
 
   /** How `rows` rows run: few of them through fused blocks where there are any, whose activations are f32. */
   private forward(rows: number): ForwardOptions {
-    const blockRows = BLOCK_ROWS[this.#device.info.backend];
-    const batchRows = this.#activations ? BATCH_ROWS : blockRows;
-    const fused = this.#architecture.fuses && rows <= blockRows;
-    return { blockRows, batchRows, activations: fused ? undefined : this.#activations };
+    const batchRows = this.#activations ? BATCH_ROWS : BLOCK_ROWS;
+    return { batchRows, activations: this.fuses(rows) ? undefined : this.#activations };
+  }
+  private fuses(rows: number): boolean {
+    return this.#architecture.fuses === true && rows <= BLOCK_ROWS;
+  }
+  /** Whether `rows` rows run as a single kernel: all blocks of a model on a GPU, up to a head, needed or not. */
+  private decodes(rows: number): boolean {
+    return this.#device.info.backend === 'cuda' && this.fuses(rows);
   }
 }

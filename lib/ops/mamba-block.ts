@@ -1,10 +1,9 @@
-import type { BackendName } from '../device.ts';
 import type { Graph } from '../graph.ts';
 import type { Tensor } from '../tensor.ts';
 import { checkShape, sizes } from './check.ts';
 
-/** Most rows (batch times time) that one fused block takes on a device; longer inputs run the block op by op. */
-export const BLOCK_ROWS: Readonly<Record<BackendName, number>> = { ref: 32, cpu: 32, cuda: 64 };
+/** Most rows (batch times time) that one fused block takes; longer inputs run the block op by op. */
+export const BLOCK_ROWS = 32;
 /** Most sequences of which one step is a fused block on a GPU, with bf16 or int8 weights. */
 export const BATCH_ROWS = 256;
 

@@ -45,7 +45,7 @@ export function fresh<T>(model: Model, fn: (session: Session) => Promise<T>): Pr
 }
 
 /**
- * One text in plans of 512, 64, 8 and 1 steps, and in pieces of 1, 8, 13 and 64. These are thousands of short runs, in
+ * One text in plans of 512 steps, halves of it and 1 step, and in pieces of 1, 8, 13 and 64. These are thousands of short runs, in
  * which two threads of two test files on two cores mostly wait for each other: one will do, since the comparisons with
  * PyTorch and of verifying with decoding are made with two.
  */
