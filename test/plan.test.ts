@@ -261,7 +261,7 @@ test('brief runs are runs: in turn with others, and timers go on meanwhile', asy
   const start = performance.now();
   while (ticks === 0 && performance.now() - start < 5000) await plan.runBrief();
   clearInterval(timer);
-  t.is(ticks, 1);
+  t.true(ticks > 0);
   t.deepEqual(device.read(count), Float32Array.of(plan.steps));
   plan.dispose();
   await t.throwsAsync(() => plan.runBrief(), { instanceOf: DisposedError });
