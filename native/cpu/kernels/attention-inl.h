@@ -16,6 +16,8 @@ constexpr int64_t kApart = kAcross + 16;           // and how far their rows are
 constexpr int64_t kAlong = 8 * kPanelRows;         // keys that meet them at once
 constexpr int64_t kFewSteps = 8;                   // up to here keys are split instead of queries
 constexpr int64_t kPiece = 128, kPieceBlock = 32;  // keys of a task there, and of one round
+constexpr int64_t kFewHeads = 32;                  // and key heads of one round,
+constexpr int64_t kFewBytes = 32 * 1024;           // or so many bytes of their keys and values
 static_assert(kAcross % kPanelCols == 0 && kPieceBlock % W == 0);
 
 struct Attention {
@@ -242,107 +244,151 @@ static void attention_many(const Node& node, const Team& team, const Attention& 
   }
 }
 
-// What a piece of the keys gives for one query: top, sum, and the weighted values (P).
+// What a piece of the keys gives for one query: the weighted values (P), top, sum.
 MB_INLINE int64_t partial_floats(int64_t P) { return round_up(P + 2, 16); }
 
-// n <= kPieceBlock more keys for one query. k and v: the first of them. kParts: vectors of a head, which then lie in
-// registers; 0: any width.
-template <int kParts, class T>
-static void attention_few_keys(int64_t n, int64_t P, float scale, const float* q, const T* k, int64_t k_stride,
-                               const T* v, int64_t v_stride, float* partial) {
-  alignas(64) float score[kPieceBlock];
-  float *top = partial, *sum = partial + 1, *o = partial + 2;
-  V best = set1(*top), query[kParts ? kParts : 1];
-  MB_UNROLL
-  for (int d = 0; d < kParts; d++) query[d] = load(q + d * W);
-  for (int64_t j = 0; j < n; j += W) {
-    const int some = static_cast<int>(min64(W, n - j));
-    V dots[W];
-    MB_UNROLL
-    for (int i = 0; i < W; i++) {
-      // Rows past the end are the last one again, and their scores are dropped.
-      const T* row = k + (j + (i < some ? i : some - 1)) * k_stride;
-      V acc = zero();
-      if constexpr (kParts > 0) {
-        acc = query[0] * load_part(row, W);
-        MB_UNROLL
-        for (int d = 1; d < kParts; d++) acc = fma(query[d], load_part(row + d * W, W), acc);
-      } else {
-        each_part(P, [&](int64_t d, int lanes) { acc = fma(load_part(q + d, lanes), load_part(row + d, lanes), acc); });
-      }
-      dots[i] = acc;
-    }
-    store(score + j, sum_each(dots) * set1(scale));
-    for (int i = some; i < W; i++) score[j + i] = kNoScore;
-    best = max(best, load(score + j));
-  }
-  const float now = reduce_max(best);
-  V total = zero();
-  for (int64_t j = 0; j < n; j += W) {
-    const V x = exp2_fast(load(score + j) - set1(now));
-    store(score + j, x);
-    total = total + x;
-  }
-  const V keep = exp2_fast(set1(*top - now));
-  alignas(64) float shrink[W];
-  store(shrink, keep);
-  *sum = *sum * shrink[0] + reduce_add(total);
-  *top = now;
+// Calls fn(d, lanes) for the parts of a head of P. kParts: how many, all of them whole vectors; 0: any width.
+template <int kParts, class F>
+MB_INLINE void each_head_part(int64_t P, F fn) {
   if constexpr (kParts > 0) {
-    constexpr int kSets = kParts > 4 ? 1 : 2;
-    V acc[2][kParts];
     MB_UNROLL
-    for (int d = 0; d < kParts; d++) acc[0][d] = load(o + d * W) * keep, acc[1][d] = zero();
-    int64_t j = 0;
-    for (; j + 2 <= n; j += 2) {
-      const V first = set1(score[j]), second = set1(score[j + 1]);
-      MB_UNROLL
-      for (int d = 0; d < kParts; d++) {
-        acc[0][d] = fma(first, load_part(v + j * v_stride + d * W, W), acc[0][d]);
-        acc[kSets - 1][d] = fma(second, load_part(v + (j + 1) * v_stride + d * W, W), acc[kSets - 1][d]);
-      }
-    }
-    if (j < n) {
-      MB_UNROLL
-      for (int d = 0; d < kParts; d++)
-        acc[0][d] = fma(set1(score[j]), load_part(v + j * v_stride + d * W, W), acc[0][d]);
-    }
-    MB_UNROLL
-    for (int d = 0; d < kParts; d++) store(o + d * W, acc[0][d] + acc[1][d]);
+    for (int d = 0; d < kParts; d++) fn(d * W, W);
   } else {
-    each_part(P, [&](int64_t d, int lanes) {
-      V acc = load_part(o + d, lanes) * keep;
-      for (int64_t j = 0; j < n; j++) acc = fma(set1(score[j]), load_part(v + j * v_stride + d, lanes), acc);
-      store_part(o + d, acc, lanes);
-    });
+    each_part(P, fn);
   }
 }
 
-// y and lse of one query from its pieces.
-static void attention_gather(const float* partials, int64_t pieces, int64_t P, float* y, float* lse) {
-  const int64_t stride = partial_floats(P);
+// One query of each of some key heads, and n <= kPieceBlock more keys and values for it. Heads lie side by side in
+// rows.
+template <class T>
+struct FewKeys {
+  int64_t n, heads, P;
+  float scale;
+  const float* q;
+  int64_t q_apart;  // from the query of one key head to that of the next
+  const T *k, *v;
+  int64_t k_stride, v_stride;
+  float* partial;
+  int64_t partial_apart;
+  bool ahead;       // whether to read ahead, as one of the queries that read the same keys does,
+  const T* next_k;  // and the keys that follow, if any do
+};
+
+// A head's part of a row, on its way into the second cache.
+template <class T>
+MB_INLINE void prefetch_head(const T* from, int64_t P) {
+  for (int64_t d = 0; d < P; d += 64 / static_cast<int64_t>(sizeof(T))) prefetch_far(from + d);
+}
+
+// score[head][key] <- scale q . k. Keys are read in the order of memory, and values are on their way meanwhile.
+template <int kParts, class T>
+MB_INLINE void attention_few_scores(const FewKeys<T>& f, float* score) {
+  const int64_t heads = f.heads, P = kParts > 0 ? kParts * W : f.P, q_apart = f.q_apart, all = f.n * heads;
+  const int64_t to_next_k = f.k_stride - heads * P, to_next_v = f.v_stride - heads * P;
+  const bool reads_ahead = f.ahead;
+  const float* q = f.q;
+  const T *k = f.k, *v = f.v;
+  int64_t h = 0, to_h = 0;
+  for (int64_t i = 0; i < all; i += W) {
+    V dots[W];
+    MB_UNROLL
+    for (int l = 0; l < W; l++) {
+      V dot = zero();
+      each_head_part<kParts>(
+          P, [&](int64_t d, int lanes)
+                 __attribute__((always_inline)) { dot = fma(load_part(q + d, lanes), load_part(k + d, lanes), dot); });
+      if (reads_ahead) prefetch_head(v, P);
+      dots[l] = dot;
+      if (i + l + 1 >= all) continue;  // past the end the last one comes again, and is dropped
+      q += q_apart, k += P, v += P;
+      if (++h == heads) h = 0, q = f.q, k += to_next_k, v += to_next_v;
+    }
+    alignas(64) float sums[W];
+    store(sums, sum_each(dots) * set1(f.scale));
+    for (int64_t l = 0; l < min64(W, all - i); l++) {
+      *score = sums[l];
+      score += kPieceBlock;
+      if (++to_h == heads) to_h = 0, score -= heads * kPieceBlock - 1;
+    }
+  }
+}
+
+// Scores of one head become weights exp(score - top); what was summed before shrinks to the new top.
+template <int kParts>
+MB_INLINE void attention_few_softmax(int64_t n, int64_t P, float* score, float* partial) {
+  float *top = partial + P, *sum = top + 1;
+  for (int64_t j = n; j % W != 0; j++) score[j] = kNoScore;
+  V best = set1(*top), total = zero();
+  for (int64_t j = 0; j < n; j += W) best = max(best, load(score + j));
+  const V now = set1(reduce_max(best));
+  for (int64_t j = 0; j < n; j += W) {
+    const V x = exp2_fast(load(score + j) - now);
+    store(score + j, x);
+    total = total + x;
+  }
+  const V keep = exp2_fast(set1(*top) - now);
+  alignas(64) float first[W];
+  store(first, fma(set1(*sum), keep, set1(reduce_add(total))));
+  *sum = first[0];
+  store(first, now);
+  *top = first[0];
+  each_head_part<kParts>(
+      P, [&](int64_t d, int lanes) { store_part(partial + d, load_part(partial + d, lanes) * keep, lanes); });
+}
+
+// Adds kKeys values from key s on, weighted, to what each head has summed. The keys that follow are on their way
+// meanwhile.
+template <int kParts, int kKeys, class T>
+MB_INLINE void attention_few_values(const FewKeys<T>& f, int64_t s, const float* score) {
+  const int64_t P = kParts > 0 ? kParts * W : f.P, heads = f.heads, apart = f.partial_apart;
+  const int64_t stride = f.v_stride, ahead_stride = f.k_stride;
+  const T *v = f.v + s * stride, *ahead = f.next_k ? f.next_k + s * ahead_stride : nullptr;
+  float* o = f.partial;
+  for (int64_t h = 0; h < heads; h++, v += P, o += apart) {
+    V weight[kKeys];
+    MB_UNROLL
+    for (int i = 0; i < kKeys; i++) {
+      weight[i] = set1(score[h * kPieceBlock + s + i]);
+      if (ahead) prefetch_head(ahead + i * ahead_stride + h * P, P);
+    }
+    each_head_part<kParts>(
+        P, [&](int64_t d, int lanes) __attribute__((always_inline)) {
+          V sum = load_part(o + d, lanes);
+          MB_UNROLL
+          for (int i = 0; i < kKeys; i++) sum = fma(weight[i], load_part(v + i * stride + d, lanes), sum);
+          store_part(o + d, sum, lanes);
+        });
+  }
+}
+
+template <int kParts, class T>
+static void attention_few_keys(const FewKeys<T>& f) {
+  alignas(64) float score[kFewHeads * kPieceBlock];
+  attention_few_scores<kParts>(f, score);
+  for (int64_t h = 0; h < f.heads; h++) {
+    attention_few_softmax<kParts>(f.n, f.P, score + h * kPieceBlock, f.partial + h * f.partial_apart);
+  }
+  int64_t s = 0;
+  for (; s + 4 <= f.n; s += 4) attention_few_values<kParts, 4>(f, s, score);
+  for (; s < f.n; s++) attention_few_values<kParts, 1>(f, s, score);
+}
+
+// y and lse of one query from its pieces, which are `apart`.
+static void attention_gather(const float* partials, int64_t apart, int64_t pieces, int64_t P, float* y, float* lse) {
+  const float *tops = partials + P, *sums = tops + 1;
   float top = kNoScore;
-  for (int64_t p = 0; p < pieces; p++) top = partials[p * stride] > top ? partials[p * stride] : top;
-  const auto weight = [&](int64_t p) { return exp2_fast(set1(partials[p * stride] - top)); };
+  for (int64_t p = 0; p < pieces; p++) top = tops[p * apart] > top ? tops[p * apart] : top;
+  const auto weight = [&](int64_t p) { return exp2_fast(set1(tops[p * apart] - top)); };
   V sum = zero();
-  for (int64_t p = 0; p < pieces; p++) sum = fma(weight(p), set1(partials[p * stride + 1]), sum);
+  for (int64_t p = 0; p < pieces; p++) sum = fma(weight(p), set1(sums[p * apart]), sum);
   alignas(64) float total[W];
   store(total, sum);
   if (lse) *lse = kLn2 * (top + __builtin_log2f(total[0]));
   memset(y, 0, sizeof(float) * static_cast<size_t>(P));
   for (int64_t p = 0; p < pieces; p++) {
     const V by = weight(p) / sum;
-    const float* o = partials + p * stride + 2;
+    const float* o = partials + p * apart;
     each_part(P, [&](int64_t d, int n) { store_part(y + d, fma(by, load_part(o + d, n), load_part(y + d, n)), n); });
-  }
-}
-
-// Part of rows that lie further apart than a hardware prefetcher follows.
-template <class T>
-MB_INLINE void prefetch_rows(const T* from, int64_t stride, int64_t rows, int64_t P) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t r = 0; r < rows; r++) {
-    for (int64_t d = 0; d < P; d += kLine) prefetch_far(from + r * stride + d);
   }
 }
 
@@ -351,10 +397,10 @@ static void attention_few(const Node& node, const Team& team, const Attention& a
   namespace in = at::attention::in;
   const Tensor &q = node.in(in::q), &k = node.in(in::k), &v = node.in(in::v);
   const Tensor &y = node.out(at::attention::out::y), &lse = node.out(at::attention::out::lse);
-  const int64_t most = (a.S + kPiece - 1) / kPiece, group = a.H / a.J, stride = partial_floats(a.P);
-  float* partials = reinterpret_cast<float*>(team.scratch);  // [b][t][h][piece]
-  const auto partial = [&](int64_t b, int64_t t, int64_t h, int64_t p) {
-    return partials + (((b * a.T + t) * a.H + h) * most + p) * stride;
+  const int64_t most = (a.S + kPiece - 1) / kPiece, group = a.H / a.J, each = partial_floats(a.P);
+  float* partials = reinterpret_cast<float*>(team.scratch);  // [b][t][piece][h]
+  const auto partial = [&](int64_t b, int64_t t, int64_t p, int64_t h) {
+    return partials + (((b * a.T + t) * most + p) * a.H + h) * each;
   };
   const auto pieces = [&](int64_t b) { return a.first(b) < 0 ? 0 : (a.first(b) + a.T + kPiece - 1) / kPiece; };
   int64_t total = 0, before = 0;
@@ -363,27 +409,44 @@ static void attention_few(const Node& node, const Team& team, const Attention& a
   const bool by_head = total < a.J;
   const Team::Range tasks = by_head ? Team::Range{0, total} : team.share(total);
   const Team::Range heads = by_head ? team.share(a.J) : Team::Range{0, a.J};
-  const int64_t some = heads.end - heads.begin;
+  // All heads of a key at once; where several queries read them, as many as stay in the first cache meanwhile.
+  const int64_t block_bytes = 2 * kPieceBlock * a.P * static_cast<int64_t>(sizeof(T));
+  const int64_t at_once = a.T * group == 1 ? kFewHeads : max64(1, min64(kFewHeads, kFewBytes / block_bytes));
   for (int64_t b = 0; b < a.B; before += pieces(b), b++) {
     for (int64_t p = max64(0, tasks.begin - before); p < min64(pieces(b), tasks.end - before); p++) {
-      for (int64_t i = 0; i < a.T * some * group; i++) {
-        float* to = partial(b, i / (some * group), heads.begin * group + i % (some * group), p);
-        to[0] = kNoScore;
-        memset(to + 1, 0, sizeof(float) * static_cast<size_t>(a.P + 1));
+      for (int64_t t = 0; t < a.T; t++) {
+        for (int64_t h = heads.begin * group; h < heads.end * group; h++) {
+          float* to = partial(b, t, p, h);
+          memset(to, 0, sizeof(float) * static_cast<size_t>(a.P + 2));
+          to[a.P] = kNoScore;
+        }
       }
       const int64_t first = a.first(b), end = min64(first + a.T, (p + 1) * kPiece);
-      for (int64_t round = 0; round < kPiece / kPieceBlock * some; round++) {
-        const int64_t s0 = p * kPiece + round / some * kPieceBlock, j = heads.begin + round % some;
-        const int64_t next = s0 + kPieceBlock, ahead = max64(0, min64(kPieceBlock, first + a.T - next));
-        prefetch_rows(k.row<T>(b * a.S + next) + j * a.P, k.row_stride, ahead, a.P);
-        prefetch_rows(v.row<T>(b * a.S + next) + j * a.P, v.row_stride, ahead, a.P);
-        for (int64_t i = 0; i < a.T * group; i++) {
-          const int64_t t = i / group, h = j * group + i % group;
-          const int64_t n = min64(kPieceBlock, min64(end, first + t + 1) - s0);
-          if (n <= 0) continue;
-          attention_few_keys<kParts>(n, a.P, a.scale() * kLog2e, q.row<float>(b * a.T + t) + h * a.P,
-                                     k.row<T>(b * a.S + s0) + j * a.P, k.row_stride, v.row<T>(b * a.S + s0) + j * a.P,
-                                     v.row_stride, partial(b, t, h, p));
+      for (int64_t s0 = p * kPiece; s0 < end; s0 += kPieceBlock) {
+        for (int64_t j = heads.begin; j < heads.end; j += at_once) {
+          const int64_t some = min64(at_once, heads.end - j);
+          for (int64_t i = 0; i < a.T * group; i++) {
+            const int64_t t = i / group, h = j * group + i % group;
+            const int64_t n = min64(kPieceBlock, min64(end, first + t + 1) - s0);
+            if (n <= 0) continue;
+            const int64_t row = b * a.S + s0, column = j * a.P;
+            const T* next = s0 + kPieceBlock < first + a.T ? k.row<T>(row + kPieceBlock) + column : nullptr;
+            const FewKeys<T> f{.n = n,
+                               .heads = some,
+                               .P = a.P,
+                               .scale = a.scale() * kLog2e,
+                               .q = q.row<float>(b * a.T + t) + h * a.P,
+                               .q_apart = group * a.P,
+                               .k = k.row<T>(row) + column,
+                               .v = v.row<T>(row) + column,
+                               .k_stride = k.row_stride,
+                               .v_stride = v.row_stride,
+                               .partial = partial(b, t, p, h),
+                               .partial_apart = group * each,
+                               .ahead = i == 0,
+                               .next_k = i == 0 ? next : nullptr};
+            attention_few_keys<kParts>(f);
+          }
         }
       }
     }
@@ -395,7 +458,7 @@ static void attention_few(const Node& node, const Team& team, const Attention& a
     float* to = y.row<float>(b * a.T + t) + h * a.P;
     float* log = lse ? lse.row<float>(b * a.T + t) + h : nullptr;
     if (first >= 0) {
-      attention_gather(partial(b, t, h, 0), (first + t) / kPiece + 1, a.P, to, log);
+      attention_gather(partial(b, t, 0, h), a.H * each, (first + t) / kPiece + 1, a.P, to, log);
     } else {
       for (int64_t i = 0; i < a.P; i++) to[i] = __builtin_nanf("");
       if (log) *log = __builtin_nanf("");
