@@ -635,11 +635,16 @@ test('every half and bfloat16 survives the way to float32 and back; NaN stays Na
   }
 });
 
-test('many bfloat16 numbers at once are those one by one', (t) => {
-  const all = Uint16Array.from({ length: 65536 }, (_, bits) => bits).filter((bits) => !Number.isNaN(bf16ToF32(bits)));
-  t.deepEqual(widened(all), Float32Array.from(all, bf16ToF32));
+test('many numbers of 16 bits at once are those one by one', (t) => {
   const values = new Float32Array(new Random(1).normal(1000));
-  t.deepEqual(narrowed(values), Uint16Array.from(values, f32ToBf16));
+  for (const [dtype, widen, narrow] of [
+    ['bf16', bf16ToF32, f32ToBf16],
+    ['f16', f16ToF32, f32ToF16],
+  ] as const) {
+    const all = Uint16Array.from({ length: 65536 }, (_, bits) => bits).filter((bits) => !Number.isNaN(widen(bits)));
+    t.deepEqual(widened(all, dtype), Float32Array.from(all, widen));
+    t.deepEqual(narrowed(values, dtype), Uint16Array.from(values, narrow));
+  }
 });
 
 test('halves have the values of IEEE 754', (t) => {

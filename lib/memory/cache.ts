@@ -5,7 +5,7 @@ import { Graph } from '../graph.ts';
 import { compile } from '../plan.ts';
 import { dtypeBytes, type Tensor } from '../tensor.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
-import { readFloats, region, writeFloats } from './region.ts';
+import { type CacheDType, readFloats, region, writeFloats } from './region.ts';
 
 /** Sizes of a cache: `layers` pairs of keys and values with `columns` numbers a step. */
 export interface CacheShape {
@@ -44,7 +44,7 @@ export class CacheMemory implements Memory {
   readonly emptyFloats = 0;
   readonly #device: Device;
   readonly #shape: CacheShape;
-  readonly #dtype: 'f32' | 'bf16';
+  readonly #dtype: CacheDType;
   readonly #length: Tensor;
   readonly #positions: Tensor;
   /** Steps of each sequence: what `#length` says on the device. */
@@ -55,7 +55,7 @@ export class CacheMemory implements Memory {
   #memory: Tensor | undefined;
   #state: CacheState | undefined;
 
-  constructor(device: Device, shape: CacheShape, batch: number, dtype: 'f32' | 'bf16', mostVerified: number) {
+  constructor(device: Device, shape: CacheShape, batch: number, dtype: CacheDType, mostVerified: number) {
     this.#device = device;
     this.#shape = shape;
     this.#dtype = dtype;

@@ -7,7 +7,7 @@ import { compile, type Plan } from '../plan.ts';
 import type { Tensor } from '../tensor.ts';
 import { CacheMemory, type CacheShape, type CacheState, cacheFloats, steps } from './cache.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
-import { readFloats, region, writeFloats } from './region.ts';
+import { type CacheDType, readFloats, region, writeFloats } from './region.ts';
 
 /** Sizes of what is carried. */
 export interface PatchShape {
@@ -93,7 +93,7 @@ class PatchSlots {
   readonly #caches: Tensor;
   readonly #told: Tensor;
 
-  constructor(device: Device, shape: PatchShape, slots: number, batch: number, dtype: 'f32' | 'bf16') {
+  constructor(device: Device, shape: PatchShape, slots: number, batch: number, dtype: CacheDType) {
     const { patch: M, local, localWidth, idWidth } = shape;
     this.#device = device;
     const each = batch * (M + 1) * local.columns;
@@ -144,7 +144,7 @@ export class PatchMemory implements Memory {
   readonly #device: Device;
   readonly #shape: PatchShape;
   readonly #batch: number;
-  readonly #dtype: 'f32' | 'bf16';
+  readonly #dtype: CacheDType;
   readonly #mostVerified: number;
   /** One step a patch, the one that is being predicted included. Its lengths on the device are not used. */
   readonly #global: CacheMemory;
@@ -160,7 +160,7 @@ export class PatchMemory implements Memory {
   #held = 0;
   readonly #accepts = new Map<number, Promise<Plan>>();
 
-  constructor(device: Device, shape: PatchShape, batch: number, dtype: 'f32' | 'bf16', mostVerified: number) {
+  constructor(device: Device, shape: PatchShape, batch: number, dtype: CacheDType, mostVerified: number) {
     this.period = shape.patch;
     this.#device = device;
     this.#shape = shape;
@@ -186,7 +186,7 @@ export class PatchMemory implements Memory {
   get shape(): PatchShape {
     return this.#shape;
   }
-  get dtype(): 'f32' | 'bf16' {
+  get dtype(): CacheDType {
     return this.#dtype;
   }
   /** The patch that the sequences are in. */

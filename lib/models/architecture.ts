@@ -1,6 +1,7 @@
 import type { Device } from '../device.ts';
 import type { Graph } from '../graph.ts';
 import type { Memory, Trail } from '../memory/memory.ts';
+import type { CacheDType } from '../memory/region.ts';
 import type { Tensor } from '../tensor.ts';
 import type { ConfigDialect } from '../weights/config-json.ts';
 import type { StoredTensor } from '../weights/stored-tensor.ts';
@@ -131,8 +132,8 @@ export interface MemoryOptions {
   batch: number;
   /** Most ids of a verify pass. */
   mostVerified: number;
-  /** Of what may be rounded as the activations of prompts are. */
-  dtype: 'f32' | 'bf16';
+  /** Of keys and values. */
+  dtype: CacheDType;
 }
 
 /** States on the host: `State.data`, and what `State.toBytes` writes in front of it. */

@@ -13,7 +13,7 @@ export function split(x: Tensor, ...sizes: number[]): Tensor[] {
   });
 }
 
-/** A contiguous copy of `x` as `dtype` (f32, f64 or bf16, rounded to nearest even; x may also be f16). */
+/** A contiguous copy of `x` as `dtype` (f32, f64, bf16 or f16, rounded to nearest even; a GPU makes no f16). */
 export function cast(g: Graph, x: Tensor, dtype: DType): Tensor {
   const y = g.value(x.shape, dtype);
   g.op('copy', { y }, { x }, {}, (d, into) => {

@@ -8,12 +8,12 @@ const bits = new Uint32Array(word.buffer);
 
 /** The float32 value of IEEE binary16 bits. */
 export function f16ToF32(half: number): number {
-  const sign = half & 0x8000 ? -1 : 1;
-  const exponent = (half >> 10) & 31;
-  const fraction = half & 0x3ff;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent < 31) return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-  bits[0] = ((half & 0x8000) << 16) | 0x7f800000 | (fraction === 0 ? 0 : 0x400000 | (fraction << 13));
+  const sign = (half & 0x8000) << 16;
+  const magnitude = half & 0x7fff;
+  if (magnitude < 0x400) return (sign ? -1 : 1) * magnitude * 2 ** -24;
+  // The exponent's bias grows from 15 to 127; that of infinity and NaN, which becomes quiet, is 31 and becomes 255.
+  const rebias = magnitude < 0x7c00 ? 0x38000000 : 0x70000000;
+  bits[0] = sign | ((magnitude << 13) + rebias) | (magnitude > 0x7c00 ? 0x400000 : 0);
   return word[0] as number;
 }
 
@@ -54,17 +54,19 @@ export function f32ToBf16(value: number): number {
   return ((all + 0x7fff + ((all >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
-/** The float32 values of many bfloat16 numbers at once. */
-export function widened(bf16: Uint16Array): Float32Array {
-  const all = new Uint32Array(bf16.length);
-  for (let i = 0; i < all.length; i++) all[i] = (bf16[i] as number) << 16;
-  return new Float32Array(all.buffer);
+/** The float32 values of many 16-bit numbers at once. */
+export function widened(stored: Uint16Array, dtype: 'bf16' | 'f16'): Float32Array {
+  const widen = dtype === 'f16' ? f16ToF32 : bf16ToF32;
+  const out = new Float32Array(stored.length);
+  for (let i = 0; i < out.length; i++) out[i] = widen(stored[i] as number);
+  return out;
 }
 
-/** The nearest bfloat16 bits of many float32 values at once. */
-export function narrowed(values: Float32Array): Uint16Array {
+/** The nearest 16-bit numbers to many float32 values at once. */
+export function narrowed(values: Float32Array, dtype: 'bf16' | 'f16'): Uint16Array {
+  const narrow = dtype === 'f16' ? f32ToF16 : f32ToBf16;
   const out = new Uint16Array(values.length);
-  for (let i = 0; i < out.length; i++) out[i] = f32ToBf16(values[i] as number);
+  for (let i = 0; i < out.length; i++) out[i] = narrow(values[i] as number);
   return out;
 }
 

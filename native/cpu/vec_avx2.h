@@ -1,4 +1,4 @@
-// 8 floats in an AVX register (needs AVX2 and FMA). Included by vec.h only.
+// 8 floats in an AVX register (needs AVX2, FMA and F16C). Included by vec.h only.
 #pragma once
 #include <immintrin.h>
 
@@ -98,6 +98,17 @@ MB_INLINE void store_bf16(uint16_t* p, V a) {
   const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
   const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+MB_INLINE V load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+MB_INLINE V load_f16_n(const uint16_t* p, int n) {
+  uint16_t part[8] = {};
+  if (n > 0) memcpy(part, p, 2 * static_cast<size_t>(n < 8 ? n : 8));
+  return load_f16(part);
+}
+MB_INLINE void store_f16(uint16_t* p, V a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 MB_INLINE V load_i8(const int8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};

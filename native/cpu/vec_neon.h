@@ -79,6 +79,13 @@ MB_INLINE void store_bf16(uint16_t* p, V a) {
   const uint32x4_t picked = vbslq_u32(vceqq_f32(a.v, a.v), rounded, quiet);
   vst1_u16(p, vshrn_n_u32(picked, 16));
 }
+MB_INLINE V load_f16(const uint16_t* p) { return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))}; }
+MB_INLINE V load_f16_n(const uint16_t* p, int n) {
+  uint16_t part[4] = {};
+  if (n > 0) memcpy(part, p, 2 * static_cast<size_t>(n < 4 ? n : 4));
+  return load_f16(part);
+}
+MB_INLINE void store_f16(uint16_t* p, V a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a.v))); }
 MB_INLINE V load_i8(const int8_t* p) {
   int8_t part[8] = {};
   memcpy(part, p, 4);

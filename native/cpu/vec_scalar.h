@@ -69,6 +69,27 @@ MB_INLINE void store_bf16(uint16_t* p, V a) {
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   *p = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+// IEEE binary16. Below 2^-14 it is a multiple of 2^-24, which is counted: as f32 bits such a number would be denormal
+// too and be flushed.
+MB_INLINE V load_f16(const uint16_t* p) {
+  const uint32_t sign = (*p & 0x8000u) << 16, size = *p & 0x7fffu;
+  if (size < 0x400u) return {(sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(size)};
+  const uint32_t bits = sign | ((size << 13) + (size < 0x7c00u ? 0x38000000u : 0x70000000u));
+  float x;
+  memcpy(&x, &bits, 4);
+  return {x};
+}
+MB_INLINE V load_f16_n(const uint16_t* p, int n) { return n > 0 ? load_f16(p) : zero(); }
+MB_INLINE void store_f16(uint16_t* p, V a) {
+  uint32_t bits;
+  memcpy(&bits, &a.v, 4);
+  const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+  uint32_t half = (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13;
+  if (size < 0x38800000u) half = static_cast<uint32_t>(round({__builtin_fabsf(a.v) * 0x1p24f}).v);
+  if (size >= 0x477ff000u) half = 0x7c00u;
+  if (size > 0x7f800000u) half = 0x7e00u;
+  *p = static_cast<uint16_t>(sign | half);
+}
 MB_INLINE V load_i8(const int8_t* p) { return {static_cast<float>(*p)}; }
 MB_INLINE V load_i8_n(const int8_t* p, int n) { return n > 0 ? load_i8(p) : zero(); }
 

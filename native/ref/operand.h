@@ -4,6 +4,7 @@
 // against f32 backends it is the accurate side, and with f64 tensors it is exact enough for central differences. All
 // loads come before all stores: outputs may share memory with inputs.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -39,6 +40,18 @@ inline uint16_t to_bf16(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40);
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// The same; beyond half a unit above 65504 it is infinite.
+inline uint16_t to_f16(float value) {
+  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const double size = std::fabs(static_cast<double>(value));
+  if (std::isnan(value)) return sign | 0x7E00;
+  if (size >= 65520) return sign | 0x7C00;
+  int exponent = 0;
+  std::frexp(size, &exponent);
+  const int unit = std::max(exponent - 11, -24);  // the last place is 2^unit; below 2^-14 it stays the same
+  return static_cast<uint16_t>(sign | ((unit + 24) * 1024 + static_cast<int>(std::nearbyint(std::ldexp(size, -unit)))));
 }
 
 template <class Stored, class Decode>
@@ -106,6 +119,8 @@ inline void store(const Tensor& t, const Vec& v) {
         t.row<double>(r)[c] = value;
       } else if (t.dtype == DType::bf16) {
         t.row<uint16_t>(r)[c] = to_bf16(static_cast<float>(value));
+      } else if (t.dtype == DType::f16) {
+        t.row<uint16_t>(r)[c] = to_f16(static_cast<float>(value));
       } else {
         t.row<float>(r)[c] = static_cast<float>(value);
       }

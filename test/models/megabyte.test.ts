@@ -7,6 +7,7 @@ import { convertModel } from '../../lib/convert.ts';
 import { Graph } from '../../lib/graph.ts';
 import { createModel, loadModel, ModelFormatError, presetConfig } from '../../lib/index.ts';
 import type { Memory } from '../../lib/memory/memory.ts';
+import type { CacheDType } from '../../lib/memory/region.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { completeMegabyte } from '../../lib/models/megabyte.ts';
 import { initialValues } from '../../lib/models/params.ts';
@@ -139,7 +140,7 @@ test.serial('any prefix of a verify pass can be accepted, more than once, across
   }
 });
 
-test('caches of bf16 are near those of f32, grow without the loss of a bit, and their states move', (t) =>
+test('caches of 16 bits are near those of f32, grow without the loss of a bit, and their states move', (t) =>
   withDevice('ref', { threads: 1 }, async (device) => {
     const config = completeMegabyte(SMALL);
     const { params, backbone, head, memory } = architectureOf(config);
@@ -155,7 +156,7 @@ test('caches of bf16 are near those of f32, grow without the loss of a bit, and 
       ]),
     );
     const ids = Int32Array.from(new Random(2).integers(90, 0, 256));
-    const made = (dtype: 'f32' | 'bf16') => memory(device, config, { batch: 1, mostVerified: 8, dtype });
+    const made = (dtype: CacheDType) => memory(device, config, { batch: 1, mostVerified: 8, dtype });
     const read = async (from: Memory, at: number, count: number) => {
       await from.reserve(count);
       const g = new Graph();
@@ -165,23 +166,32 @@ test('caches of bf16 are near those of f32, grow without the loss of a bit, and 
       from.advanced(count);
       return logits as Float32Array;
     };
-    const [exact, rounded] = [made('f32'), made('bf16')];
-    for (const from of [exact, rounded]) {
+    const begin = async (from: Memory) => {
       await read(from, 0, 60);
       for (let at = 60; at < 63; at++) await read(from, at, 1);
+    };
+    const exact = made('f32');
+    await begin(exact);
+    const want = await read(exact, 63, 1);
+    for (const [kept, least, most] of [
+      ['bf16', 1e-5, 2e-2],
+      ['f16', 1e-6, 2e-3],
+    ] as const) {
+      const rounded = made(kept);
+      await begin(rounded);
+      const state = rounded.read(0);
+      t.is(rounded.stepsIn(state), 63);
+      await rounded.reserve(1000);
+      t.deepEqual(rounded.read(0), state);
+      const other = made(kept);
+      await other.reserve(63);
+      other.write(0, state);
+      t.deepEqual(other.read(0), state);
+      const [near, moved] = [await read(rounded, 63, 1), await read(other, 63, 1)];
+      t.deepEqual(moved, near);
+      const e = errors(near, want);
+      t.true(e.rms > least && e.rms < most, `${kept}: relative RMS ${e.rms}`);
     }
-    const state = rounded.read(0);
-    t.is(rounded.stepsIn(state), 63);
-    await rounded.reserve(1000);
-    t.deepEqual(rounded.read(0), state);
-    const other = made('bf16');
-    await other.reserve(63);
-    other.write(0, state);
-    t.deepEqual(other.read(0), state);
-    const [want, near, moved] = [await read(exact, 63, 1), await read(rounded, 63, 1), await read(other, 63, 1)];
-    t.deepEqual(moved, near);
-    const e = errors(near, want);
-    t.true(e.rms > 1e-5 && e.rms < 2e-2, `relative RMS ${e.rms}`);
   }));
 
 test.serial('states are saved, restored and forked wherever they are in a patch', async (t) => {

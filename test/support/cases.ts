@@ -17,6 +17,8 @@ export interface OpCase {
   attrs: Record<string, number>;
   /** Tolerance for a target; by output where they differ. */
   close: (target: string, output: string) => ToleranceName;
+  /** A GPU has no kernel for it, and must say so. */
+  onlyOnCpu?: boolean | undefined;
 }
 
 /** What a table says of one case, given the sizes and options of a row. */
@@ -25,6 +27,7 @@ export interface CaseParts {
   ins: Operands;
   attrs?: Record<string, number>;
   close: ToleranceName | ((target: string, output: string) => ToleranceName);
+  onlyOnCpu?: boolean;
 }
 
 export type Row = Record<string, number | boolean | string>;
@@ -59,6 +62,9 @@ export function cases<R extends Row>(
       close: (target, output) => {
         const { close } = parts();
         return typeof close === 'string' ? close : close(target, output);
+      },
+      get onlyOnCpu() {
+        return parts().onlyOnCpu;
       },
     };
   });

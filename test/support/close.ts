@@ -15,6 +15,7 @@ export const GRADIENTS: Tolerance = { rms: 1e-4, worst: 1e-4 };
  * - exact: the result is a choice, a copy or one rounding, so every bit must agree
  * - f32: computed in float32 where the reference computes in float64
  * - long: the same, where terms cancel: a scan over time and its gradient, the variance of numbers far from 0
+ * - f16: the same, rounded to f16 where it is kept
  * - bf16: AVX-512 rounds the activations to bf16 before it multiplies
  * - bf16Block: the same in a fused block of many sequences on a GPU, whose products feed one another; single states err most
  * - i8: AVX-512 takes the activations as 16-bit integers
@@ -24,6 +25,7 @@ export const TOLERANCES = {
   exact: { rms: 0, worst: 0 },
   f32: { rms: 2e-6, worst: 1e-5 },
   long: { rms: 1e-5, worst: 1e-4 },
+  f16: { rms: 1e-4, worst: 1e-3 },
   bf16: { rms: 4e-3, worst: 2e-2 },
   bf16Block: { rms: 4e-3, worst: 5e-2 },
   i8: { rms: 1e-4, worst: 5e-4 },

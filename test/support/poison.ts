@@ -1,5 +1,6 @@
 import type { Device } from '../../lib/device.ts';
 import { type DType, dtypeBytes, newArray, Tensor } from '../../lib/tensor.ts';
+import { f16ToF32, f32ToF16 } from '../../lib/weights/dtypes.ts';
 
 /** Bytes before and after every operand that nothing may write. */
 const GUARD = 256;
@@ -10,7 +11,7 @@ const POISON = 0xff;
 export interface Operand {
   shape: readonly number[];
   dtype: DType;
-  /** Contents; left out: poisoned, so that every element must be written. f16 and raw bf16 are given by their bits. */
+  /** Contents; left out: poisoned, so that every element must be written. */
   values?: ArrayLike<number>;
   /** Elements between the end of a row and the next. */
   pad?: number;
@@ -65,7 +66,7 @@ export class Fenced {
     }
     const torn = poisoned(bytes, 0, bytes.length);
     let fault = torn < bytes.length ? `byte ${torn - offset} outside of it was written` : undefined;
-    if (this.#poisoned && !fault && 'f32 f64 bf16'.includes(tensor.dtype)) {
+    if (this.#poisoned && !fault && 'f32 f64 bf16 f16'.includes(tensor.dtype)) {
       for (let at = 0; at < packed.length && !fault; at += size) {
         if (poisoned(packed, at, at + size) === at + size) fault = `element ${at / size} was not written`;
       }
@@ -87,11 +88,20 @@ function poisoned(bytes: Uint8Array, from: number, to: number): number {
   return at;
 }
 
-/** Numbers as a typed array of a dtype; f16 is given by its bits. */
+/** How numbers become the bits that a typed array of some dtypes holds, and back. */
+const CODES: {
+  readonly [D in DType]?: readonly [toBits: (value: number) => number, toValue: (bits: number) => number];
+} = {
+  bf16: [toBf16, fromBf16],
+  f16: [f32ToF16, f16ToF32],
+};
+
+/** Numbers as a typed array of a dtype. */
 export function encode(dtype: DType, values: ArrayLike<number>) {
   const out = newArray(dtype, values.length);
-  if (dtype !== 'bf16') out.set(values);
-  else for (let i = 0; i < values.length; i++) out[i] = toBf16(values[i] ?? 0);
+  const [toBits] = CODES[dtype] ?? [];
+  if (!toBits) out.set(values);
+  else for (let i = 0; i < values.length; i++) out[i] = toBits(values[i] ?? 0);
   return out;
 }
 
@@ -100,7 +110,8 @@ export function decode(dtype: DType, bytes: Uint8Array): Float64Array {
   const bits = newArray(dtype, bytes.length / dtypeBytes(dtype));
   new Uint8Array(bits.buffer).set(bytes);
   const values = new Float64Array(bits);
-  if (dtype === 'bf16') for (let i = 0; i < values.length; i++) values[i] = fromBf16(values[i] ?? 0);
+  const [, toValue] = CODES[dtype] ?? [];
+  if (toValue) for (let i = 0; i < values.length; i++) values[i] = toValue(values[i] ?? 0);
   return values;
 }
 

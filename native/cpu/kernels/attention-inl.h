@@ -484,7 +484,7 @@ static const char* w_attention(const Node& node) {
   }
   const DType k = node.in(in::k).dtype, v = node.in(in::v).dtype;
   if (node.in(in::q).dtype != DType::f32) return "attention: expected q to be f32";
-  if (k != v || (k != DType::f32 && k != DType::bf16)) return "attention: expected k and v to be both f32 or both bf16";
+  if (k != v || !is_cached(k)) return "attention: expected k and v to be both f32, both bf16 or both f16";
   const Tensor& length = node.in(in::length);
   return length && length.dtype != DType::i32 ? "attention: expected the length to be i32" : nullptr;
 }
@@ -504,18 +504,13 @@ static void attention_over(const Node& node, const Team& team) {
 }
 
 static void k_attention(const Node& node, const Team& team) {
-  if (node.in(at::attention::in::k).dtype == DType::bf16) {
-    attention_over<Bf16>(node, team);
-  } else {
-    attention_over<float>(node, team);
-  }
+  with_cached(node.in(at::attention::in::k).dtype, [&](auto cached) { attention_over<decltype(cached)>(node, team); });
 }
 
 static const char* w_cache_write(const Node& node) {
   const DType to = node.out(at::cache_write::out::cache).dtype, from = node.in(at::cache_write::in::x).dtype;
-  if ((to != DType::f32 && to != DType::bf16) || (from != DType::f32 && from != DType::bf16)) {
-    return "cache_write: expected x and the cache to be f32 or bf16";
-  }
+  if (from != DType::f32 && from != DType::bf16) return "cache_write: expected x to be f32 or bf16";
+  if (!is_cached(to)) return "cache_write: expected the cache to be f32, bf16 or f16";
   return node.in(at::cache_write::in::length).dtype == DType::i32 ? nullptr
                                                                   : "cache_write: expected the length to be i32";
 }
@@ -532,10 +527,8 @@ static void k_cache_write(const Node& node, const Team& team) {
     const char* from = x.ptr<char>() + r * x.row_stride * dtype_size(x.dtype);
     if (cache.dtype == x.dtype) {
       memcpy(to, from, static_cast<size_t>(D * dtype_size(x.dtype)));
-    } else if (cache.dtype == DType::f32) {
-      copy_row_to<float>(to, from, x.dtype, D);
     } else {
-      copy_row_to<Bf16>(to, from, x.dtype, D);
+      with_cached(cache.dtype, [&](auto cached) { copy_row_to<decltype(cached)>(to, from, x.dtype, D); });
     }
   }
 }

@@ -114,8 +114,8 @@ static const char* w_rope_cache_write(const Node& node) {
   for (const Tensor* t : {&node.in(in::q), &node.in(in::k), &node.in(in::v), &node.out(out::y)}) {
     if (t->dtype != DType::f32) return "rope_cache_write: expected q, k, v and y to be f32";
   }
-  if (keys != node.out(out::values).dtype || (keys != DType::f32 && keys != DType::bf16)) {
-    return "rope_cache_write: expected keys and values to be both f32 or both bf16";
+  if (keys != node.out(out::values).dtype || !is_cached(keys)) {
+    return "rope_cache_write: expected keys and values to be both f32, both bf16 or both f16";
   }
   for (const int i : {in::length, in::position}) {
     if (node.in(i) && node.in(i).dtype != DType::i32) return "rope_cache_write: expected length and position to be i32";
@@ -148,11 +148,8 @@ static void rope_to_cache(const Node& node, const Team& team) {
 }
 
 static void k_rope_cache_write(const Node& node, const Team& team) {
-  if (node.out(at::rope_cache_write::out::keys).dtype == DType::bf16) {
-    rope_to_cache<Bf16>(node, team);
-  } else {
-    rope_to_cache<float>(node, team);
-  }
+  with_cached(node.out(at::rope_cache_write::out::keys).dtype,
+              [&](auto cached) { rope_to_cache<decltype(cached)>(node, team); });
 }
 
 }  // namespace mb::cpu::MB_TARGET

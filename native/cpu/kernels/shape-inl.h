@@ -1,4 +1,4 @@
-// Data movement: copy: y <- x between f32, f64 and bf16, also from f16; concat: y(R, sum d_i) <- parts (R, d_i);
+// Data movement: copy: y <- x between f32, f64, bf16 and f16; concat: y(R, sum d_i) <- parts (R, d_i);
 // quantize_rows: q(M,K) i8, scale(M) <- x(M,K): scale = max|row| / 127, q = x / scale to nearest even, both in f32.
 #pragma once
 
@@ -8,9 +8,7 @@ MB_INLINE bool is_float(DType t) { return t == DType::f32 || t == DType::f64 || 
 
 static const char* w_copy(const Node& node) {
   if (!is_float(node.in(0).dtype)) return "copy: expected x to be f32, f64, bf16 or f16";
-  return is_float(node.out(0).dtype) && node.out(0).dtype != DType::f16
-             ? nullptr
-             : "copy: expected the result to be f32, f64 or bf16";
+  return is_float(node.out(0).dtype) ? nullptr : "copy: expected the result to be f32, f64, bf16 or f16";
 }
 
 // Stored forms of a number, as types of their own.
@@ -31,22 +29,43 @@ MB_INLINE void store_part(Bf16* p, V x, int lanes) {
   memcpy(p, bits, sizeof(Bf16) * static_cast<size_t>(lanes));
 }
 
+MB_INLINE V load_part(const F16* p, int lanes) {
+  const uint16_t* bits = reinterpret_cast<const uint16_t*>(p);
+  return lanes == W ? load_f16(bits) : load_f16_n(bits, lanes);
+}
+MB_INLINE void store_part(F16* p, V x, int lanes) {
+  uint16_t bits[W];
+  store_f16(bits, x);
+  memcpy(p, bits, sizeof(F16) * static_cast<size_t>(lanes));
+}
+
+// What a cache of keys and values may be kept as.
+MB_INLINE bool is_cached(DType t) { return t == DType::f32 || t == DType::bf16 || t == DType::f16; }
+
+// Calls fn with a number of that form.
+template <class F>
+MB_INLINE void with_cached(DType t, F fn) {
+  if (t == DType::bf16) {
+    fn(Bf16{});
+  } else if (t == DType::f16) {
+    fn(F16{});
+  } else {
+    fn(0.0f);
+  }
+}
+
 MB_INLINE double wide(float x) { return static_cast<double>(x); }
 MB_INLINE double wide(double x) { return x; }
 MB_INLINE double wide(Bf16 x) { return static_cast<double>(float_from_bf16(x.bits)); }
-// binary16: denormal numbers are counted out, since their f32 bits would be denormal too and count as zero here.
 MB_INLINE double wide(F16 x) {
-  const uint32_t exponent = x.bits & 0x7c00u, fraction = x.bits & 0x3ffu;
-  const uint32_t bits = (x.bits & 0x7fffu) << 13 | (exponent == 0x7c00u ? 0x7f800000u : 0u);
-  float value;
-  memcpy(&value, &bits, 4);
-  double scaled = exponent == 0x7c00u ? static_cast<double>(value) : static_cast<double>(value) * 0x1p112;
-  if (exponent == 0) scaled = fraction * 0x1p-24;
-  return x.bits & 0x8000u ? -scaled : scaled;
+  float value[W];
+  store(value, load_f16_n(&x.bits, 1));
+  return static_cast<double>(value[0]);
 }
 MB_INLINE void narrow(float* to, double x) { *to = static_cast<float>(x); }
 MB_INLINE void narrow(double* to, double x) { *to = x; }
 MB_INLINE void narrow(Bf16* to, double x) { to->bits = bf16_from_float(static_cast<float>(x)); }
+MB_INLINE void narrow(F16* to, double x) { store_part(to, set1(static_cast<float>(x)), 1); }
 
 template <class To, class From>
 static void copy_row(To* to, const void* from, int64_t n) {
@@ -75,12 +94,10 @@ static void k_copy(const Node& node, const Team& team) {
     const char* from = x.ptr<char>() + r * x.row_stride * from_size;
     if (y.dtype == x.dtype) {
       memmove(to, from, static_cast<size_t>(n * to_size));
-    } else if (y.dtype == DType::f32) {
-      copy_row_to<float>(to, from, x.dtype, n);
     } else if (y.dtype == DType::f64) {
       copy_row_to<double>(to, from, x.dtype, n);
     } else {
-      copy_row_to<Bf16>(to, from, x.dtype, n);
+      with_cached(y.dtype, [&](auto stored) { copy_row_to<decltype(stored)>(to, from, x.dtype, n); });
     }
   }
 }

@@ -1,3 +1,4 @@
+import type { CacheDType } from '../../../lib/memory/region.ts';
 import { blank, type CaseParts, cases, given, type OpCase, pairs, size } from '../../support/cases.ts';
 import type { Random } from '../../support/random.ts';
 
@@ -52,7 +53,7 @@ function spoil(values: Float64Array, B: number, columns: number, ends: ArrayLike
 }
 
 /** One that fits its capacity with no room left, one with much, and with `broken` one that does not fit. */
-function cached(row: Sizes & { broken: boolean; kept: 'f32' | 'bf16' }, random: Random): CaseParts {
+function cached(row: Sizes & { broken: boolean; kept: CacheDType }, random: Random): CaseParts {
   const { B, T, S, P, broken, kept: dtype, pad } = row;
   const { H, J, q, k, v } = inputs(row, random);
   const lengths = Int32Array.from({ length: B }, (_, b) => (b === 0 ? S - T : Math.floor((S - T) / (b + 1))));
@@ -68,6 +69,7 @@ function cached(row: Sizes & { broken: boolean; kept: 'f32' | 'bf16' }, random: 
     },
     attrs: { heads: H },
     close: 'f32',
+    onlyOnCpu: dtype === 'f16',
   };
 }
 
@@ -95,7 +97,7 @@ export const attention: OpCase[] = [
       heads: ['1/1', '4/2', '3/1'],
       P: [3, 16, 64, 128],
       broken: [false, true],
-      kept: ['f32', 'bf16'] as const,
+      kept: ['f32', 'bf16', 'f16'] as const,
       pad: [0, 3],
     }),
     (row, random) => cached({ ...row, sharp: false }, random),
@@ -130,15 +132,17 @@ export const attention: OpCase[] = [
       S: [65, 257],
       D: [1, 7, 16, 65],
       broken: [false, true],
+      kept: ['f32', 'bf16', 'f16'] as const,
       pad: [0, 3],
     }),
-    ({ B, T, S, D, broken, pad }, random) => {
+    ({ B, T, S, D, broken, kept, pad }, random) => {
       const lengths = random.integers(B, 0, S - T + 1);
       if (broken) lengths[B - 1] = B === 1 ? -1 : S - T + 1;
       return {
-        outs: { cache: given('f32', [B, S, D], random.normal(size(B, S, D)), pad + 1) },
+        outs: { cache: given(kept, [B, S, D], random.normal(size(B, S, D)), pad + 1) },
         ins: { x: given('f32', [B, T, D], random.normal(size(B, T, D)), pad), length: given('i32', [B], lengths) },
         close: 'exact' as const,
+        onlyOnCpu: kept === 'f16',
       };
     },
   ),

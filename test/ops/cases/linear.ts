@@ -1,3 +1,4 @@
+import { f16ToF32 } from '../../../lib/weights/dtypes.ts';
 import { blank, cases, given, type OpCase, pairs, size } from '../../support/cases.ts';
 import type { ToleranceName } from '../../support/close.ts';
 import type { Operand } from '../../support/poison.ts';
@@ -135,7 +136,7 @@ export const linear: OpCase[] = [
     }),
     ({ M, K, from, zeros }, random) => {
       const bits = random.integers(size(M, K), 0, 0x6000).map((v, i) => (i % 2 ? v | 0x8000 : v));
-      const values = from === 'f16' ? bits : random.normal(size(M, K));
+      const values = from === 'f16' ? bits.map(f16ToF32) : random.normal(size(M, K));
       if (zeros) values.fill(0, 0, K);
       return {
         outs: { q: blank([M, K], 0, 'i8'), scale: blank([M]) },

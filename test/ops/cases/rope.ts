@@ -22,7 +22,7 @@ const written = pairs({
   position: ['none', 'near', 'far'],
   first: [0, 300, -5],
   broken: [false, true],
-  kept: ['f32', 'bf16'] as const,
+  kept: ['f32', 'bf16', 'f16'] as const,
   pad: [0, 3],
   padOut: [0, 1],
 });
@@ -56,7 +56,8 @@ export const rope: OpCase[] = [
         position: position === 'none' ? undefined : places(),
       },
       attrs: { heads: H, base: baseOf(P), first },
-      close: (_, output) => (output === 'values' ? 'exact' : output === 'keys' && kept === 'bf16' ? 'bf16' : 'f32'),
+      close: (_, output) => (output === 'values' ? 'exact' : output === 'keys' ? kept : 'f32'),
+      onlyOnCpu: kept === 'f16',
     };
   }),
 ];

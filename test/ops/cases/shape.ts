@@ -1,8 +1,9 @@
+import { f16ToF32 } from '../../../lib/weights/dtypes.ts';
 import { blank, cases, given, type OpCase, pairs, size } from '../../support/cases.ts';
 
 const copyRows = pairs({
   from: ['f32', 'f64', 'bf16', 'f16'],
-  to: ['f32', 'f64', 'bf16'],
+  to: ['f32', 'f64', 'bf16', 'f16'],
   R: [1, 3, 65],
   D: [1, 7, 16, 17, 64, 65, 257],
   pad: [0, 3],
@@ -21,10 +22,17 @@ const joinRows = pairs({
 export const shape: OpCase[] = [
   ...cases('copy', copyRows, ({ from, to, R, D, pad, padOut }, random) => {
     const n = size(R, D);
-    // Every finite f16, then numbers whose rounding to bf16 ties.
-    const bits = random.integers(n, 0, 0x7c00).map((v, i) => (i % 2 ? v | 0x8000 : v));
-    const values = from === 'f16' ? bits : random.normal(n).map((v, i) => (i % 5 ? v : 1 + (2 * i + 1) / 256));
-    return { outs: { y: blank([R, D], padOut, to) }, ins: { x: given(from, [R, D], values, pad) }, close: 'exact' };
+    // Every finite f16; or numbers whose rounding ties, and for f16 some that become denormal or too large.
+    const halves = random.integers(n, 0, 0x7c00).map((v, i) => f16ToF32(i % 2 ? v | 0x8000 : v));
+    const ulps = to === 'f16' ? 2048 : 256;
+    const sized = (v: number, i: number) => (to !== 'f16' || i % 7 ? v : v * (i % 2 ? 2 ** -17 : 60000));
+    const mixed = random.normal(n).map((v, i) => (i % 5 ? sized(v, i) : 1 + (2 * i + 1) / ulps));
+    return {
+      outs: { y: blank([R, D], padOut, to) },
+      ins: { x: given(from, [R, D], from === 'f16' ? halves : mixed, pad) },
+      close: 'exact',
+      onlyOnCpu: to === 'f16',
+    };
   }),
   ...cases('all_reduce', pairs({ n: [1, 7, 64, 1025], place: ['apart', 'in place'] }), ({ n, place }, random) => ({
     outs: { y: { ...blank([n]), ...(place === 'in place' && { same: 'x' }) } },
