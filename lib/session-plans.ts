@@ -2,6 +2,7 @@
 import type { BackendName, Device } from './device.ts';
 import { Graph } from './graph.ts';
 import type { Passage, RunPlan } from './memory/memory.ts';
+import type { CacheDType } from './memory/region.ts';
 import type { Architecture, ForwardOptions, Weights } from './models/architecture.ts';
 import { architectureOf, type ModelConfig } from './models/architectures.ts';
 import { crossEntropy } from './ops/cross-entropy.ts';
@@ -94,14 +95,15 @@ export function activationsOf(device: Device, config: ModelConfig, weights: Weig
 }
 
 /**
- * What keys and values are kept as: bf16 where products round all that they read to it anyway (docs/numerics.md). After a
- * long text that halves the bytes that a step reads.
+ * What keys and values are kept as: 16 bits where products round what they read (docs/numerics.md), to bf16 for bf16 weights,
+ * less for int8. After a long text that halves the bytes that a step reads.
  */
-export function cachesOf(device: Device, config: ModelConfig, weights: Weights): 'f32' | 'bf16' {
+export function cachesOf(device: Device, config: ModelConfig, weights: Weights): CacheDType {
   const { backend, target } = device.info;
   const rounds = backend === 'cpu' && (target === 'avx512' || target === 'amx');
-  const rounded = rounds && matricesOf(config, weights).every((dtype) => dtype === 'bf16');
-  return rounded ? 'bf16' : (activationsOf(device, config, weights) ?? 'f32');
+  const matrices = matricesOf(config, weights);
+  if (!rounds || matrices.includes('f32')) return activationsOf(device, config, weights) ?? 'f32';
+  return matrices.every((dtype) => dtype === 'bf16') ? 'bf16' : 'f16';
 }
 
 function matricesOf(config: ModelConfig, weights: Weights): (DType | undefined)[] {
