@@ -26,7 +26,7 @@ import {
 import { compare, TOLERANCES } from '../support/close.ts';
 import { FIXTURES, readJson } from '../support/fixtures.ts';
 import { folder } from '../support/folder.ts';
-import { load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
+import { load, sameAs, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 const NAME = 'gated-s4d-tiny';
@@ -34,7 +34,6 @@ const SMALL = { architecture: 'gated-s4d', layers: 2, dModel: 48, dState: 6 } as
 
 for (const target of targets) {
   const where = target[1] ? `cpu ${target[1]}` : target[0];
-  const rounds = target[1] === 'avx512' || target[1] === 'amx' || target[0] === 'cuda';
 
   test.serial(`logits equal PyTorch in float64 · ${where}`, async (t) => {
     using model = await load(NAME, target);
@@ -66,7 +65,7 @@ for (const target of targets) {
   for (const dtype of ['f32', 'bf16', 'int8'] as const) {
     test.serial(`step by step = prefill = chunked prefill · ${dtype} · ${where}`, async (t) => {
       using model = await load(NAME, target, dtype === 'f32' ? {} : { dtype });
-      await sameInPieces(t, model, rounds && dtype !== 'f32' ? SAME_BF16 : SAME_F32);
+      await sameInPieces(t, model, sameAs(dtype, target));
     });
   }
 

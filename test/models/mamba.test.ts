@@ -6,16 +6,7 @@ import test from 'ava';
 import { createModel, createTrainer, loadModel, type Model } from '../../lib/index.ts';
 import { compare, errors, GRADIENTS, LOGITS } from '../support/close.ts';
 import { readFixture, readJson } from '../support/fixtures.ts';
-import {
-  corpus,
-  fresh,
-  load,
-  overfit,
-  SAME_BF16,
-  SAME_F32,
-  sameInPieces,
-  targets,
-} from '../support/language-models.ts';
+import { corpus, fresh, load, overfit, SAME_F32, sameAs, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 const BF16_RMS = 1e-2;
@@ -125,9 +116,7 @@ for (const target of targets) {
   for (const dtype of ['f32', 'bf16', 'int8'] as const) {
     test.serial(`step by step = prefill = chunked prefill · ${dtype} · ${where}`, async (t) => {
       using model = await load('byte-tiny', target, dtype === 'f32' ? {} : { dtype });
-      const rounds = target[1] === 'avx512' || target[1] === 'amx' || target[0] === 'cuda';
-      const rounded = rounds && dtype !== 'f32';
-      await sameInPieces(t, model, rounded ? SAME_BF16 : SAME_F32);
+      await sameInPieces(t, model, sameAs(dtype, target));
     });
   }
 }

@@ -29,7 +29,7 @@ import { compare, errors } from '../support/close.ts';
 import { withDevice } from '../support/devices.ts';
 import { FIXTURES, readFixture, readJson } from '../support/fixtures.ts';
 import { folder } from '../support/folder.ts';
-import { fresh, load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
+import { fresh, load, SAME_F32, sameAs, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 const NAME = 'megabyte-tiny';
@@ -64,7 +64,6 @@ function stateOfOracle(get: ReturnType<typeof fixtureOf>['get']): number[] {
 
 for (const target of targets) {
   const where = target[1] ? `cpu ${target[1]}` : target[0];
-  const rounds = target[1] === 'avx512' || target[1] === 'amx' || target[0] === 'cuda';
 
   test.serial(`logits equal PyTorch in float64 · ${where}`, async (t) => {
     using model = await load(NAME, target);
@@ -89,7 +88,7 @@ for (const target of targets) {
         await made.save(path);
       }
       using model = await load(path, target, { dtype, threads: 1 });
-      await sameInPieces(t, model, rounds && dtype !== 'f32' ? SAME_BF16 : SAME_F32);
+      await sameInPieces(t, model, sameAs(dtype, target));
     });
   }
 

@@ -36,7 +36,7 @@ import {
 import { compare, errors } from '../support/close.ts';
 import { FIXTURES } from '../support/fixtures.ts';
 import { fileOf, folder } from '../support/folder.ts';
-import { corpus, fresh, load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
+import { corpus, fresh, load, SAME_F32, sameAs, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 
 const NAME = 'perceiver-ar-tiny';
@@ -62,7 +62,6 @@ function stateOfOracle(get: ReturnType<typeof fixtureOf>['get']): number[] {
 
 for (const target of targets) {
   const where = target[1] ? `cpu ${target[1]}` : target[0];
-  const rounds = target[1] === 'avx512' || target[1] === 'amx' || target[0] === 'cuda';
 
   test.serial(`logits equal PyTorch in float64 · ${where}`, async (t) => {
     using model = await load(NAME, target);
@@ -82,7 +81,7 @@ for (const target of targets) {
   for (const dtype of ['f32', 'bf16', 'int8'] as const) {
     test.serial(`step by step = prefill = chunked prefill · ${dtype} · ${where}`, async (t) => {
       using model = await load(NAME, target, { threads: 1, ...(dtype === 'f32' ? {} : { dtype }) });
-      await sameInPieces(t, model, rounds && dtype !== 'f32' ? SAME_BF16 : SAME_F32);
+      await sameInPieces(t, model, sameAs(dtype, target));
     });
   }
 

@@ -37,7 +37,7 @@ import { compare, errors } from '../support/close.ts';
 import { withDevice } from '../support/devices.ts';
 import { FIXTURES } from '../support/fixtures.ts';
 import { folder } from '../support/folder.ts';
-import { fresh, load, SAME_BF16, SAME_F32, sameInPieces, targets } from '../support/language-models.ts';
+import { fresh, load, SAME_F32, sameAs, sameInPieces, targets } from '../support/language-models.ts';
 import { Random } from '../support/random.ts';
 import { tokenizerJson } from '../support/tokenizer.ts';
 
@@ -48,7 +48,6 @@ const SMALL = { architecture: 'transformer', layers: 2, dModel: 64, heads: 4, ke
 
 for (const target of targets) {
   const where = target[1] ? `cpu ${target[1]}` : target[0];
-  const rounds = target[1] === 'avx512' || target[1] === 'amx' || target[0] === 'cuda';
 
   for (const name of NAMES) {
     test.serial(`logits equal transformers in float64 · ${name} · ${where}`, async (t) => {
@@ -74,7 +73,7 @@ for (const target of targets) {
   for (const dtype of ['f32', 'bf16', 'int8'] as const) {
     test.serial(`step by step = prefill = chunked prefill · ${dtype} · ${where}`, async (t) => {
       using model = await load(NAMES[0], target, dtype === 'f32' ? {} : { dtype });
-      await sameInPieces(t, model, rounds && dtype !== 'f32' ? SAME_BF16 : SAME_F32);
+      await sameInPieces(t, model, sameAs(dtype, target));
     });
   }
 

@@ -11,6 +11,7 @@ import { Random } from './random.ts';
 /** Two ways of one model through f32 kernels, and through kernels that round activations to bf16. */
 export const SAME_F32: Tolerance = { rms: 2e-6, worst: 2e-5 };
 export const SAME_BF16: Tolerance = { rms: 1e-2, worst: 5e-2 };
+const SAME_INT8: Tolerance = { rms: 1e-3, worst: 2e-2 };
 
 /** Every device and instruction set that can be had here. */
 export const targets = [
@@ -34,6 +35,13 @@ export async function load(
     if (before === undefined) delete process.env.MAMBABYTE_CPU;
     else process.env.MAMBABYTE_CPU = before;
   }
+}
+
+/** How nearly a text in pieces is what it is in one. */
+export function sameAs(dtype: 'f32' | 'bf16' | 'int8', [backend, set]: (typeof targets)[number]): Tolerance {
+  const rounds = set === 'avx512' || set === 'amx' || backend === 'cuda';
+  if (dtype === 'f32' || !rounds) return SAME_F32;
+  return dtype === 'int8' && backend === 'cpu' ? SAME_INT8 : SAME_BF16;
 }
 
 /** Runs `fn` on a session that starts from zeros. */

@@ -100,19 +100,6 @@ struct ReadPairsBf16 {
   }
 };
 
-// Whole numbers up to 127 are exact in bf16; the scale of the row is applied to the sums.
-struct ReadPairsI8 {
-  const int8_t* data;
-  int64_t stride, k;
-  V operator()(int64_t row, int64_t step, int) const {
-    const __mmask32 mask = static_cast<__mmask32>(first_n64(k - 2 * step));
-    const __m256i bytes = _mm256_maskz_loadu_epi8(mask, data + row * stride + 2 * step);
-    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
-    return as_floats(pack_bf16({low}, {high}));
-  }
-};
-
 struct MacBf16 {
   MB_INLINE V load_b(const float* p) { return load(p); }
   MB_INLINE V load_a(const float* p) { return set1(*p); }
