@@ -20,8 +20,10 @@ namespace in = at::attention::in;
 namespace out = at::attention::out;
 
 constexpr int kThreads = kAttentionThreads, kWarps = kThreads / 32;
-constexpr int kFewSteps = 8;      // up to here keys are always split
-constexpr int kMostPieces = 128;  // into so many pieces
+constexpr int kFewSteps = 8;                  // up to here keys are always split
+constexpr int kMostPieces = 128;              // into so many pieces,
+constexpr int kFewKeys = 64, kKeyRound = 16;  // each of at least so many keys and a multiple of these
+constexpr int kBlocksTogether = 7;            // of them, on one multiprocessor
 constexpr int kLaneColumns = kMaxHeadWidth / 32;
 
 struct Args {
@@ -30,7 +32,7 @@ struct Args {
   const int32_t* length;     // may be null
   float* partials;           // [b][h][t][piece]: top, sum, P weighted values
   uint32_t* done;            // [b][h][t]: pieces that are done, 0 before and after
-  int64_t piece, pieces;     // keys of a piece, and how many a cache has
+  int pieces;                // of the keys of a query, at most
 };
 
 template <int kColumns>
@@ -81,17 +83,20 @@ __global__ void __launch_bounds__(kThreads) attend_many(const Args a) {
   if (a.lse.data && c == 0) a.lse.store(row, h, first < 0 ? nanf("") : kLn2 * (top + log2f(sum)));
 }
 
-// A block's piece of the keys for one query of one head. Blocks of all heads run side by side: together they read whole
-// rows of the cache, whose neighbours lie in one page of memory.
+// A block's piece of the keys for one query of one head. Where the pieces lie follows from the keys that the query sees
+// alone, so a query has the same bits whatever runs beside it. Blocks of all heads run side by side: together they read
+// whole rows of the cache.
 struct Piece {
   int64_t b, t, begin, end;  // keys [begin, end) of those that the query sees; may be none
   int64_t pieces;            // of this query that have any; 0: the sequence does not fit its cache
   int h, warp, lane;
   __device__ __forceinline__ explicit Piece(const Args& a) : b(blockIdx.x / a.size.H), t(blockIdx.z) {
     const int64_t first = a.size.first_key(a.length, b);
-    begin = blockIdx.y * a.piece;
-    end = first < 0 ? 0 : min(begin + a.piece, first + t + 1);
-    pieces = first < 0 ? 0 : (first + t) / a.piece + 1;
+    const unsigned keys = first < 0 ? 0 : static_cast<unsigned>(first + t + 1), of_all = a.pieces * kKeyRound;
+    const unsigned size = max(kFewKeys, (keys + of_all - 1) / of_all * kKeyRound);
+    begin = int64_t{blockIdx.y} * size;
+    end = min(begin + size, int64_t{keys});
+    pieces = (keys + size - 1) / size;
     h = blockIdx.x % a.size.H;
     warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
@@ -244,7 +249,7 @@ __global__ void __launch_bounds__(kThreads) attend_few(const Args a) {
 // The same of rows that lie in whole vectors: kLanes lanes have 16 bytes of a key each, so a warp reads 32 / kLanes
 // keys at once, and each group of lanes has a top and sums of its own until the end.
 template <class T, int kLanes>
-__global__ void __launch_bounds__(kThreads) attend_few_wide(const Args a) {
+__global__ void __launch_bounds__(kThreads, kBlocksTogether) attend_few_wide(const Args a) {
   let_next_start();
   wait_for_previous();
   constexpr int kEach = 16 / sizeof(T), kGroups = 32 / kLanes, kAtOnce = 4, kRound = kWarps * kGroups;
@@ -306,10 +311,10 @@ __global__ void __launch_bounds__(kThreads) attend_few_wide(const Args a) {
   });
 }
 
-// At most kMostPieces, of whole rounds.
-int64_t piece_of(const AttentionSizes& z) {
-  constexpr int64_t kRound = 64;
-  return std::max<int64_t>(kRound, ceil_div(ceil_div(z.S, kMostPieces), kRound) * kRound);
+// As many as run together for one query, so that all end at once.
+int pieces_of(const AttentionSizes& z, const Props& props) {
+  const int64_t together = int64_t{props.sm_count} * kBlocksTogether / z.H;
+  return static_cast<int>(std::clamp<int64_t>(together, 1, std::min<int64_t>(kMostPieces, ceil_div(z.S, kFewKeys))));
 }
 
 // attend_few's kernel for the node: by whole vectors where keys and values lie so.
@@ -352,7 +357,7 @@ static_assert(kFewSteps * 65535 <= kCounters);
 int64_t attention_scratch(const Node& node, const Props& props) {
   const AttentionSizes z(node);
   if (way_of(node, z, props) != Way::pieces) return 0;
-  return z.B * z.H * z.T * ceil_div(z.S, piece_of(z)) * (z.P + 2) * 4;
+  return z.B * z.H * z.T * pieces_of(z, props) * (z.P + 2) * 4;
 }
 
 Status run_attention(const Node& node, const Launch& launch) {
@@ -369,8 +374,7 @@ Status run_attention(const Node& node, const Launch& launch) {
                node.in(in::length).ptr<int32_t>(),
                reinterpret_cast<float*>(launch.scratch),
                launch.props->counters,
-               piece_of(z),
-               ceil_div(z.S, piece_of(z))};
+               pieces_of(z, *launch.props)};
   const unsigned heads = static_cast<unsigned>(z.B * z.H);
   if (way == Way::pieces) {
     const dim3 grid(heads, static_cast<unsigned>(a.pieces), static_cast<unsigned>(z.T));
