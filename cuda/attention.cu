@@ -23,7 +23,7 @@ constexpr int kThreads = kAttentionThreads, kWarps = kThreads / 32;
 constexpr int kFewSteps = 8;                  // up to here keys are always split
 constexpr int kMostPieces = 128;              // into so many pieces,
 constexpr int kFewKeys = 64, kKeyRound = 16;  // each of at least so many keys and a multiple of these
-constexpr int kBlocksTogether = 7;            // of them, on one multiprocessor
+constexpr int kBlocksTogether = 8;            // of them, on one multiprocessor
 constexpr int kLaneColumns = kMaxHeadWidth / 32;
 
 struct Args {
