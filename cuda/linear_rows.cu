@@ -1,8 +1,8 @@
 // linear for few rows of x, bound by reading the weight once.
 //
-// A warp streams whole rows of the weight, 16 bytes a lane and row at a time, and multiplies them in f32 with up to eight
-// rows of x, which stay in the first-level cache. Each row of y is summed in an order that the number of rows has no part
-// in, so K verified ids have the bits of K decoded ones.
+// A warp streams whole rows of the weight, 16 bytes a lane and row at a time, and multiplies them in f32 with up to
+// eight rows of x, which stay in the first-level cache. Each row of y is summed in an order that the number of rows has
+// no part in, so K verified ids have the bits of K decoded ones.
 #include <algorithm>
 
 #include "check.h"
