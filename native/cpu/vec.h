@@ -21,6 +21,21 @@
 #define MB_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+namespace mb::cpu::MB_TARGET {
+
+MB_INLINE uint32_t bits_of(float x) { return __builtin_bit_cast(uint32_t, x); }
+MB_INLINE float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+// Round to nearest even; NaN stays NaN.
+MB_INLINE uint16_t bf16_from_float(float x) {
+  const uint32_t bits = bits_of(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+MB_INLINE float float_from_bf16(uint16_t h) { return float_of(static_cast<uint32_t>(h) << 16); }
+
+}  // namespace mb::cpu::MB_TARGET
+
 #if MB_LEVEL == MB_LEVEL_avx512
 #include "vec_avx512.h"
 #elif MB_LEVEL == MB_LEVEL_avx2
@@ -60,20 +75,6 @@ MB_INLINE V join_lanes(const V* folds) {
 MB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 // Into the second level only: rows a power of two apart would throw each other out of the first.
 MB_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
-
-// Round to nearest even; NaN stays NaN.
-MB_INLINE uint16_t bf16_from_float(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-MB_INLINE float float_from_bf16(uint16_t h) {
-  uint32_t bits = static_cast<uint32_t>(h) << 16;
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
 
 // e^x = 2^n e^r with r = x - n ln 2 in two parts; e^r = 1 + r + r^2 q(r), q minimax for the relative error (3e-9 before
 // rounding). Above the range: inf. Below it: 0 (denormal results may flush). NaN: NaN.

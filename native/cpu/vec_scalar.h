@@ -42,10 +42,7 @@ MB_INLINE V join(const V* folds) { return folds[0]; }
 MB_INLINE void transpose(V*) {}
 
 MB_INLINE float power_of_two(int32_t n) {
-  const int32_t bits = (n + 127) << 23;
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
+  return float_of(static_cast<uint32_t>(n + 127) << 23);
 }
 // p * 2^n for whole n in [-252, 254], in two factors so that neither leaves the range.
 MB_INLINE V scale_by_power(V p, V n) {
@@ -56,33 +53,19 @@ MB_INLINE V scale_by_power(V p, V n) {
 // The same for n in [-127, 128] in one factor: 0 at -127, inf at 128.
 MB_INLINE V scale_by_power_fast(V p, V n) { return n.v == n.v ? V{p.v * power_of_two(static_cast<int32_t>(n.v))} : p; }
 
-MB_INLINE V load_bf16(const uint16_t* p) {
-  const uint32_t bits = static_cast<uint32_t>(*p) << 16;
-  float x;
-  memcpy(&x, &bits, 4);
-  return {x};
-}
+MB_INLINE V load_bf16(const uint16_t* p) { return {float_from_bf16(*p)}; }
 MB_INLINE V load_bf16_n(const uint16_t* p, int n) { return n > 0 ? load_bf16(p) : zero(); }
-MB_INLINE void store_bf16(uint16_t* p, V a) {
-  uint32_t bits;
-  memcpy(&bits, &a.v, 4);
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  *p = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
+MB_INLINE void store_bf16(uint16_t* p, V a) { *p = bf16_from_float(a.v); }
 // IEEE binary16. Below 2^-14 it is a multiple of 2^-24, which is counted: as f32 bits such a number would be denormal
 // too and be flushed.
 MB_INLINE V load_f16(const uint16_t* p) {
   const uint32_t sign = (*p & 0x8000u) << 16, size = *p & 0x7fffu;
   if (size < 0x400u) return {(sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(size)};
-  const uint32_t bits = sign | ((size << 13) + (size < 0x7c00u ? 0x38000000u : 0x70000000u));
-  float x;
-  memcpy(&x, &bits, 4);
-  return {x};
+  return {float_of(sign | ((size << 13) + (size < 0x7c00u ? 0x38000000u : 0x70000000u)))};
 }
 MB_INLINE V load_f16_n(const uint16_t* p, int n) { return n > 0 ? load_f16(p) : zero(); }
 MB_INLINE void store_f16(uint16_t* p, V a) {
-  uint32_t bits;
-  memcpy(&bits, &a.v, 4);
+  const uint32_t bits = bits_of(a.v);
   const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
   uint32_t half = (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13;
   if (size < 0x38800000u) half = static_cast<uint32_t>(round({__builtin_fabsf(a.v) * 0x1p24f}).v);

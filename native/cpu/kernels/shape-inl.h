@@ -11,32 +11,30 @@ static const char* w_copy(const Node& node) {
   return is_float(node.out(0).dtype) ? nullptr : "copy: expected the result to be f32, f64, bf16 or f16";
 }
 
-// Stored forms of a number, as types of their own.
+// Stored forms of a number, as types of their own, and how W of them are read and written.
 struct Bf16 {
   uint16_t bits;
+  MB_INLINE V read(const uint16_t* p) { return load_bf16(p); }
+  MB_INLINE V read_n(const uint16_t* p, int n) { return load_bf16_n(p, n); }
+  MB_INLINE void write(uint16_t* p, V x) { store_bf16(p, x); }
 };
 struct F16 {
   uint16_t bits;
+  MB_INLINE V read(const uint16_t* p) { return load_f16(p); }
+  MB_INLINE V read_n(const uint16_t* p, int n) { return load_f16_n(p, n); }
+  MB_INLINE void write(uint16_t* p, V x) { store_f16(p, x); }
 };
 
-MB_INLINE V load_part(const Bf16* p, int lanes) {
+template <class Stored>
+MB_INLINE V load_part(const Stored* p, int lanes) {
   const uint16_t* bits = reinterpret_cast<const uint16_t*>(p);
-  return lanes == W ? load_bf16(bits) : load_bf16_n(bits, lanes);
+  return lanes == W ? Stored::read(bits) : Stored::read_n(bits, lanes);
 }
-MB_INLINE void store_part(Bf16* p, V x, int lanes) {
+template <class Stored>
+MB_INLINE void store_part(Stored* p, V x, int lanes) {
   uint16_t bits[W];
-  store_bf16(bits, x);
-  memcpy(p, bits, sizeof(Bf16) * static_cast<size_t>(lanes));
-}
-
-MB_INLINE V load_part(const F16* p, int lanes) {
-  const uint16_t* bits = reinterpret_cast<const uint16_t*>(p);
-  return lanes == W ? load_f16(bits) : load_f16_n(bits, lanes);
-}
-MB_INLINE void store_part(F16* p, V x, int lanes) {
-  uint16_t bits[W];
-  store_f16(bits, x);
-  memcpy(p, bits, sizeof(F16) * static_cast<size_t>(lanes));
+  Stored::write(bits, x);
+  memcpy(p, bits, sizeof(Stored) * static_cast<size_t>(lanes));
 }
 
 // What a cache of keys and values may be kept as.
