@@ -80,8 +80,8 @@ class Plan : public Napi::ObjectWrap<Plan> {
   Napi::ObjectReference device;  // keeps the JS Device, and so its executor, alive
 
  private:
-  Napi::Value run(const Napi::CallbackInfo& info);
-  Napi::Value run_here(const Napi::CallbackInfo& info);  // (options) -> Promise
+  Napi::Value run(const Napi::CallbackInfo& info);       // (options) -> Promise
+  Napi::Value run_here(const Napi::CallbackInfo& info);  // () -> whether it ran
   Napi::Value profile(const Napi::CallbackInfo& info);   // () -> Float64Array of seconds
   void cancel(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
