@@ -56,10 +56,10 @@ export function f32ToBf16(value: number): number {
 
 /** The float32 values of many 16-bit numbers at once. */
 export function widened(stored: Uint16Array, dtype: 'bf16' | 'f16'): Float32Array {
-  const widen = dtype === 'f16' ? f16ToF32 : bf16ToF32;
-  const out = new Float32Array(stored.length);
-  for (let i = 0; i < out.length; i++) out[i] = widen(stored[i] as number);
-  return out;
+  if (dtype === 'f16') return Float32Array.from(stored, f16ToF32);
+  const all = new Uint32Array(stored.length);
+  for (let i = 0; i < all.length; i++) all[i] = (stored[i] as number) << 16;
+  return new Float32Array(all.buffer);
 }
 
 /** The nearest 16-bit numbers to many float32 values at once. */
