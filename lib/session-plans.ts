@@ -280,8 +280,8 @@ export class SessionPlans {
   private fuses(rows: number): boolean {
     return this.#architecture.fuses === true && rows <= BLOCK_ROWS;
   }
-  /** Whether `rows` rows run as a single kernel: all blocks of a model on a GPU, up to a head, needed or not. */
+  /** Whether `rows` rows may run as a single kernel on a GPU: all blocks of a model up to a head, needed or not. */
   private decodes(rows: number): boolean {
-    return this.#device.info.backend === 'cuda' && this.fuses(rows);
+    return this.#activations !== undefined && this.fuses(rows);
   }
 }
