@@ -40,14 +40,9 @@ export async function decodingTimes(
     return (performance.now() - start) / 1000;
   };
   const last = prompt.at(-1) ?? 0;
-  if (batch === 1) {
-    return model.withSession(async (session) => ({
-      prefillSeconds: await read(session),
-      seconds: await decoded(session, last, options),
-    }));
-  }
   return model.withSession(async (one) => {
     const prefillSeconds = await read(one);
+    if (batch === 1) return { prefillSeconds, seconds: await decoded(one, last, options) };
     const seconds = await model.withSession(async (session) => {
       await session.clear();
       for (let b = 0; b < batch; b++) await session.takeSequence(b, one);
