@@ -9,24 +9,21 @@ import { type LayerState, mambaBackbone, mambaHead, mambaParams } from '../../li
 import { initialValues } from '../../lib/models/params.ts';
 import { evaluate } from '../../lib/plan.ts';
 import type { Tensor, TypedArray } from '../../lib/tensor.ts';
-import { compare, type Tolerance } from '../support/close.ts';
-import { cpuTargets, cuda, withDevice } from '../support/devices.ts';
+import { compare } from '../support/close.ts';
+import { withDevice } from '../support/devices.ts';
+import { sameAs, targets } from '../support/language-models.ts';
 import { encode } from '../support/poison.ts';
 import { Random } from '../support/random.ts';
-
-const SAME_F32: Tolerance = { rms: 2e-6, worst: 2e-5 };
-/** Both ways round activations to bf16 or 16-bit integers, at different places. */
-const SAME_ROUNDED: Tolerance = { rms: 1e-2, worst: 5e-2 };
 
 const MATRIX = /(\.(in|x|dt|out)_proj|embedding|lm_head)\.weight$/;
 const INT8 = /\.(in|x|out)_proj\.weight$/;
 
-function weightsOn(device: Device, config: ReturnType<typeof completeConfig>, dtype: 'f32' | 'bf16' | 'i8'): Weights {
+function weightsOn(device: Device, config: ReturnType<typeof completeConfig>, dtype: 'f32' | 'bf16' | 'int8'): Weights {
   const weights = new Map<string, Tensor>();
   mambaParams(config).forEach((spec, i) => {
     const { name, shape } = spec;
     const values = initialValues(spec, 4, i).map((v, j) => v + 0.05 * Math.sin(j + i));
-    if (dtype === 'i8' && INT8.test(name)) {
+    if (dtype === 'int8' && INT8.test(name)) {
       const [M = 0, columns = 0] = shape;
       const scale = Float32Array.from(
         { length: M },
@@ -45,18 +42,14 @@ function weightsOn(device: Device, config: ReturnType<typeof completeConfig>, dt
 }
 
 for (const norm of ['layer', 'rms'] as const) {
-  for (const dtype of ['f32', 'bf16', 'i8'] as const) {
-    for (const [backend, target] of [
-      ['ref', undefined] as const,
-      ...cpuTargets().supported.map((s) => ['cpu', s] as const),
-      ...(cuda().info ? [['cuda', undefined] as const] : []),
-    ]) {
+  for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+    for (const on of targets) {
+      const [backend, target] = on;
       test.serial(`the fused block equals its expansion · ${norm} ${dtype} · ${target ?? backend}`, (t) =>
         withDevice(backend, { threads: 2, ...(target ? { target } : {}) }, async (device) => {
           const config = completeConfig({ layers: 2, dModel: 24, dInner: 50, dState: 5, dtRank: 3, norm });
           const weights = weightsOn(device, config, dtype);
-          const rounds = target === 'avx512' || target === 'amx' || backend === 'cuda';
-          const close = rounds && dtype !== 'f32' ? SAME_ROUNDED : SAME_F32;
+          const close = sameAs(dtype, on);
           for (const [B, T] of [
             [1, 1],
             [3, 5],
