@@ -56,10 +56,11 @@ export function f32ToBf16(value: number): number {
 
 /** The float32 values of many 16-bit numbers at once. */
 export function widened(stored: Uint16Array, dtype: 'bf16' | 'f16'): Float32Array {
-  if (dtype === 'f16') return Float32Array.from(stored, f16ToF32);
   const all = new Uint32Array(stored.length);
-  for (let i = 0; i < all.length; i++) all[i] = (stored[i] as number) << 16;
-  return new Float32Array(all.buffer);
+  const values = new Float32Array(all.buffer);
+  if (dtype === 'f16') for (let i = 0; i < all.length; i++) values[i] = f16ToF32(stored[i] as number);
+  else for (let i = 0; i < all.length; i++) all[i] = (stored[i] as number) << 16;
+  return values;
 }
 
 /** The nearest 16-bit numbers to many float32 values at once. */
