@@ -231,6 +231,37 @@ everywhere('sequences of a batch do not touch each other', async (t, device) => 
   }
 });
 
+everywhere(
+  'a row of int8 products has the same bits among any others, and sums of the largest numbers hold',
+  async (t, device) => {
+    const random = new Random(29);
+    const [M, K] = [33, 4100];
+    const weights = random
+      .integers(M * K, -127, 128)
+      .fill(127, 0, K)
+      .fill(-127, K, 2 * K);
+    const fixed = {
+      weight: given('i8', [M, K], weights),
+      scale: given(
+        'f32',
+        [M],
+        Array.from({ length: M }, (_, m) => 1 + m / M),
+      ),
+    };
+    const x = random.normal(32 * K).fill(1, 0, K);
+    const run = async (from: number, to: number) => {
+      const ins = { ...fixed, x: given('f32', [to - from, K], x.slice(from * K, to * K)) };
+      return values(await runCase(device, op('linear', { y: blank([to - from, M]) }, ins, {})), 'y');
+    };
+    const alone: number[] = [];
+    for (let r = 0; r < 32; r++) alone.push(...(await run(r, r + 1)));
+    for (const R of [2, 3, 4, 5, 7, 8, 9, 12, 16, 23, 32])
+      t.deepEqual([...(await run(0, R))], alone.slice(0, R * M), `${R} rows`);
+    const largest = [127 * K, -127 * K * (1 + 1 / M)];
+    t.is(compare(alone.slice(0, 2), largest, TOLERANCES.i8), undefined);
+  },
+);
+
 for (const target of supported) {
   test.serial(`any number of threads and every run give the same bits · ${target}`, async (t) => {
     const chosen = [...casesByOp].flatMap(([, list]) => list.filter((_, i) => i % 16 === 0 || i === list.length - 1));

@@ -7,9 +7,9 @@
 // Formats by weight dtype:
 //   f32   f32 products everywhere.
 //   bf16  AVX-512: activations rounded to bf16, products by vdpbf16ps. Elsewhere: weights widened, f32 products.
-//   i8    AVX-512: activations quantised per row to 16-bit integers x = s (256 hi + lo), hi and lo signed bytes, s =
-//         absmax / 32639; exact integer products by vpdpbusd with the weights as w + 128, the surplus 128 x taken off
-//         in advance. The only error is the rounding of x to 16 bits. Elsewhere: weights widened, f32 products.
+//   i8    AVX-512: activations quantised per row to 16-bit integers, x = s q, s = absmax / 32639, and their products
+//         with the weights summed exactly. The only errors are the rounding of x to 16 bits and one of the sum, so that
+//         all ways to it give the same bits. Elsewhere: weights widened, f32 products.
 #pragma once
 
 namespace mb::cpu::MB_TARGET {
@@ -90,9 +90,11 @@ struct DotWiden {
   struct Acc {
     V sum;
   };
-  static constexpr int kStep = W;
-  // Weight rows held at once for 1, 2 and 4 activation rows: what the registers allow.
+  static constexpr int kStep = W, kInputBytes = 4;
+  static constexpr int64_t kMostColumns = 0;  // that one sum holds; 0: any number
+  // Weight rows held at once for 1, 2, 4 and 8 activation rows: what the registers allow.
   static constexpr int kRows1 = W == 16 ? 16 : 8, kRows2 = W == 16 ? 8 : 4, kRows4 = W == 16 ? 4 : 2;
+  static constexpr int kRows8 = W == 16 ? 2 : 1;
 
   MB_INLINE V weights(const float* p) { return load(p); }
   MB_INLINE V weights(const uint16_t* p) { return load_bf16(p); }
@@ -134,8 +136,9 @@ struct DotBf16 {
   struct Acc {
     __m512 sum;
   };
-  static constexpr int kStep = 32;
-  static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4;
+  static constexpr int kStep = 32, kInputBytes = 2;
+  static constexpr int64_t kMostColumns = 0;
+  static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4, kRows8 = 2;
 
   MB_INLINE __m512i weights(const uint16_t* p) { return _mm512_loadu_si512(p); }
   MB_INLINE __m512i weights_n(const uint16_t* p, int n) {
@@ -152,7 +155,6 @@ struct DotBf16 {
     for (int m = 0; m < 16; m++) parts[m] = {acc[m].sum};
     sum_lanes(parts, sums);
   }
-  MB_INLINE float scale(const char*) { return 1.0f; }
 
   // Rows are padded with zeros to whole steps.
   static int64_t row_bytes(int64_t k) { return round_up(k, kStep) * 2; }
@@ -176,14 +178,47 @@ MB_INLINE void dot_bytes(__m512i& acc, __m512i u, __m512i x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(x));
 }
 
-struct DotI8 {
+MB_INLINE __m512 rounded(__m512d first, __m512d second) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(first)), _mm512_cvtpd_ps(second), 1);
+}
+
+// How a row is taken as 16-bit integers.
+struct DotScale {
+  float scale, inverse;
+  static DotScale of(const float* x, int64_t k) {
+    V largest = zero(), poison = zero();
+    const auto weigh = [&](V v) __attribute__((always_inline)) {
+      largest = max({_mm512_abs_ps(v.v)}, largest);
+      poison = fma(v, zero(), poison);  // NaN once any value is not finite
+    };
+    const int64_t even = k - k % W;
+    for (int64_t j = 0; j < even; j += W) weigh(load(x + j));
+    if (even < k) weigh(load_n(x + even, static_cast<int>(k - even)));
+    const float absmax = reduce_max(largest);
+    // 127 * 256 + 127, so that hi stays a signed byte. Rows smaller than 1e-30 count as zero: 1 / s would overflow.
+    return {absmax / 32639.0f + reduce_add(poison), absmax > 1e-30f ? 32639.0f / absmax : 0.0f};
+  }
+};
+// 64 numbers, or the n that are left and zeros, as integers.
+MB_INLINE void quantize64(const float* x, int64_t n, const DotScale& s, __m512i (&q)[4]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const V v = n >= 64 ? load(x + 16 * i) : load_n(x + 16 * i, static_cast<int>(max64(0, min64(n - 16 * i, 16))));
+    q[i] = _mm512_cvtps_epi32((v * set1(s.inverse)).v);
+  }
+}
+
+// q in two signed bytes, 256 hi + lo, multiplied by vpdpbusd with the weights as w + 128; the surplus 128 q is taken
+// off in advance. For few rows of activations: weights need no widening. Matrix tiles take bytes too (dot_amx-inl.h).
+struct DotBytes {
   using Elem = int8_t;
   using Weights = __m512i;
   struct Acc {
     __m512i high, low;
   };
-  static constexpr int kStep = 64;
-  static constexpr int kRows1 = 8, kRows2 = 4, kRows4 = 2;
+  static constexpr int kStep = 64, kInputBytes = 2;
+  static constexpr int64_t kMostColumns = 0;
+  static constexpr int kRows1 = 8, kRows2 = 4, kRows4 = 2, kRows8 = 0;  // eight are for DotWords
   // A prepared row: the negated surplus of every lane for hi and lo (64 bytes each), the scale (64 bytes), then hi and
   // lo bytes by turns, 64 each.
   static constexpr int64_t kHead = 192;
@@ -197,8 +232,13 @@ struct DotI8 {
     dot_bytes(acc.low, w, _mm512_loadu_si512(x + kHead + 2 * j + 64));
   }
   MB_INLINE void step_n(Acc& acc, __m512i w, const char* x, int64_t j, int) { step(acc, w, x, j); }
+  // 256 high + low, rounded once.
   MB_INLINE V join_parts(__m512i high, __m512i low) {
-    return {_mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low))};
+    const auto joined = [](__m256i h, __m256i l) __attribute__((always_inline)) {
+      return _mm512_fmadd_pd(_mm512_cvtepi32_pd(h), _mm512_set1_pd(256.0), _mm512_cvtepi32_pd(l));
+    };
+    return {rounded(joined(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low)),
+                    joined(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1)))};
   }
   // Lanes are summed as integers, exactly, as matrix tiles do.
   MB_INLINE void sum_tile(const Acc (&acc)[16], const char* x, float* sums) {
@@ -224,28 +264,11 @@ struct DotI8 {
   }
 
   static void prepare_row(const float* x, int64_t k, char* to) {
-    V largest = zero(), poison = zero();
-    const auto weigh = [&](V v) __attribute__((always_inline)) {
-      largest = max({_mm512_abs_ps(v.v)}, largest);
-      poison = fma(v, zero(), poison);  // NaN once any value is not finite
-    };
-    const int64_t even = k - k % W;
-    for (int64_t j = 0; j < even; j += W) weigh(load(x + j));
-    if (even < k) weigh(load_n(x + even, static_cast<int>(k - even)));
-    const float absmax = reduce_max(largest);
-    // 127 * 256 + 127, so that hi stays a signed byte. Rows smaller than 1e-30 count as zero: 1 / s would overflow.
-    const V inverse = set1(absmax > 1e-30f ? 32639.0f / absmax : 0.0f);
-    const float scale = absmax / 32639.0f + reduce_add(poison);
+    const DotScale s = DotScale::of(x, k);
     __m512i sum_high = _mm512_setzero_si512(), sum_low = _mm512_setzero_si512();
     for (int64_t j = 0; j < k; j += kStep) {
       __m512i q[4];
-      const bool whole = k - j >= kStep;
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) {
-        const float* p = x + j + 16 * i;
-        const V v = whole ? load(p) : load_n(p, static_cast<int>(max64(0, min64(k - j - 16 * i, 16))));
-        q[i] = _mm512_cvtps_epi32((v * inverse).v);
-      }
+      quantize64(x + j, k - j, s, q);
       // Packing takes 128 bits of either operand by turns; the permutation puts the groups of four bytes back in order.
       const __m512i a = _mm512_packs_epi32(q[0], q[1]), b = _mm512_packs_epi32(q[2], q[3]);
       const __m512i low_a = _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8);
@@ -264,20 +287,114 @@ struct DotI8 {
     }
     _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sum_high));
     _mm512_storeu_si512(to + 64, _mm512_sub_epi32(_mm512_setzero_si512(), sum_low));
-    memcpy(to + 128, &scale, 4);
+    memcpy(to + 128, &s.scale, 4);
+  }
+};
+
+// acc + pairs of products of 16-bit integers; in assembly as dot_bytes is.
+MB_INLINE void dot_words(__m512i& acc, __m512i w, __m512i x) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+}
+
+// q as it is, multiplied by vpdpwssd with the weights widened to 16 bits. For eight rows of activations and more, which
+// share the widening: one sum where bytes need two.
+struct DotWords {
+  using Elem = int8_t;
+  struct Weights {
+    __m512i first, second;
+  };
+  struct Acc {
+    __m512i sum;
+  };
+  // Exact sums of 16 weight rows.
+  struct Total {
+    __m512d first, second;
+  };
+  static constexpr int kStep = 64, kInputBytes = 2;
+  static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4, kRows8 = 2;
+  // Of this many columns, sums of four lanes, each of up to 64 pairs of products 128 * 32639, stay below 2^31.
+  static constexpr int64_t kMostColumns = 2048;
+  static constexpr int64_t kHead = 64;  // a prepared row: the scale, then q
+
+  MB_INLINE __m512i widen(__m256i w) { return _mm512_cvtepi8_epi16(w); }
+  MB_INLINE Weights weights(const int8_t* p) {
+    const __m256i* halves = reinterpret_cast<const __m256i*>(p);
+    return {widen(_mm256_loadu_si256(halves)), widen(_mm256_loadu_si256(halves + 1))};
+  }
+  MB_INLINE Weights weights_n(const int8_t* p, int n) {
+    const __m512i w = _mm512_maskz_loadu_epi8(first_n64(n), p);
+    return {widen(_mm512_castsi512_si256(w)), widen(_mm512_extracti64x4_epi64(w, 1))};
+  }
+  MB_INLINE Acc start(const char*) { return {_mm512_setzero_si512()}; }
+  MB_INLINE void step(Acc& acc, Weights w, const char* x, int64_t j) {
+    dot_words(acc.sum, w.first, _mm512_loadu_si512(x + kHead + 2 * j));
+    dot_words(acc.sum, w.second, _mm512_loadu_si512(x + kHead + 2 * j + 64));
+  }
+  MB_INLINE void step_n(Acc& acc, Weights w, const char* x, int64_t j, int) { step(acc, w, x, j); }
+
+  MB_INLINE Total none() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+  MB_INLINE void add_tile(const Acc (&acc)[16], Total& total) {
+    __m512i pair[8], quad[4];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      const __m512i a = acc[2 * i].sum, b = acc[2 * i + 1].sum;
+      pair[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const __m512i a = pair[2 * i], b = pair[2 * i + 1];
+      quad[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    // Every 128 bits of quad[i] hold a part of the sums of weight rows 4 i to 4 i + 3.
+    const auto halves = [](__m512i q) __attribute__((always_inline)) {
+      return _mm512_add_pd(_mm512_cvtepi32_pd(_mm512_castsi512_si256(q)),
+                           _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(q, 1)));
+    };
+    const auto sums = [&](__m512i low, __m512i high) __attribute__((always_inline)) {
+      const __m512d a = halves(low), b = halves(high);
+      return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
+    };
+    total.first = _mm512_add_pd(total.first, sums(quad[0], quad[1]));
+    total.second = _mm512_add_pd(total.second, sums(quad[2], quad[3]));
+  }
+  MB_INLINE void finish(const Total& total, const char* x, float* sums) {
+    float scale;
+    memcpy(&scale, x, 4);
+    store(sums, V{rounded(total.first, total.second)} * set1(scale));
+  }
+
+  static int64_t row_bytes(int64_t k) { return kHead + 2 * round_up(k, kStep); }
+  static DotInput prepare(const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
+    const int64_t bytes = row_bytes(k);
+    for (int64_t r = 0; r < rows; r++) prepare_row(x + r * stride, k, to + r * bytes);
+    return {to, bytes, rows, k};
+  }
+  static void prepare_row(const float* x, int64_t k, char* to) {
+    const DotScale s = DotScale::of(x, k);
+    memcpy(to, &s.scale, 4);
+    // Packing takes 128 bits of either operand by turns.
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    for (int64_t j = 0; j < k; j += kStep) {
+      __m512i q[4];
+      quantize64(x + j, k - j, s, q);
+      char* block = to + kHead + 2 * j;
+      _mm512_storeu_si512(block, _mm512_permutexvar_epi64(order, _mm512_packs_epi32(q[0], q[1])));
+      _mm512_storeu_si512(block + 64, _mm512_permutexvar_epi64(order, _mm512_packs_epi32(q[2], q[3])));
+    }
   }
 };
 
 #else
 using DotBf16 = DotWiden<uint16_t>;
-using DotI8 = DotWiden<int8_t>;
+using DotBytes = DotWiden<int8_t>;
+using DotWords = DotWiden<int8_t>;
 #endif
 using DotF32 = DotWiden<float>;
 
 // parts[r][m] for MR weight rows and RR activation rows.
 template <class F, int MR, int RR, bool kFetch>
 MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x, int64_t x_bytes, int64_t k,
-                        typename F::Acc (*parts)[kTileRows]) {
+                        const char* fetch, typename F::Acc (*parts)[kTileRows]) {
   using Elem = typename F::Elem;
   // Four rows share a pointer, so that 16 rows fit the integer registers.
   constexpr int kGroup = MR < 4 ? MR : 4, kGroups = MR / kGroup;
@@ -297,7 +414,7 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
   // Memory gives soonest what lies in order. Rows of bytes are so short that the rows behind these can be fetched like
   // that; of wider weights as many would not fit the first-level cache.
-  const char* fetch = reinterpret_cast<const char*>(w) + kPrefetchInOrder;
+  fetch += kPrefetchInOrder;
   for (int64_t j = 0; j < whole; j += F::kStep) {
     const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16
@@ -337,20 +454,61 @@ template <class F, int MR, int RR, bool kFetch>
 __attribute__((noinline)) void dot_tile(const typename F::Elem* w, int64_t stride, const char* x, int64_t x_bytes,
                                         int64_t k, float (*sums)[kTileRows]) {
   typename F::Acc parts[RR][kTileRows];
+  const auto multiply = [&](int64_t from, int64_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-  for (int m = 0; m < kTileRows; m += MR) {
-    typename F::Acc some[RR][kTileRows];
-    dot_rows<F, MR, RR, kFetch>(w + m * stride, stride, x, x_bytes, k, some);
+    for (int m = 0; m < kTileRows; m += MR) {
+      typename F::Acc some[RR][kTileRows];
+      const char* fetch = reinterpret_cast<const char*>(w + m * stride + MR * from);
+      dot_rows<F, MR, RR, kFetch>(w + m * stride + from, stride, x + from * F::kInputBytes, x_bytes, n, fetch, some);
 #pragma GCC unroll 16
-    for (int r = 0; r < RR; r++) {
+      for (int r = 0; r < RR; r++) {
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; i++) parts[r][m + i] = some[r][i];
+        for (int i = 0; i < MR; i++) parts[r][m + i] = some[r][i];
+      }
+    }
+  };
+  if constexpr (F::kMostColumns > 0) {
+    typename F::Total totals[RR];
+    for (int r = 0; r < RR; r++) totals[r] = F::none();
+    for (int64_t from = 0; from < k; from += F::kMostColumns) {
+      multiply(from, min64(k - from, F::kMostColumns));
+#pragma GCC unroll 8
+      for (int r = 0; r < RR; r++) F::add_tile(parts[r], totals[r]);
+    }
+    for (int r = 0; r < RR; r++) F::finish(totals[r], x + r * x_bytes, sums[r]);
+  } else {
+    multiply(0, k);
+#pragma GCC unroll 8
+    for (int r = 0; r < RR; r++) F::sum_tile(parts[r], x + r * x_bytes, sums[r]);
+  }
+}
+
+// As many activation rows from r on as go together; returns how many those are.
+template <class F>
+MB_INLINE int64_t dot_next_rows(const typename F::Elem* w, int64_t stride, const DotInput& x, int64_t r,
+                                float (*sums)[kTileRows]) {
+  const char* row = x.data + r * x.row_bytes;
+  const int64_t left = x.rows - r;
+  if constexpr (F::kRows8 > 0) {
+    if (left >= 8) {
+      if (r == 0) {
+        dot_tile<F, F::kRows8, 8, true>(w, stride, row, x.row_bytes, x.k, sums);
+      } else {
+        dot_tile<F, F::kRows8, 8, false>(w, stride, row, x.row_bytes, x.k, sums);
+      }
+      return 8;
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < RR; r++) {
-    F::sum_tile(parts[r], x + r * x_bytes, sums[r]);
+  if (left >= 4) {
+    dot_tile<F, F::kRows4, 4, true>(w, stride, row, x.row_bytes, x.k, sums);
+    return 4;
   }
+  if (left >= 2) {
+    dot_tile<F, F::kRows2, 2, true>(w, stride, row, x.row_bytes, x.k, sums);
+    return 2;
+  }
+  dot_tile<F, F::kRows1, 1, true>(w, stride, row, x.row_bytes, x.k, sums);
+  return 1;
 }
 
 // Where the sums go: y[r * stride + m] = scale[m] * sum + bias[m] + add[r * add_stride + m]; the last three may be
@@ -378,54 +536,44 @@ MB_INLINE void dot_store(const DotOutput& out, const float* sums, int64_t r, int
 }
 
 #if MB_LEVEL == MB_LEVEL_avx512
-// Weight rows of kBytes = 16 or 32 bytes that lie without gaps (dt_proj of small models) fill a register several at a
-// time; `repeat` gives the activations in the same arrangement.
+// bf16 weight rows of kBytes = 16 or 32 bytes that lie without gaps (dt_proj of small models) fill a register several
+// at a time; `repeat` gives the activations in the same arrangement.
 MB_INLINE __m512i repeat(const char* p, int bytes) {
   if (bytes == 16) return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 template <int kBytes>
-MB_INLINE V narrow_products(const uint16_t* w, const char* x) {
-  return {_mm512_dpbf16_ps(_mm512_setzero_ps(), as_bf16(DotBf16::weights(w)), as_bf16(repeat(x, kBytes)))};
-}
-template <int kBytes>
-MB_INLINE V narrow_products(const int8_t* w, const char* x) {
-  DotI8::Acc acc{repeat(x, kBytes), repeat(x + 64, kBytes)};
-  const __m512i weights = DotI8::weights(w);
-  dot_bytes(acc.high, weights, repeat(x + DotI8::kHead, kBytes));
-  dot_bytes(acc.low, weights, repeat(x + DotI8::kHead + 64, kBytes));
-  return DotI8::join_parts(acc.high, acc.low);
-}
-
-template <class F, int kBytes>
-MB_INLINE void narrow_tile(const typename F::Elem* w, const char* x, float* sums) {
-  constexpr int kVectors = kBytes / 4, kStep = 64 / sizeof(*w);
+MB_INLINE void narrow_tile(const uint16_t* w, const char* x, float* sums) {
+  constexpr int kVectors = kBytes / 4, kStep = 32;
+  const __m512bh repeated = as_bf16(repeat(x, kBytes));
   V parts[kVectors];
 #pragma GCC unroll 8
-  for (int i = 0; i < kVectors; i++) parts[i] = narrow_products<kBytes>(w + i * kStep, x);
+  for (int i = 0; i < kVectors; i++) {
+    parts[i] = {_mm512_dpbf16_ps(_mm512_setzero_ps(), as_bf16(DotBf16::weights(w + i * kStep)), repeated)};
+  }
   V y = fold(parts);  // lane 4 j + i: the sum of the j-th quarter of parts[i]
   __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   if constexpr (kBytes == 32) {
     y = {join_two(y.v, fold(parts + 4).v)};
     order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   }
-  store(sums, V{_mm512_permutexvar_ps(order, y.v)} * set1(F::scale(x)));
+  store(sums, V{_mm512_permutexvar_ps(order, y.v)});
 }
 
 // Bytes of a row where narrow_tile fits, else 0.
 static int narrow_bytes(const Tensor& weight) {
-  const int64_t bytes = weight.cols() * dtype_size(weight.dtype);
+  const int64_t bytes = weight.cols() * 2;
   const bool tight = weight.row_stride == weight.cols() && weight.rows() >= kTileRows;
-  return weight.dtype != DType::f32 && tight && (bytes == 16 || bytes == 32) ? static_cast<int>(bytes) : 0;
+  return weight.dtype == DType::bf16 && tight && (bytes == 16 || bytes == 32) ? static_cast<int>(bytes) : 0;
 }
 
-template <class F, int kBytes>
+template <int kBytes>
 static void dot_narrow(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   for (int64_t m = begin; m < end; m += kTileRows) {
     const int64_t from = min64(m, weight.rows() - kTileRows);
     for (int64_t r = 0; r < x.rows; r++) {
       float sums[kTileRows];
-      narrow_tile<F, kBytes>(weight.row<typename F::Elem>(from), x.data + r * x.row_bytes, sums);
+      narrow_tile<kBytes>(weight.row<uint16_t>(from), x.data + r * x.row_bytes, sums);
       dot_store(out, sums + (m - from), r, m, min64(kTileRows, end - m));
     }
   }
@@ -437,10 +585,10 @@ __attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x
                                          const DotOutput& out) {
   using Elem = typename F::Elem;
 #if MB_LEVEL == MB_LEVEL_avx512
-  if constexpr (sizeof(Elem) < 4) {
+  if constexpr (sizeof(Elem) == 2) {
     const int narrow = narrow_bytes(weight);
-    if (narrow == 16) return dot_narrow<F, 16>(weight, x, begin, end, out);
-    if (narrow == 32) return dot_narrow<F, 32>(weight, x, begin, end, out);
+    if (narrow == 16) return dot_narrow<16>(weight, x, begin, end, out);
+    if (narrow == 32) return dot_narrow<32>(weight, x, begin, end, out);
   }
 #endif
   const int64_t m_count = weight.rows(), stride = weight.row_stride;
@@ -451,23 +599,9 @@ __attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x
     for (int64_t one = 0; one < (m_count >= kTileRows ? 1 : n); one++) {
       const Elem* w = weight.row<Elem>(from + one);
       const int64_t s = m_count >= kTileRows ? stride : 0;
-      float sums[4][kTileRows];
+      float sums[8][kTileRows];
       for (int64_t r = 0; r < x.rows;) {
-        const char* xr = x.data + r * x.row_bytes;
-        int64_t done = 1;
-        if (x.rows - r >= 4) {
-          done = 4;
-          if (r == 0) {
-            dot_tile<F, F::kRows4, 4, true>(w, s, xr, x.row_bytes, x.k, sums);
-          } else {
-            dot_tile<F, F::kRows4, 4, false>(w, s, xr, x.row_bytes, x.k, sums);
-          }
-        } else if (x.rows - r >= 2) {
-          done = 2;
-          dot_tile<F, F::kRows2, 2, true>(w, s, xr, x.row_bytes, x.k, sums);
-        } else {
-          dot_tile<F, F::kRows1, 1, true>(w, s, xr, x.row_bytes, x.k, sums);
-        }
+        const int64_t done = dot_next_rows<F>(w, s, x, r, sums);
         for (int64_t i = 0; i < done; i++) {
           if (s == 0) {
             dot_store(out, sums[i], r + i, m + one, 1);

@@ -1,6 +1,6 @@
 // Few activation rows times many weight rows on Intel's matrix tiles. 16 weight rows by 64 bytes are a tile as they lie
 // in memory, so nothing is packed but the activations: their tiles hold one 32-bit group of k (two bf16 or four bytes)
-// a row and one activation row a column. i8 weights take two columns an activation row, hi and lo of DotI8.
+// a row and one activation row a column. i8 weights take two columns an activation row, hi and lo of DotBytes.
 #pragma once
 #include "dot-inl.h"
 
@@ -75,13 +75,13 @@ MB_INLINE void amx_pack_few(const DotInput& x, const AmxFew& s, char* to) {
 }
 
 static int64_t amx_few_bytes(DType weight, int64_t rows, int64_t k) {
-  const int64_t row = weight == DType::bf16 ? DotBf16::row_bytes(k) : DotI8::row_bytes(k);
+  const int64_t row = weight == DType::bf16 ? DotBf16::row_bytes(k) : DotBytes::row_bytes(k);
   return rows * row + AmxFew(weight, rows, k).bytes();
 }
 
 static DotInput amx_prepare(DType weight, const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
   const AmxFew s(weight, rows, k);
-  char* tiles = to + rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : DotI8::row_bytes(k));
+  char* tiles = to + rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : DotBytes::row_bytes(k));
   DotInput input;
   if (weight == DType::bf16) {
     input = DotBf16::prepare(x, stride, rows, k, to);
@@ -91,8 +91,8 @@ static DotInput amx_prepare(DType weight, const float* x, int64_t stride, int64_
       amx_pack_few<DotBf16, 1, 0>(input, s, tiles);
     }
   } else {
-    input = DotI8::prepare(x, stride, rows, k, to);
-    amx_pack_few<DotI8, 2, DotI8::kHead>(input, s, tiles);
+    input = DotBytes::prepare(x, stride, rows, k, to);
+    amx_pack_few<DotBytes, 2, DotBytes::kHead>(input, s, tiles);
   }
   input.tiles = tiles;
   return input;
@@ -200,14 +200,14 @@ MB_INLINE void amx_i8_store(const float* tile, const DotInput& x, int64_t first_
   const int64_t rows = min64(8, x.rows - first_row);
   alignas(64) float scales[W] = {};
   for (int64_t r = 0; r < rows; r++) {
-    scales[r] = scales[8 + r] = DotI8::scale(x.data + (first_row + r) * x.row_bytes);
+    scales[r] = scales[8 + r] = DotBytes::scale(x.data + (first_row + r) * x.row_bytes);
   }
   const V scale = load(scales);
   V t[8], u[8];  // eight activation rows of two weight rows each
   MB_UNROLL
   for (int i = 0; i < 8; i++) {
     const __m512i a = _mm512_load_si512(tile + 32 * i), b = _mm512_load_si512(tile + 32 * i + 16);
-    t[i] = DotI8::join_parts(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee)) * scale;
+    t[i] = DotBytes::join_parts(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xee)) * scale;
   }
   // A round takes even and odd lanes of two neighbours apart: it makes the lowest bit of the lane the highest of the
   // number, and the lowest bit of the number the highest of the lane. After three the number is the activation row.

@@ -6,13 +6,18 @@
 
 namespace mb::cpu::MB_TARGET {
 
+// Which of the two formats for i8 weights suits a number of rows.
+MB_INLINE bool dot_by_bytes(DType weight, int64_t rows) { return weight == DType::i8 && rows < 8; }
+
 // Scratch for prepared activations, enough for every format.
 static int64_t dot_input_bytes(DType weight, int64_t rows, int64_t k) {
   if (weight != DType::bf16 && weight != DType::i8) return rows * DotF32::row_bytes(k);
 #ifdef MB_TILES
   return round_up(amx_few_bytes(weight, rows, k), 64);
 #else
-  return round_up(rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : DotI8::row_bytes(k)), 64);
+  return round_up(
+      rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : max64(DotBytes::row_bytes(k), DotWords::row_bytes(k))),
+      64);
 #endif
 }
 
@@ -22,7 +27,8 @@ static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride
   if (amx_few(weight, rows)) return amx_prepare(weight.dtype, x, stride, rows, k, to);
 #endif
   if (weight.dtype == DType::bf16) return DotBf16::prepare(x, stride, rows, k, to);
-  if (weight.dtype == DType::i8) return DotI8::prepare(x, stride, rows, k, to);
+  if (dot_by_bytes(weight.dtype, rows)) return DotBytes::prepare(x, stride, rows, k, to);
+  if (weight.dtype == DType::i8) return DotWords::prepare(x, stride, rows, k, to);
   return DotF32::prepare(x, stride, rows, k, to);
 }
 
@@ -32,7 +38,8 @@ static void dot_run(const Tensor& weight, const DotInput& x, int64_t begin, int6
   if (x.tiles) return amx_few_run(weight, x, begin, end, out);
 #endif
   if (weight.dtype == DType::bf16) return dot_range<DotBf16>(weight, x, begin, end, out);
-  if (weight.dtype == DType::i8) return dot_range<DotI8>(weight, x, begin, end, out);
+  if (dot_by_bytes(weight.dtype, x.rows)) return dot_range<DotBytes>(weight, x, begin, end, out);
+  if (weight.dtype == DType::i8) return dot_range<DotWords>(weight, x, begin, end, out);
   dot_range<DotF32>(weight, x, begin, end, out);
 }
 
