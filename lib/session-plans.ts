@@ -116,6 +116,8 @@ function matricesOf(config: ModelConfig, weights: Weights): (DType | undefined)[
 export class SessionPlans {
   /** Chunks that lengths are made of, large ones first; the last is 1. */
   readonly sizes: readonly number[];
+  /** Rows that a plan has at most. */
+  readonly rows: number;
   readonly #device: Device;
   readonly #architecture: Architecture<ModelConfig>;
   readonly #config: ModelConfig;
@@ -136,8 +138,8 @@ export class SessionPlans {
     this.#batch = batch;
     this.#arena = new Arena(device);
     const { backend } = device.info;
-    const rows = MOST_ROWS[backend];
-    const fitting = chunksWithin(rows).filter((size) => size * batch <= rows);
+    this.rows = MOST_ROWS[backend];
+    const fitting = chunksWithin(this.rows).filter((size) => size * batch <= this.rows);
     const whole = fitting.map((size) => Math.max(period, size - (size % period)));
     this.sizes = [...new Set([...whole, 1])];
     this.#activations = activationsOf(device, config, weights);

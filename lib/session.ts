@@ -322,9 +322,10 @@ export class Session {
       for (let at = 0; at < steps; ) {
         signal?.throwIfAborted();
         const skips = at < skipped;
+        const spans = skips ? 0 : (this.#memory.spannable?.(steps - at, this.#plans.rows) ?? 0);
         const most = skips ? skipped - at : Math.min(steps - at, this.stretch);
-        const size = this.#plans.sizes.find((chunk) => at >= singles && chunk <= most) ?? 1;
-        const result = await this.runChunk(skips ? 'skip' : output, size, rows, at);
+        const size = spans || (this.#plans.sizes.find((chunk) => at >= singles && chunk <= most) ?? 1);
+        const result = await this.runChunk(skips ? 'skip' : output, size, rows, at, spans > 0);
         use?.(at, result);
         at += size;
       }
@@ -340,17 +341,19 @@ export class Session {
     size: number,
     rows: readonly ArrayLike<number>[],
     at: number,
+    spans: boolean,
   ): Promise<Float32Array> {
-    const passage = output === 'skip' ? this.#memory.skipping : undefined;
+    const passage = output === 'skip' ? this.#memory.skipping : spans ? this.#memory.spanning : undefined;
     const chunk = await this.#plans.chunk(output, size, passage ?? this.#memory.reading(size));
     this.#verified = 0;
     const from = (start: number) =>
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
     this.#device.write(chunk.ids, from(at));
     if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
-    if (output !== 'skip') await this.prepare();
+    if (!passage) await this.prepare();
     await chunk.plan.run();
     if (output === 'skip') this.#memory.skipped?.(size);
+    else if (spans) this.#memory.spanned?.(size);
     else this.#memory.advanced(size);
     return chunk.output ? (chunk.plan.read(chunk.output) as Float32Array) : new Float32Array(0);
   }

@@ -74,9 +74,10 @@ export class State {
       .map((_, i) => view.getUint32(4 + i * 4, true))
       .join(', ');
     const [pending, position] = [view.getInt32(24, true), view.getUint32(28, true)];
-    const length = 4 * floats(config, position - (pending < 0 ? 0 : 1));
-    if (got !== want || bytes.length !== HEADER_BYTES + length) {
-      throw new ModelFormatError(expected(where, names, `be (${want})`, `(${got}) in ${bytes.length} bytes`));
+    const length = HEADER_BYTES + 4 * floats(config, position - (pending < 0 ? 0 : 1));
+    if (got !== want || bytes.length !== length) {
+      const hint = got === want ? `The state takes ${length} bytes: some are missing or too many.` : undefined;
+      throw new ModelFormatError(expected(where, names, `be (${want})`, `(${got}) in ${bytes.length} bytes`, hint));
     }
     if (pending >= config.vocab)
       throw new ModelFormatError(expected(where, 'the pending byte', 'be a class', `${pending}`));

@@ -106,6 +106,11 @@ test.serial('generate goes on from a saved state as if it had never stopped', as
   const rest = await greedy('--max-bytes', '14', '--state-in', state);
   t.is(rest.code, 0, rest.err);
   t.deepEqual([...first.out, ...rest.out], [...whole.out]);
+
+  const cut = fileOf('cut.bin', readFileSync(state).subarray(0, 100));
+  const refused = await greedy('--max-bytes', '14', '--state-in', cut);
+  t.is(refused.code, 1);
+  t.regex(refused.err, /cut\.bin: state: .* in 100 bytes\. The state takes \d+ bytes/);
 });
 
 test.serial('Ctrl-C ends a generation with what there is, a newline and exit code 130', async (t) => {
@@ -122,6 +127,15 @@ test.serial('Ctrl-C ends a generation with what there is, a newline and exit cod
   // All that was made is counted; the last newline is only added where the text did not end in one.
   const counts = [out.length - 1, out.length].map((n) => n.toLocaleString('en-US'));
   t.regex(err, new RegExp(`^(${counts.join('|')}) bytes in`));
+});
+
+test.serial('Ctrl-C ends the wait for a prompt', async (t) => {
+  const child = start(generate('-'));
+  // More than a pipe holds: when it is gone, the prompt is being read.
+  child.stdin?.write(Buffer.alloc(4e6, 97), () => child.kill('SIGINT'));
+  const { code, text, err } = await finished(child);
+  t.is(code, 130);
+  t.is(text + err, '');
 });
 
 test.serial('SIGTERM ends a generation with exit code 143', async (t) => {

@@ -1,7 +1,9 @@
 import { readFile } from 'node:fs/promises';
+import { addAbortSignal } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
 import { Command, Option } from 'commander';
 import { reading } from '../data/files.ts';
+import { ModelFormatError } from '../errors.ts';
 import type { GenerateResult, GenerateStats } from '../generate/generation.ts';
 import type { GenerateOptions } from '../generate/options.ts';
 import type { Model } from '../model.ts';
@@ -79,7 +81,7 @@ async function generate(argument: string | undefined, flags: GenerateFlags, sign
   if (flags.logprobs && !flags.json) throw new UsageError('--logprobs needs --json');
   if (flags.json && (flags.raw || flags.echo)) throw new UsageError('--json goes without --raw and --echo');
   if (flags.stateOut !== undefined) await assertWritable(flags.stateOut);
-  const prompt = await readPrompt(argument, flags);
+  const prompt = await readPrompt(argument, flags, signal);
   using model = await openModel(flags.model, flags, signal);
   using draft = await openDraft(flags, signal);
   const state = await openState(model, flags);
@@ -93,13 +95,27 @@ async function generate(argument: string | undefined, flags: GenerateFlags, sign
   if (!flags.quiet && !readerHasGone(signal)) aside(figures(result.stats));
 }
 
-async function readPrompt(argument: string | undefined, flags: GenerateFlags): Promise<string | Uint8Array> {
+async function readPrompt(
+  argument: string | undefined,
+  flags: GenerateFlags,
+  signal: AbortSignal,
+): Promise<string | Uint8Array> {
   if (argument !== undefined && flags.prompt !== undefined) throw new UsageError('the prompt is given twice');
   const given = argument ?? flags.prompt;
   if (given !== undefined && given !== '-') return given;
-  if (given === '-' || (!process.stdin.isTTY && flags.stateIn === undefined)) return buffer(process.stdin);
+  if (given === '-' || (!process.stdin.isTTY && flags.stateIn === undefined)) return readStdin(signal);
   if (flags.stateIn !== undefined) return '';
   throw new UsageError('a prompt is missing: pass one, or "-" to read it from stdin');
+}
+
+/** All that comes, unless the wait for it is interrupted. */
+async function readStdin(signal: AbortSignal): Promise<Uint8Array> {
+  try {
+    return await buffer(addAbortSignal(signal, process.stdin));
+  } catch (error) {
+    signal.throwIfAborted();
+    throw error;
+  }
 }
 
 /** What `--draft` names; a small model is quickest on one thread. */
@@ -112,8 +128,14 @@ async function openDraft({ draft, device }: GenerateFlags, signal: AbortSignal) 
 
 async function openState(model: Model, flags: GenerateFlags): Promise<State | undefined> {
   const { stateIn } = flags;
-  if (stateIn !== undefined) return model.stateFromBytes(await reading(stateIn, () => readFile(stateIn)));
-  return flags.stateOut === undefined ? undefined : model.createState();
+  if (stateIn === undefined) return flags.stateOut === undefined ? undefined : model.createState();
+  const bytes = await reading(stateIn, () => readFile(stateIn));
+  try {
+    return model.stateFromBytes(bytes);
+  } catch (cause) {
+    if (!(cause instanceof ModelFormatError)) throw cause;
+    throw new ModelFormatError(`${stateIn}: ${cause.message}`, { cause });
+  }
 }
 
 /** Streams the output: to a terminal as text, to a pipe or file byte for byte. */

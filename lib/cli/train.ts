@@ -163,7 +163,8 @@ async function run(flags: TrainFlags, signal: AbortSignal, rank?: Rank): Promise
   if (flags.json) return print(`${JSON.stringify(result)}\n`);
   const { step, steps, checkpoint, best } = result;
   const held = best === null ? '' : `, best ${best.bitsPerByte.toFixed(4)} bits per byte at step ${best.step}`;
-  if (!flags.quiet) note(`${result.stopped}: step ${step} of ${steps}${held}`);
+  const goOn = result.stopped === 'aborted' ? '; --resume goes on' : '';
+  if (!flags.quiet) note(`${result.stopped}: step ${step} of ${steps}${held}${goOn}`);
   await print(`${checkpoint}\n`);
 }
 

@@ -26,22 +26,30 @@ export interface LatentShape {
 export interface LatentState {
   /** One layer, over the whole text. */
   readonly context: CacheState;
-  /** All others, over the block's latents. Left out: only the context is written. */
+  /** All others, over the block's latents. Left out: only the context and, with `full`, `y` are written. */
   readonly latents?: CacheState;
+  /** The ids fill whole blocks behind one that is full, and in `y` so many rows lie before its latents. */
+  readonly full?: number;
   /** (B, at least N, D) f32: latents after cross-attention; those of the block, behind the last ones before it. */
   readonly y: Tensor;
   /** (B) i32: how many these are. */
   readonly rows: Tensor;
 }
 
+/** One with the caches of all layers. */
+export type BlockState = LatentState & Required<Pick<LatentState, 'latents'>>;
+
 /** Records how latents (B, L, D), the last of the text, are read by the layers over the block; `latents.length` is 0. */
 export type Reread = (
   g: Graph,
   weights: Weights,
-  state: Required<LatentState>,
+  state: BlockState,
   latents: Tensor,
   options: Pick<ForwardOptions, 'activations'>,
 ) => void;
+
+/** Blocks of all sequences in one run: attention on a GPU takes at most 65535 heads. */
+const MOST_BLOCKS = 512;
 
 /** Floats that one latent has in a state beside its share of the context. */
 function latentColumns({ layers, columns, width }: LatentShape): number {
@@ -77,7 +85,7 @@ export class LatentMemory implements Memory {
   readonly #mostBefore: number;
   /** Of each sequence: such latents. */
   readonly #before: number[];
-  /** After going back over an edge: the layers over the block must read its latents again. */
+  /** The caches of the layers over the block are not those of its latents: these must read them again, or the next block's. */
   #stale = false;
   /** Plans over the caches are not told yet that these lie elsewhere. */
   #moved = false;
@@ -98,7 +106,7 @@ export class LatentMemory implements Memory {
     this.#zero = device.tensor([batch], 'i32', 'zero');
   }
 
-  get state(): Required<LatentState> {
+  get state(): BlockState {
     return { context: this.#context.state, latents: this.#latents.state, y: this.#y, rows: this.#rows };
   }
   get room(): number {
@@ -131,12 +139,12 @@ export class LatentMemory implements Memory {
 
   /** Begins the next block of every sequence whose block is full, or fills the caches of one after going back. */
   async prepare(run: RunPlan): Promise<void> {
-    if (this.#stale) {
+    const { latents, stride } = this.#shape;
+    if (this.#stale && this.#held(0) < latents) {
       await this.#readAgain(run, { first: 0, count: 1, before: this.#before[0] ?? 0, drop: 0, held: this.#held(0) });
       this.#stale = false;
       return;
     }
-    const { latents, stride } = this.#shape;
     const full = this.#sequences().filter((b) => this.#held(b) === latents);
     // Where all of many are: in one plan, since all of their rows begin with the block.
     const together = full.length === this.#batch;
@@ -168,6 +176,25 @@ export class LatentMemory implements Memory {
   skipped(steps: number): void {
     this.#context.advanced(steps);
     for (const b of this.#sequences()) this.#place(b, 0, 0);
+  }
+
+  /** Whole blocks, where those of all sequences are full: they need no more of what came before than latents and context. */
+  spannable(steps: number, rows: number): number {
+    const { latents, stride } = this.#shape;
+    if (this.#sequences().some((b) => this.#held(b) < latents)) return 0;
+    const most = Math.min((steps - 1) / stride, Math.min(rows / latents, MOST_BLOCKS) / this.#batch);
+    // A power of 2, so that there are few plans. One block is read through the caches.
+    return most < 2 ? 0 : stride * 2 ** Math.floor(Math.log2(most));
+  }
+  get spanning(): Passage {
+    const full = this.#before[0] ?? 0;
+    const state = (): LatentState => ({ context: this.#context.state, y: this.#y, rows: this.#rows, full });
+    return { key: `behind ${full}`, state };
+  }
+  spanned(steps: number): void {
+    this.#context.advanced(steps);
+    for (const b of this.#sequences()) this.#place(b, 0, this.#shape.latents);
+    this.#stale = true;
   }
 
   async clear(): Promise<void> {
@@ -298,7 +325,7 @@ export class LatentMemory implements Memory {
   }
 
   /** The state of `count` sequences from `first` on, as if their blocks held nothing. */
-  #emptied(first: number, count: number): Required<LatentState> {
+  #emptied(first: number, count: number): BlockState {
     const { context, latents, y, rows } = this.state;
     const own = (t: Tensor) => t.slice(first, count);
     const layers = latents.layers.map(({ keys, values }) => ({ keys: own(keys), values: own(values) }));

@@ -42,6 +42,14 @@ export interface Memory {
   readonly skipping?: Passage;
   /** A run with `skipping` has read `steps` ids of every sequence. */
   skipped?(steps: number): void;
+  /**
+   * How many of `steps` ids ahead one pass with the state `spanning` reads, over several stretches at once, where no layer
+   * takes more than `rows` rows; 0: none. At least one id is left, to be read after them in any other way.
+   */
+  spannable?(steps: number, rows: number): number;
+  readonly spanning?: Passage;
+  /** A run with `spanning` has read `steps` ids of every sequence. */
+  spanned?(steps: number): void;
   /** A run has read `steps` ids of every sequence. */
   advanced(steps: number): void;
   /** Forgets everything: the state of texts not yet begun. */

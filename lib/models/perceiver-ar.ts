@@ -3,10 +3,17 @@
 import { checkInteger, checkOptions } from '../errors.ts';
 import type { Graph } from '../graph.ts';
 import type { CacheState } from '../memory/cache.ts';
-import { LatentMemory, type LatentShape, type LatentState, LatentTrail, latentFloats } from '../memory/latents.ts';
+import {
+  type BlockState,
+  LatentMemory,
+  type LatentShape,
+  type LatentState,
+  LatentTrail,
+  latentFloats,
+} from '../memory/latents.ts';
 import { advance, cacheWrite } from '../ops/attention.ts';
 import { embedding } from '../ops/embedding.ts';
-import { cast } from '../ops/shape.ts';
+import { cast, concat } from '../ops/shape.ts';
 import type { Tensor } from '../tensor.ts';
 import { inferPerceiverAr, perceiverArToJson } from '../weights/perceiver-ar-json.ts';
 import { type Architecture, type ForwardOptions, type Weights, weightOf } from './architecture.ts';
@@ -95,7 +102,9 @@ export function perceiverArBackbone(
 ): Tensor {
   const x = g.scope('embedding', () => embedding(g, ids, weightOf(w, EMBEDDING)));
   const { state } = options;
-  return state ? readOn(g, c, w, x, state, options) : lastLatents(g, c, w, x, options);
+  if (!state) return lastLatents(g, c, w, x, options);
+  const { full } = state;
+  return full === undefined ? readOn(g, c, w, x, state, options) : readBlocks(g, c, w, x, { ...state, full }, options);
 }
 
 /** A whole text, whose last positions are latents. */
@@ -133,6 +142,36 @@ function readOn(
   return h;
 }
 
+/** Whole blocks behind a full one, each from nothing: B K rows for K blocks, of which the last S steps of each are new. */
+function readBlocks(
+  g: Graph,
+  c: PerceiverArConfig,
+  w: Weights,
+  x: Tensor,
+  { context, y: entered, full }: LatentState & { full: number },
+  options: PerceiverArOptions,
+): Tensor {
+  const { latents: N, latentStride: S } = c;
+  const [B = 0, T = 0, D = 0] = x.shape;
+  const K = T / S;
+  const cache = { ...context, ...layerOf(context, 0) };
+  const y = g.scope('cross', () => crossBlock(g, c, w, CROSS, { x, context: x }, cache, options)).reshape(B, T * D);
+  const last = entered.reshape(B, entered.elems / B);
+  const known = last.columns((full + S) * D, (N - S) * D);
+  const all = S === N ? y : concat(g, [known, y]);
+  const rows = all.cols / D;
+  // Positions are those in the block: a product of a query and a key depends on their distance alone.
+  const at = Int32Array.from({ length: B * K * N }, (_, i) => {
+    const [block, step] = [Math.floor(i / N), i % N];
+    return Math.floor(block / K) * rows + (block % K) * S + step;
+  });
+  const blocks = embedding(g, g.constant(at, [B * K, N]), all.reshape(B * rows, D));
+  const h = selfLayers(g, c, w, blocks, undefined, {}, options);
+  g.op('copy', { y: last.columns(0, N * D) }, { x: all.columns((rows - N) * D, N * D) });
+  advance(g, context.length, T);
+  return cast(g, h.reshape(B * K, N * D).columns((N - S) * D, S * D), h.dtype).reshape(B, T, D);
+}
+
 /** The layers of self-attention. @param latents their caches, and how many steps these hold */
 function selfLayers(
   g: Graph,
@@ -166,7 +205,7 @@ export function rereadLatents(
   g: Graph,
   c: PerceiverArConfig,
   w: Weights,
-  { context, latents }: Required<LatentState>,
+  { context, latents }: BlockState,
   y: Tensor,
   options: Pick<ForwardOptions, 'activations'>,
 ): void {

@@ -44,7 +44,7 @@ export async function writeReport(folder: string, pngs = folder): Promise<Report
   }
   if (shown.length === 0) {
     const got = existsSync(folder) ? 'none there' : 'no such folder';
-    const hint = `Make some first: mambabyte experiment all --quick --out ${folder}`;
+    const hint = `Make some first: mambabyte experiment all --quick --data <folder> --out ${folder}`;
     throw new DataError(expected('report', folder, 'hold results of experiments', got, hint));
   }
   const [draw, rasterise] = [await drawing(), await rasterising()];

@@ -244,7 +244,8 @@ function absolute(paths: string | readonly string[] | undefined): string[] | und
 
 function checkSameData({ data: then }: RunState, now: Dataset): void {
   if (now.fingerprint() === then.fingerprint) return;
-  const words = (d: { bytes: number; documents: number }) => `${d.bytes} bytes in ${d.documents} documents`;
+  const words = (d: { bytes: number; documents: number }) =>
+    `${d.bytes} bytes in ${d.documents} document${d.documents > 1 ? 's' : ''}`;
   const got = `${words(now)}${words(now) === words(then) ? ' of other lengths' : ''}`;
   throw new CheckpointError(expected(WHERE, 'the data', `be ${words(then)} as when the run began`, got));
 }

@@ -183,7 +183,9 @@ export async function saveCheckpoint(
     await mkdir(folder, { recursive: true });
   } catch (cause) {
     const why = (cause as NodeJS.ErrnoException).code ?? 'an error';
-    throw new CheckpointError(expected(folder, 'the folder', 'be writable', why), { cause });
+    const hint =
+      why === 'EEXIST' || why === 'ENOTDIR' ? 'There is a file of that name, or of a folder above.' : undefined;
+    throw new CheckpointError(expected(folder, 'the folder', 'be writable', why, hint), { cause });
   }
   // transformers refuses a file that does not say whose tensors it holds.
   await writeSafetensors(join(folder, 'model.safetensors'), renamed, { format: 'pt', ...metadata });

@@ -18,7 +18,7 @@ import {
 } from '../../lib/index.ts';
 import { architectureOf } from '../../lib/models/architectures.ts';
 import { completePerceiverAr } from '../../lib/models/perceiver-ar.ts';
-import { evaluate as run } from '../../lib/plan.ts';
+import { type Plan, evaluate as run } from '../../lib/plan.ts';
 import { nodeCost } from '../../lib/profile.ts';
 import {
   acceptsAnyPrefix,
@@ -189,6 +189,24 @@ test.serial('texts that are read together are what each of them is alone', async
     const { nll } = await model.score(Int32Array.from(text));
     t.is(compare(together[i] ?? [], nll.subarray(45), SAME_F32), undefined, `text ${i}`);
   }
+});
+
+test.serial('of a long text many blocks are scored at once', async (t) => {
+  using model = await createModel(SMALL, { seed: 5, device: 'cpu', threads: 2 });
+  const plans: Plan[] = [];
+  model.runtime.onPlan = (plan) => plans.push(plan);
+  const runs = () => plans.reduce((sum, { steps }) => sum + steps, 0);
+  const text = Int32Array.from(new Random(7).integers(40 + 42 * 13 + 7, 0, 256));
+  const { nll } = await model.score(text);
+  // 32 + 8 ids, then 5 x 8 blocks and 2, each through at most 512 rows, then a block that is begun, and 4 + 2 ids.
+  t.is(runs(), 2 + 5 + 1 + 1 + 2);
+  const each = await fresh(model, async (session) => {
+    const out: number[] = [];
+    for (let i = 0; i + 1 < text.length; i++) out.push(...(await session.nll(text.subarray(i, i + 2))));
+    return out;
+  });
+  t.true(runs() > text.length);
+  t.is(compare(nll, Float32Array.from(each), SAME_F32), undefined);
 });
 
 test.serial('evaluation scores the end of windows, which training learns from', async (t) => {
