@@ -68,7 +68,7 @@ export class ByteMarginals {
 
   /** Goes on with a byte that has a weight. */
   take(byte: number): void {
-    const choice = this.#bytes.subarray(0, this.#count).indexOf(byte);
+    const choice = this.#choiceOf(byte);
     const from = choice === 0 ? this.#firstLonger() : (this.#ends[choice - 1] ?? 0);
     this.#enter(from, this.#ends[choice] ?? 0, this.#depth + 1);
   }
@@ -87,7 +87,7 @@ export class ByteMarginals {
   }
   /** Weight of the tokens that go on with `byte`. */
   weightOf(byte: number): number {
-    const choice = this.#bytes.subarray(0, this.#count).indexOf(byte);
+    const choice = this.#choiceOf(byte);
     return choice < 0 ? 0 : (this.#weights[choice] ?? 0);
   }
   /** Adds the weights of the bytes that may come next to `weights` (256), times `factor`. */
@@ -96,6 +96,12 @@ export class ByteMarginals {
       const byte = this.#bytes[i] as number;
       weights[byte] = (weights[byte] as number) + factor * (this.#weights[i] as number);
     }
+  }
+
+  /** Which of the bytes that may come next `byte` is, or -1. */
+  #choiceOf(byte: number): number {
+    const choice = this.#bytes.indexOf(byte);
+    return choice < this.#count ? choice : -1;
   }
 
   #firstLonger(): number {
