@@ -134,9 +134,8 @@ export class Device {
     const { buffer, offset } = this.place(t, data.byteLength);
     this.call(() => this.#native.write(buffer, offset, data));
   }
-  /** Copies a contiguous tensor out. */
-  read(t: Tensor): TypedArray {
-    const out = newArray(t.dtype, t.elems);
+  /** Copies a contiguous tensor out, to `out` if given; sizes must agree. */
+  read(t: Tensor, out = newArray(t.dtype, t.elems)): TypedArray {
     const { buffer, offset } = this.place(t, out.byteLength);
     this.call(() => this.#native.read(buffer, offset, out));
     return out;

@@ -49,6 +49,22 @@ export interface NativeDevice {
 export interface NativeBinding {
   readonly abi: number;
   readonly Device: new (backend: string, index: number, threads: number, target?: string) => NativeDevice;
+  /**
+   * Which of ids[from, to) count in a distribution, and how much; returns how many do.
+   * @param logits (V)
+   * @param ids each below V
+   * @param positions (to - from) or more; afterwards, where in `ids` those that count are, ascending
+   * @param sums (to - from + 1) or more; afterwards the weights of those before each, then of all; the best weighs 1
+   * @throws TypeError for another kind of array; RangeError for one that is too short, or an id that is no class
+   */
+  weighTokens(
+    logits: Float32Array,
+    ids: Int32Array,
+    from: number,
+    to: number,
+    positions: Int32Array,
+    sums: Float64Array,
+  ): number;
   opTable(): [name: string, outputs: string, inputs: string, attributes: string][];
 }
 

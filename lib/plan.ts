@@ -160,10 +160,13 @@ export class Plan {
     if (!this.#disposed) this.#native.cancel();
   }
 
-  /** Copies an output of the last run out. It must have been named when compiling, or have storage of its own. */
-  read(t: Tensor): TypedArray {
+  /**
+   * Copies an output of the last run out, to `out` if given. It must have been named when compiling, or have storage of
+   * its own.
+   */
+  read(t: Tensor, out?: TypedArray): TypedArray {
     const place = this.#places.get(rootOf(t));
-    return this.device.read(place ? placed(t, place) : t);
+    return this.device.read(place ? placed(t, place) : t, out);
   }
 
   /** Seconds spent per node since the last call; the first call starts the measurement. */

@@ -9,9 +9,10 @@ function mulHigh(a: number, b: number): number {
   const al = a & 0xffff;
   const bh = b >>> 16;
   const bl = b & 0xffff;
-  const mid = ah * bl + Math.floor((al * bl) / 65536);
-  const mid2 = al * bh + (mid % 65536);
-  return (ah * bh + Math.floor(mid / 65536) + Math.floor(mid2 / 65536)) >>> 0;
+  // No sum leaves 32 bits: doubles would take ten times as long.
+  const mid = Math.imul(ah, bl) + (Math.imul(al, bl) >>> 16);
+  const mid2 = Math.imul(al, bh) + (mid & 0xffff);
+  return (Math.imul(ah, bh) + (mid >>> 16) + (mid2 >>> 16)) >>> 0;
 }
 
 /**

@@ -205,16 +205,16 @@ export class Session {
   trail(slots: number): Trail {
     return architectureOf(this.#config).trail(this.#device, this.#config, slots, this.#memory);
   }
-  /** Reads one id from a position of a trail; returns the logits (vocab) after it. */
-  async step(id: number, trail: Trail, position: number): Promise<Float32Array> {
+  /** Reads one id from a position of a trail; the logits after it go to `logits` (vocab). */
+  async step(id: number, trail: Trail, position: number, logits: Float32Array): Promise<void> {
     this.#verified = 0;
     await this.reserve(1);
-    const { plan, ids, logits } = await this.#plans.step(trail.at(position));
-    this.#device.write(ids, Int32Array.of(id));
+    const step = await this.#plans.step(trail.at(position));
+    this.#device.write(step.ids, Int32Array.of(id));
     await this.prepare();
-    await plan.runBrief();
+    await step.plan.runBrief();
     this.#memory.advanced(1);
-    return plan.read(logits) as Float32Array;
+    step.plan.read(step.logits, logits);
   }
 
   /** Prepares the decode loop: sampling settings and the last, not yet read id of every sequence. */
@@ -257,13 +257,15 @@ export class Session {
 
   /** Makes room for `steps` more ids of every sequence. */
   private async reserve(steps: number): Promise<void> {
-    const make = async () => (await this.#memory.reserve(steps)) && (await this.#plans.forget());
     try {
-      await make();
+      await this.makeRoom(steps);
     } catch (error) {
       if (!(error instanceof OutOfMemoryError) || !this.onShort?.()) throw error;
-      await make();
+      await this.makeRoom(steps);
     }
+  }
+  private async makeRoom(steps: number): Promise<void> {
+    if (await this.#memory.reserve(steps)) await this.#plans.forget();
   }
 
   /** Ids that can be read, once prepared, before the memory must be prepared again. */

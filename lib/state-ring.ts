@@ -13,7 +13,8 @@ export class StateRing {
   readonly #vocab: number;
   readonly #session: Session;
   readonly #trail: Trail;
-  readonly #logits: Float32Array[] = [];
+  /** By slot (vocab): each step reuses what the sixteenth before it had. */
+  readonly #logits: Float32Array[];
   #position = 0;
   #newest = 0;
 
@@ -21,6 +22,7 @@ export class StateRing {
     this.#vocab = config.vocab;
     this.#session = new Session(device, config, weights, 1);
     this.#trail = this.#session.trail(RING_SLOTS);
+    this.#logits = Array.from({ length: RING_SLOTS }, () => new Float32Array(config.vocab));
   }
 
   /**
@@ -41,9 +43,9 @@ export class StateRing {
     return this.#newest;
   }
 
-  /** (vocab) of what follows at `position`. */
+  /** (vocab) of what follows at `position`. Of use as long as that position is there: then a step reuses the array. */
   get logits(): Float32Array {
-    return this.#logits[this.#position % RING_SLOTS] ?? new Float32Array(0);
+    return this.#logits[this.#position % RING_SLOTS] as Float32Array;
   }
 
   /** Begins a sequence with at least one id: the last of them is position 1. */
@@ -62,10 +64,10 @@ export class StateRing {
 
   /** Reads one id: what was read after `position` before is forgotten. */
   async step(id: number): Promise<void> {
-    const logits = await this.#session.step(id, this.#trail, this.#position);
+    const logits = this.#logits[(this.#position + 1) % RING_SLOTS] as Float32Array;
+    await this.#session.step(id, this.#trail, this.#position, logits);
     this.#position++;
     this.#newest = this.#position;
-    this.#logits[this.#position % RING_SLOTS] = logits;
   }
 
   dispose(): void {

@@ -150,6 +150,40 @@ test.serial('native calls with wrong arguments throw', (t) => {
   for (const method of ['alloc', 'info', 'compile']) t.throws(() => device[method]?.(1, 2, 3), { any: true }, method);
 });
 
+test.serial('tokens are not weighed with arrays of another kind, too short, or of ids that are no classes', (t) => {
+  const { weighTokens } = native().binding as unknown as { weighTokens: (...args: unknown[]) => unknown };
+  const [logits, ids, positions, sums] = [
+    new Float32Array(4),
+    Int32Array.of(3, 0, 2),
+    new Int32Array(3),
+    new Float64Array(4),
+  ];
+  const shared = new ArrayBuffer(64);
+  const one = new Int32Array(shared, 0, 3);
+  const WRONG: [name: string, args: unknown[], error: ErrorConstructor, message: RegExp][] = [
+    ['nothing', [], TypeError, /logits to be a Float32Array/],
+    ['logits in double', [sums, ids, 0, 3, positions, sums], TypeError, /logits/],
+    ['ids in a list', [logits, [3, 0, 2], 0, 3, positions, sums], TypeError, /ids to be an Int32Array/],
+    ['a view of bytes', [logits, new DataView(shared), 0, 3, positions, sums], TypeError, /ids/],
+    ['positions of 16 bits', [logits, ids, 0, 3, new Int16Array(3), sums], TypeError, /positions/],
+    ['sums in float', [logits, ids, 0, 3, positions, new Float32Array(4)], TypeError, /sums to be a Float64Array/],
+    ['no range', [logits, ids, undefined, 3, positions, sums], TypeError, /from/],
+    ['a range that begins below 0', [logits, ids, -1, 3, positions, sums], TypeError, /from/],
+    ['a range backwards', [logits, ids, 2, 1, positions, sums], RangeError, /range of ids/],
+    ['a range beyond the ids', [logits, ids, 0, 4, new Int32Array(4), new Float64Array(5)], RangeError, /range of ids/],
+    ['too few positions', [logits, ids, 0, 3, new Int32Array(2), sums], RangeError, /hold all/],
+    ['too few sums', [logits, ids, 0, 3, positions, new Float64Array(3)], RangeError, /hold all/],
+    ['an id too large', [logits, Int32Array.of(4), 0, 1, positions, sums], RangeError, /below the number of logits/],
+    ['an id below 0', [logits, Int32Array.of(-1), 0, 1, positions, sums], RangeError, /below the number of logits/],
+    ['positions over ids', [logits, one, 0, 3, one, sums], RangeError, /share no memory/],
+    ['sums over positions', [logits, ids, 0, 3, one, new Float64Array(shared)], RangeError, /share no memory/],
+  ];
+  for (const [name, args, error, message] of WRONG) {
+    t.throws(() => weighTokens(...args), { instanceOf: error, message }, name);
+  }
+  t.is(weighTokens(logits, ids, 0, 3, positions, sums), 3);
+});
+
 test.serial('a node without a required operand is refused by name', (t) => {
   using device = Device.open('cpu', { threads: 1 });
   const op = opTable().get('silu')?.index ?? -1;

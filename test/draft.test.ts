@@ -8,6 +8,8 @@ import type { Draft, Drafter, DraftRequest } from '../lib/draft/drafter.ts';
 import { draw } from '../lib/draft/draw.ts';
 import { LookupDrafter } from '../lib/draft/lookup-drafter.ts';
 import { BusyError, createModel, type GenerateOptions, loadModel, type Model, type Tokenizer } from '../lib/index.ts';
+import { native } from '../lib/native.ts';
+import { Philox } from '../lib/rng.ts';
 import { RING_SLOTS, StateRing } from '../lib/state-ring.ts';
 import { trainTokenizer } from '../lib/tokenizer/train-bpe.ts';
 import { prose } from './support/prose.ts';
@@ -464,6 +466,47 @@ test('byte marginals of a token distribution are sums over the tokens that agree
       if (next < 0) break;
       path.push(next);
       marginals.take(next);
+    }
+  }
+});
+
+test('the tokens that count are those within nine nats of the best, and weigh exponentials', (t) => {
+  const { weighTokens } = native().binding;
+  const rng = new Philox(8);
+  for (const [vocab, spread] of [
+    [1, 1],
+    [2, 9],
+    [7, 3],
+    [300, 0],
+    [300, 4],
+    [4096, 30],
+  ] as const) {
+    const logits = Float32Array.from({ length: vocab }, () => rng.normal() * spread - 50);
+    const ids = Int32Array.from(logits.keys()).sort((a, b) => ((a * 7919) % 4099) - ((b * 7919) % 4099));
+    logits[ids[5] ?? -1] = Number.NEGATIVE_INFINITY;
+    logits[ids[6] ?? -1] = Number.NaN;
+    for (const [from, to] of [
+      [0, vocab],
+      [vocab >> 1, vocab],
+      [0, 1],
+      [vocab, vocab],
+    ] as const) {
+      const positions = new Int32Array(vocab);
+      const sums = new Float64Array(vocab + 1);
+      const count = weighTokens(logits, ids, from, to, positions, sums);
+
+      const all = Array.from({ length: to - from }, (_, i) => from + i);
+      const at = (position: number) => logits[ids[position] ?? -1] ?? Number.NaN;
+      const best = Math.max(...all.map(at).filter((x) => x > Number.NEGATIVE_INFINITY));
+      const counting = all.filter((position) => at(position) > best - 9);
+      const name = `${vocab} x ${spread}, [${from}, ${to})`;
+      t.deepEqual([...positions.subarray(0, count)], counting, name);
+      let sum = 0;
+      counting.forEach((position, i) => {
+        t.true(Math.abs((sums[i] ?? 0) - sum) <= 1e-9 * sum, `${name}: sum before ${position}`);
+        sum += Math.exp(at(position) - best);
+      });
+      t.true(Math.abs((sums[count] ?? 0) - sum) <= 1e-9 * sum, `${name}: sum of all`);
     }
   }
 });

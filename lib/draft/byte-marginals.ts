@@ -1,19 +1,6 @@
 // From a distribution over the next token to distributions over its bytes, one after another.
+import { native } from '../native.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
-
-/** Tokens this many nats below the best one do not count. */
-const NEGLIGIBLE = 9;
-
-/** exp(-x) by x * PER_NAT. */
-const PER_NAT = 256;
-const EXP = Float64Array.from({ length: NEGLIGIBLE * PER_NAT + 1 }, (_, i) => Math.exp(-i / PER_NAT));
-
-/** exp(-x) for 0 <= x <= NEGLIGIBLE, right to 1e-8: a thousand of `Math.exp` take as long as a step of a small model. */
-function decayed(x: number): number {
-  const nearest = (x * PER_NAT + 0.5) | 0;
-  const rest = x - nearest / PER_NAT;
-  return (EXP[nearest] as number) * (1 - rest * (1 - rest / 2));
-}
 
 const tries = new WeakMap<Tokenizer, ByteTrie>();
 
@@ -75,30 +62,13 @@ export class ByteMarginals {
   start(logits: Float32Array, prefix: Uint8Array): void {
     const { ids, tokenizer } = this.#trie;
     const [from, to] = prefix.length > 0 ? tokenizer.range(prefix) : [0, ids.length];
-    const positions = this.#positions;
-    const sums = this.#sums;
-    let max = -Infinity;
-    for (let i = from; i < to; i++) {
-      const x = logits[ids[i] as number] as number;
-      if (x > max) max = x;
-    }
-    const least = max - NEGLIGIBLE;
-    let sum = 0;
-    let count = 0;
-    for (let i = from; i < to; i++) {
-      const x = logits[ids[i] as number] as number;
-      if (x <= least) continue;
-      positions[count] = i;
-      sums[count++] = sum;
-      sum += decayed(max - x);
-    }
-    sums[count] = sum;
+    const count = native().binding.weighTokens(logits, ids, from, to, this.#positions, this.#sums);
     this.#enter(0, count, prefix.length);
   }
 
   /** Goes on with a byte that has a weight. */
   take(byte: number): void {
-    const choice = this.#bytes.subarray(0, this.#count).indexOf(byte);
+    const choice = this.#choiceOf(byte);
     const from = choice === 0 ? this.#firstLonger() : (this.#ends[choice - 1] ?? 0);
     this.#enter(from, this.#ends[choice] ?? 0, this.#depth + 1);
   }
@@ -117,7 +87,7 @@ export class ByteMarginals {
   }
   /** Weight of the tokens that go on with `byte`. */
   weightOf(byte: number): number {
-    const choice = this.#bytes.subarray(0, this.#count).indexOf(byte);
+    const choice = this.#choiceOf(byte);
     return choice < 0 ? 0 : (this.#weights[choice] ?? 0);
   }
   /** Adds the weights of the bytes that may come next to `weights` (256), times `factor`. */
@@ -126,6 +96,12 @@ export class ByteMarginals {
       const byte = this.#bytes[i] as number;
       weights[byte] = (weights[byte] as number) + factor * (this.#weights[i] as number);
     }
+  }
+
+  /** Which of the bytes that may come next `byte` is, or -1. */
+  #choiceOf(byte: number): number {
+    const choice = this.#bytes.indexOf(byte);
+    return choice < this.#count ? choice : -1;
   }
 
   #firstLonger(): number {

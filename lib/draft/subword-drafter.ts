@@ -57,7 +57,10 @@ export class SubwordDrafter implements Drafter {
   }
 
   push(ids: ArrayLike<number>): void {
-    this.#open = Uint8Array.from([...this.#open, ...Array.from(ids)]);
+    const open = new Uint8Array(this.#open.length + ids.length);
+    open.set(this.#open);
+    open.set(ids, this.#open.length);
+    this.#open = open;
   }
 
   async propose(request: DraftRequest): Promise<Draft> {

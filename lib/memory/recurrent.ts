@@ -178,21 +178,24 @@ export class RecurrentMemory<S> implements Memory {
 }
 
 /** A ring of states: a step reads one slot and writes the next, so going back copies nothing. */
-export class RecurrentTrail<S> implements Trail {
+export class RecurrentTrail implements Trail {
   readonly #device: Device;
-  readonly #kind: RecurrentLayers<S>;
   readonly #start: Memory;
   readonly #states: Tensor;
-  readonly #slots: Tensor[][][];
+  /** By the slot that a step reads. */
+  readonly #passages: readonly Passage[];
 
   /** @param start of one sequence: what the trail begins with */
-  constructor(device: Device, kind: RecurrentLayers<S>, slots: number, start: Memory) {
+  constructor(device: Device, kind: RecurrentLayers<unknown>, slots: number, start: Memory) {
     this.#device = device;
-    this.#kind = kind;
     this.#start = start;
     const floats = recurrentFloats(kind);
     this.#states = device.tensor([slots, floats], 'f32', 'ring');
-    this.#slots = Array.from({ length: slots }, (_, slot) => tensorsIn(this.#states, kind, 1, slot * floats));
+    const all = Array.from({ length: slots }, (_, slot) => tensorsIn(this.#states, kind, 1, slot * floats));
+    this.#passages = all.map((slot, from) => {
+      const next = all[(from + 1) % slots] ?? [];
+      return { key: `${from}`, state: () => slot.map((own, l) => kind.layer(own, { next: next[l] ?? [] })) };
+    });
   }
 
   begin(): void {
@@ -200,10 +203,7 @@ export class RecurrentTrail<S> implements Trail {
   }
 
   at(position: number): Passage {
-    const from = position % this.#slots.length;
-    const next = this.#slots[(from + 1) % this.#slots.length] ?? [];
-    const layer = (own: Tensor[], l: number) => this.#kind.layer(own, { next: next[l] ?? [] });
-    return { key: `${from}`, state: () => (this.#slots[from] ?? []).map(layer) };
+    return this.#passages[position % this.#passages.length] as Passage;
   }
 
   dispose(): void {

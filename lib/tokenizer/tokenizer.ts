@@ -81,7 +81,7 @@ export class Tokenizer {
    * @throws TypeError for lone surrogates, which UTF-8 cannot express
    */
   encode(text: string | Uint8Array): Int32Array {
-    const bytes = Buffer.from(toBytes('tokenizer.encode', 'text', text));
+    const bytes = toBytes('tokenizer.encode', 'text', text);
     const ids = new IdList();
     let done = 0;
     for (const [from, to] of textRuns(bytes).runs) {
@@ -111,17 +111,19 @@ export class Tokenizer {
 
   /** Positions [from, to) of `sorted` whose ids' bytes begin with `prefix`. */
   range(prefix: Uint8Array): [from: number, to: number] {
-    const head = (i: number) => this.bytesOf(this.sorted[i] ?? 0).subarray(0, prefix.length);
-    const first = (isPast: (order: number) => boolean) => {
-      let [low, high] = [0, this.sorted.length];
-      while (low < high) {
-        const middle = (low + high) >> 1;
-        if (isPast(Buffer.compare(head(middle), prefix))) high = middle;
-        else low = middle + 1;
-      }
-      return low;
-    };
-    return [first((order) => order >= 0), first((order) => order > 0)];
+    return [this.#firstFrom(prefix, 0), this.#firstFrom(prefix, 1)];
+  }
+
+  /** The first position of `sorted` whose id's bytes are, by `orderOfHead`, at least at `order` from a prefix. */
+  #firstFrom(prefix: Uint8Array, order: number): number {
+    let low = 0;
+    let high = this.sorted.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (orderOfHead(this.bytesOf(this.sorted[middle] ?? 0), prefix) >= order) high = middle;
+      else low = middle + 1;
+    }
+    return low;
   }
 
   /**
@@ -188,6 +190,15 @@ export class Tokenizer {
   }
 }
 
+/** Below 0 where bytes come before all that begin with a prefix, 0 where they begin with it, above 0 behind them. */
+function orderOfHead(bytes: Uint8Array, prefix: Uint8Array): number {
+  for (let i = 0; i < prefix.length; i++) {
+    const order = (bytes[i] ?? -1) - (prefix[i] ?? 0);
+    if (order !== 0) return order;
+  }
+  return 0;
+}
+
 /**
  * What is known of the pieces. 'exact': they are those of trainTokenizer. 'spaces': a piece begins wherever white space
  * follows something else, and what lies before does not depend on what comes after. 'unknown': nothing.
@@ -224,7 +235,7 @@ function alternatives(contents: string[]): RegExp | undefined {
 
 /** A growing list of ids. */
 class IdList {
-  #ids = new Int32Array(1024);
+  #ids = new Int32Array(64);
   #length = 0;
 
   push(id: number): void {

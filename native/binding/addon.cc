@@ -1,10 +1,11 @@
-// What the addon exports: the op table, the backends, the Device class. Per-environment data only, so that it loads in
-// any number of worker threads.
+// What the addon exports: the op table, the backends, the Device class, what weighs tokens. Per-environment data only,
+// so that it loads in any number of worker threads.
 #include <napi.h>
 
 #include "../ops.h"
 #include "decode.h"
 #include "device.h"
+#include "token_weights.h"
 
 namespace mb::binding {
 namespace {
@@ -31,6 +32,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(constructors);
   exports["Device"] = device;
   exports["opTable"] = Napi::Function::New<op_table>(env);
+  exports["weighTokens"] = Napi::Function::New<weigh_tokens>(env);
   exports["abi"] = Napi::Number::New(env, kBackendAbi);
   return exports;
 }

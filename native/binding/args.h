@@ -41,4 +41,33 @@ inline std::span<uint8_t> bytes(const Napi::CallbackInfo& info, int i, const cha
   throw Napi::TypeError::New(info.Env(), std::string("native: expected ") + what + " to be a typed array");
 }
 
+// The class in JS of arrays of T.
+template <typename T>
+struct ArrayClass;
+template <>
+struct ArrayClass<float> {
+  static constexpr auto type = napi_float32_array;
+  static constexpr const char* name = "a Float32Array";
+};
+template <>
+struct ArrayClass<double> {
+  static constexpr auto type = napi_float64_array;
+  static constexpr const char* name = "a Float64Array";
+};
+template <>
+struct ArrayClass<int32_t> {
+  static constexpr auto type = napi_int32_array;
+  static constexpr const char* name = "an Int32Array";
+};
+
+// The elements of a typed array of T.
+template <typename T>
+std::span<T> elements(const Napi::CallbackInfo& info, int i, const char* what) {
+  if (info[i].IsTypedArray()) {
+    auto a = info[i].As<Napi::TypedArrayOf<T>>();
+    if (a.TypedArrayType() == ArrayClass<T>::type) return {a.Data(), a.ElementLength()};
+  }
+  throw Napi::TypeError::New(info.Env(), std::string("native: expected ") + what + " to be " + ArrayClass<T>::name);
+}
+
 }  // namespace mb::binding
