@@ -487,7 +487,8 @@ __global__ void __launch_bounds__(kThreads, 2) scan(const Scan p) {
     __stcs(reinterpret_cast<float4*>(p.state_out + (int64_t{b0 + r} * p.e + e) * kStates + quarter * 4),
            make_float4(state[r][0], state[r][1], state[r][2], state[r][3]));
     const float y = fmaf(D, v, warp_sum<kQuad>(sum)) * to_float(gate[r * kScanChannels + channel]);
-    // In the place of u, which these four lanes alone have read.
+    // In the place of u, which these four lanes alone read, and have read.
+    __syncwarp();
     if (quarter == r % kQuad) u[r * kScanChannels + channel] = from_float<bf16>(y);
   }
   __syncthreads();

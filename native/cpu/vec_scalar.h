@@ -41,9 +41,7 @@ MB_INLINE V join(const V* folds) { return folds[0]; }
 // W rows of W.
 MB_INLINE void transpose(V*) {}
 
-MB_INLINE float power_of_two(int32_t n) {
-  return float_of(static_cast<uint32_t>(n + 127) << 23);
-}
+MB_INLINE float power_of_two(int32_t n) { return float_of(static_cast<uint32_t>(n + 127) << 23); }
 // p * 2^n for whole n in [-252, 254], in two factors so that neither leaves the range.
 MB_INLINE V scale_by_power(V p, V n) {
   if (!(n.v == n.v)) return p;
