@@ -178,13 +178,16 @@ function newNoise(dtype: DType): TypedArray {
 }
 
 /**
- * Profiles those of `plans` that run during `work`, which should be warm by then. Kernels run one by one while they are measured, so the sum of their times may be more than the step otherwise takes.
+ * Profiles those of `plans` that run during `work`. Kernels run one by one while they are measured, so the sum of their times
+ * may be more than the step otherwise takes. `work` runs twice: at first it compiles plans and makes the room it needs,
+ * which disposes of plans over less room.
  */
 export async function profile(
   limits: DeviceLimits,
   plans: Iterable<Plan>,
   work: () => PromiseLike<unknown>,
 ): Promise<PlanProfile[]> {
+  await work();
   const open = [...plans].filter((plan) => !plan.disposed);
   const watched = open.map((plan) => ({ plan, before: plan.steps, spent: plan.seconds }));
   for (const { plan } of watched) plan.profile();

@@ -480,7 +480,8 @@ for (const [name, model, shown] of [
     const made = await run(generate);
     t.is(made.out.length, 100, made.err);
     t.deepEqual((await run([...generate, '--draft', latest])).out, made.out);
-    const measured = await run(['bench', latest, '--repeats', '1', '--decode', '40', '--prefill', '80', '--json']);
+    const bench = ['bench', latest, '--repeats', '1', '--decode', '40', '--prefill', '80', '--profile', '--json'];
+    const measured = await run(bench);
     t.is(measured.code, 0, measured.err);
   });
 }
