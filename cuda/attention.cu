@@ -138,6 +138,7 @@ __device__ __forceinline__ void gather_pieces(const Args& a, const Piece& own) {
   const bool has = piece < own.pieces;
   const float top_of = has ? __ldcg(from + piece * (z.P + 2)) : kNoScore;
   const float top = block_reduce<kThreads>(top_of, tops, Max{}), weight = has ? exp2f(top_of - top) : 0.0f;
+  __syncthreads();
   if (piece < kMostPieces) weights[piece] = weight;
   const float sum = block_sum<kThreads>(has ? __ldcg(from + piece * (z.P + 2) + 1) * weight : 0.0f, sums);
   constexpr int kAtOnce = 16;

@@ -178,6 +178,10 @@ __device__ __forceinline__ void finish(const Shared<T>& s, const typename Shared
   }
 }
 
+// A warp waits at the barrier of the warp before for its states, and arrives at its own once it has left new ones.
+// Before a warp writes over what it left, the next warp has read it: it read before it arrived, and from that arrival
+// on each warp has waited for another, all around the block. (racecheck does not follow order through several barriers
+// and reports these reads and writes.)
 __device__ __forceinline__ void arrive(int barrier) { asm volatile("bar.arrive %0, 64;" ::"r"(barrier) : "memory"); }
 __device__ __forceinline__ void wait(int barrier) { asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory"); }
 

@@ -66,14 +66,22 @@ step() {
   echo "-- $name: $((SECONDS - start)) s"
 }
 
+# Kernels whose reports by racecheck do not count, because it does not know how they keep order: decode() by mbarriers that
+# bulk and asynchronous copies arrive at (cuda/decode/ring.cuh), chain::scan() by a circle of named barriers, which only
+# together order the reads of a state before its next writes (cuda/scan_chain.cuh).
+unknown_order='mb::cuda::(decode::decode|chain::scan)<'
+
 # sanitized <tool> <name> <command ...>: a line for what is clean, the report for what is not.
 sanitized() {
-  local tool=$1 name=$2 code report="$out/$1-$2.part"
+  local tool=$1 name=$2 code report="$out/$1-$2.part" known
   shift 2
   timeout 900 "$sanitizer" --tool "$tool" --target-processes all --error-exitcode 9 "$@" >"$report" 2>&1
   code=$?
+  known=$(grep 'Race reported' "$report" | grep -cE "$unknown_order")
   if ((code == 0)) && grep -q 'ERROR SUMMARY: 0 errors\|RACECHECK SUMMARY: 0 hazards' "$report"; then
     echo "clean: $tool $name"
+  elif ((code == 9 && known > 0 && known == $(grep -c 'Race reported' "$report"))) && ! grep -qE '✘|tests? failed' "$report"; then
+    echo "clean: $tool $name, but for $known reports on kernels whose order it does not know"
   else
     echo "NOT CLEAN ($code): $tool $name"
     grep -vE '^\s*$' "$report" | cut -c1-240 | head -60
@@ -81,7 +89,7 @@ sanitized() {
   fi
 }
 export -f sanitized
-export out sanitizer node
+export out sanitizer node unknown_order
 
 ops() {
   "$node" --import=tsx -e "import('./lib/graph.ts').then((m) => console.log([...m.opTable().keys()].join('\n')))"
