@@ -23,7 +23,7 @@ constexpr int kThreads = kAttentionThreads, kWarps = kThreads / 32;
 constexpr int kFewSteps = 8;                  // up to here keys are always split
 constexpr int kMostPieces = 128;              // into so many pieces,
 constexpr int kFewKeys = 64, kKeyRound = 16;  // each of at least so many keys and a multiple of these
-constexpr int kBlocksTogether = 8;            // of them, on one multiprocessor
+constexpr int kBlocksTogether = 4;            // of them, on one multiprocessor
 constexpr int kLaneColumns = kMaxHeadWidth / 32;
 
 struct Args {
@@ -253,7 +253,7 @@ template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads, kBlocksTogether) attend_few_wide(const Args a) {
   let_next_start();
   wait_for_previous();
-  constexpr int kEach = 16 / sizeof(T), kGroups = 32 / kLanes, kAtOnce = 4, kRound = kWarps * kGroups;
+  constexpr int kEach = 16 / sizeof(T), kGroups = 32 / kLanes, kAtOnce = 8, kRound = kWarps * kGroups;
   const AttentionSizes& z = a.size;
   const Piece piece(a);
   const auto [b, t, begin, end, pieces, h, warp, lane] = piece;
