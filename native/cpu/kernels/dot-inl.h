@@ -14,9 +14,10 @@
 
 namespace mb::cpu::MB_TARGET {
 
-constexpr int kTileRows = 16;           // weight rows of one tile; ranges of tiles are what threads share
-constexpr int kPrefetchBytes = 2048;    // how far ahead of the products weights are fetched, over all rows of a tile
-constexpr int kPrefetchInOrder = 8192;  // the same where they are fetched in the order in which they lie
+constexpr int kTileRows = 16;  // weight rows of one tile; ranges of tiles are what threads share
+// How far ahead of the products weights are fetched: into the first-level cache along the rows, all rows of a tile
+// together, or rows of bytes, which are short, in the order in which they lie; and into the second in that order.
+constexpr int kPrefetchBytes = 2048, kPrefetchInOrder = 8192, kPrefetchFar = 65536;
 
 MB_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 MB_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -413,8 +414,8 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   // Near the end of the rows the fetches go on at the head of the next tile.
   const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
   // Memory gives soonest what lies in order. Rows of bytes are so short that the rows behind these can be fetched like
-  // that; of wider weights as many would not fit the first-level cache.
-  fetch += kPrefetchInOrder;
+  // that; of wider weights as many would not fit the first-level cache, so they come by way of the second.
+  fetch += sizeof(Elem) == 1 ? kPrefetchInOrder : kPrefetchFar;
   for (int64_t j = 0; j < whole; j += F::kStep) {
     const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16
@@ -423,8 +424,10 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
       for (int i = 0; i < kGroup; i++) {
         const typename F::Weights weights = F::weights(p[g] + i * stride);
         if constexpr (kFetch && kStepBytes >= 32) {
-          if constexpr (sizeof(Elem) == 1) prefetch(fetch + (g * kGroup + i) * kStepBytes);
+          const char* in_order = fetch + (g * kGroup + i) * kStepBytes;
+          if constexpr (sizeof(Elem) == 1) prefetch(in_order);
           if constexpr (sizeof(Elem) > 1) prefetch(p[g] + i * stride + ahead);
+          if constexpr (sizeof(Elem) > 1 && kStepBytes == 64) prefetch_far(in_order);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < RR; r++) F::step(acc[r][g * kGroup + i], weights, x + r * x_bytes, j);
