@@ -28,8 +28,11 @@ export function cacheFloats({ layers, columns }: CacheShape, steps: number): num
   return 2 * layers * columns * steps;
 }
 
-/** Steps of the smallest cache; every larger one has twice as many as one before. */
-const LEAST = 64;
+/** Capacities are multiples of so many steps. */
+const BLOCK = 64;
+/** What a cache has room for: of a text that is there at once, so many times its steps, and when it is full, of what it held. */
+const SPARE = 9 / 8;
+const GROWTH = 3 / 2;
 
 interface Caches {
   capacity: number;
@@ -177,11 +180,10 @@ export class CacheMemory implements Memory {
     this.#capacity = 0;
   }
 
-  /** Caches of at least `needed` steps: a power of two or, where memory is short, no more than needed. */
+  /** Caches of at least `needed` steps, where memory is short of no more. */
   #allocate(needed: number): Caches {
-    let doubled = LEAST;
-    while (doubled < needed) doubled *= 2;
-    const exact = LEAST * Math.ceil(needed / LEAST);
+    const blocks = (steps: number) => BLOCK * Math.ceil(steps / BLOCK);
+    const exact = blocks(needed);
     const orShort = (capacity: number, short: (cause: OutOfMemoryError) => Caches) => {
       try {
         return this.#caches(capacity);
@@ -190,7 +192,7 @@ export class CacheMemory implements Memory {
         throw cause;
       }
     };
-    return orShort(doubled, () =>
+    return orShort(blocks(Math.max(SPARE * needed, GROWTH * this.#capacity)), () =>
       orShort(exact, (cause) => {
         const batch = this.#lengths.length;
         const what = `a cache of ${exact} steps for ${batch} sequence${batch > 1 ? 's' : ''}`;

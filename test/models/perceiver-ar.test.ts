@@ -281,16 +281,16 @@ test.serial('where memory is short for one of its caches, the other may have mov
     if (bytes > most) throw new OutOfMemoryError(`no ${bytes} bytes`);
     return alloc(bytes);
   };
-  const ids = [...new Random(5).integers(90, 0, 256)];
+  const ids = [...new Random(5).integers(140, 0, 256)];
   await fresh(model, async (session) => {
     const want = await session.logits(ids);
     await model.withSession(async (other) => {
       await other.logits(ids.slice(0, 60));
-      // Keys and values of 128 steps and one layer, but not of two.
-      most = 2 * 4 * 32 * 128;
+      // Keys and values of 192 steps and one layer, but not of two.
+      most = 2 * 4 * 32 * 192;
       await t.throwsAsync(other.logits(ids.slice(60)), {
         instanceOf: OutOfMemoryError,
-        message: /a cache of 128 steps/,
+        message: /a cache of 192 steps/,
       });
       most = Infinity;
       t.is(compare(await other.logits(ids.slice(60, 63)), want.subarray(60 * 256, 63 * 256), SAME_F32), undefined);
