@@ -42,7 +42,8 @@ function rendered({ file, dialect, config, tokenizer, parameters, bytes, tensors
   ]);
   const facts = [
     ['file', file],
-    ['names', dialect],
+    // Only of Mamba there are several.
+    ...(architecture === 'mamba' ? [['names', dialect]] : []),
     ['parameters', grouped(parameters)],
     ['size', sized(bytes)],
     ...(tokenizer ? [['tokenizer', counted(tokenizer.vocab, 'id')]] : []),
