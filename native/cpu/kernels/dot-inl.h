@@ -209,15 +209,27 @@ MB_INLINE void quantize64(const float* x, int64_t n, const DotScale& s, __m512i 
   }
 }
 
+// What both ways to multiply by i8 weights share. A prepared row: kHead bytes of F's own, then two for each q.
+template <class F>
+struct DotQuantized {
+  using Elem = int8_t;
+  static constexpr int kStep = 64, kInputBytes = 2;
+
+  static int64_t row_bytes(int64_t k) { return F::kHead + 2 * round_up(k, kStep); }
+  static DotInput prepare(const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
+    const int64_t bytes = row_bytes(k);
+    for (int64_t r = 0; r < rows; r++) F::prepare_row(x + r * stride, k, to + r * bytes);
+    return {to, bytes, rows, k};
+  }
+};
+
 // q in two signed bytes, 256 hi + lo, multiplied by vpdpbusd with the weights as w + 128; the surplus 128 q is taken
 // off in advance. For few rows of activations: weights need no widening. Matrix tiles take bytes too (dot_amx-inl.h).
-struct DotBytes {
-  using Elem = int8_t;
+struct DotBytes : DotQuantized<DotBytes> {
   using Weights = __m512i;
   struct Acc {
     __m512i high, low;
   };
-  static constexpr int kStep = 64, kInputBytes = 2;
   static constexpr int64_t kMostColumns = 0;
   static constexpr int kRows1 = 8, kRows2 = 4, kRows4 = 2, kRows8 = 0;  // eight are for DotWords
   // A prepared row: the negated surplus of every lane for hi and lo (64 bytes each), the scale (64 bytes), then hi and
@@ -257,13 +269,6 @@ struct DotBytes {
     return s;
   }
 
-  static int64_t row_bytes(int64_t k) { return kHead + 2 * round_up(k, kStep); }
-  static DotInput prepare(const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
-    const int64_t bytes = row_bytes(k);
-    for (int64_t r = 0; r < rows; r++) prepare_row(x + r * stride, k, to + r * bytes);
-    return {to, bytes, rows, k};
-  }
-
   static void prepare_row(const float* x, int64_t k, char* to) {
     const DotScale s = DotScale::of(x, k);
     __m512i sum_high = _mm512_setzero_si512(), sum_low = _mm512_setzero_si512();
@@ -299,8 +304,7 @@ MB_INLINE void dot_words(__m512i& acc, __m512i w, __m512i x) {
 
 // q as it is, multiplied by vpdpwssd with the weights widened to 16 bits. For eight rows of activations and more, which
 // share the widening: one sum where bytes need two.
-struct DotWords {
-  using Elem = int8_t;
+struct DotWords : DotQuantized<DotWords> {
   struct Weights {
     __m512i first, second;
   };
@@ -311,7 +315,6 @@ struct DotWords {
   struct Total {
     __m512d first, second;
   };
-  static constexpr int kStep = 64, kInputBytes = 2;
   static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4, kRows8 = 2;
   // Of this many columns, sums of four lanes, each of up to 64 pairs of products 128 * 32639, stay below 2^31.
   static constexpr int64_t kMostColumns = 2048;
@@ -364,12 +367,6 @@ struct DotWords {
     store(sums, V{rounded(total.first, total.second)} * set1(scale));
   }
 
-  static int64_t row_bytes(int64_t k) { return kHead + 2 * round_up(k, kStep); }
-  static DotInput prepare(const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
-    const int64_t bytes = row_bytes(k);
-    for (int64_t r = 0; r < rows; r++) prepare_row(x + r * stride, k, to + r * bytes);
-    return {to, bytes, rows, k};
-  }
   static void prepare_row(const float* x, int64_t k, char* to) {
     const DotScale s = DotScale::of(x, k);
     memcpy(to, &s.scale, 4);
