@@ -232,7 +232,6 @@ export async function cudaProfile(o: CudaBench, limits: DeviceLimits, work: stri
     const trainer = await createTrainer(model, { lr: 1e-4, precision, ...(recompute && { recompute }) });
     return () => trainer.step({ bytes: text.subarray(0, batch * (context + 1)), batch });
   })();
-  await run();
   const profiles = await profile(limits, plans, run);
   if (o.trace !== undefined) writeFileSync(o.trace, chromeTrace(profiles));
   return profiles.flatMap(kernelRows);
