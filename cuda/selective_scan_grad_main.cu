@@ -4,11 +4,13 @@
 // u, delta, z, dy, du, ddelta, dz(B,T,E); B, C(B,T,N); chunks(B,ceil(T/64),E*N); sums of dB and dC over a block's
 // channels go to scratch (docs/math/selective-scan-gradient.md).
 //
-// Instructions a state and step of the bf16 kernel, counted: 5.4 to reach every eighth state and 19 for the rest, of
-// which 12 are the recurrences themselves; the special function unit is busy 17 cycles of theirs. dB and dC are summed
-// over channels through shared memory, where a 16-byte store and load move four values (a shuffle moves one and needs a
-// select). For bf16, sums over states run on tensor cores in tf32 with f32's accuracy, by two products; their columns
-// are alike, which costs less than selecting.
+// Instructions a state and step of the bf16 kernel, counted: 4.3 to reach every eighth state and 21.5 for the rest; the
+// special function unit is busy 17 cycles of theirs. All sums over lanes go through shared memory, where a 16-byte
+// store and load move four values: a shuffle moves one and needs a select, and tensor cores take tf32, so that f32's
+// accuracy asks for every value in two parts. States and decays of a sub-chunk take 128 registers of a thread: with
+// what else lives as long, a multiprocessor holds 8 warps, not 12.
+#include <algorithm>
+
 #include "check.h"
 #include "copy.cuh"
 #include "scan_grad.cuh"
@@ -23,18 +25,20 @@ template <class T>
 constexpr int kStepRow = kGradPairs + (sizeof(T) == 2);
 constexpr int kSlopeRow = kGradPairs + 2, kExchangeRow = 36;
 
-// Where lanes leave their shares of sums, for whoever owns a sum to add. bf16 sums over states on tensor cores instead.
-template <class T>
+// Shares of a sum over states at two neighbouring steps, for both channels of a pair: (steps, lane).
+using StateShares = float4[kSub / 2][32];
+
+// Where lanes leave their shares of sums, for whoever owns a sum to add.
 struct Exchange {
-  float4 channels[kSub * kExchangeRow];                               // (step, pair, 4 states)
-  float4 states[std::is_same_v<T, float> ? kSub * kExchangeRow : 1];  // (step, lane)
+  float4 channels[kSub * kExchangeRow];  // (step, lane)
+  StateShares states[2];
 };
 
 template <class T>
 struct WarpShared {
   float4 step[kGradChunk][kStepRow<T>];  // dt, dt u of both channels
   float4 slots[kGradChunk / kSub][64];   // state before a sub-chunk, later its sums for dB and dC
-  Exchange<T> exchange;
+  Exchange exchange;
   float2 ds[kSub][kSlopeRow];
   float4 dz[32];  // what a lane's s is multiplied by for dz
 };
@@ -133,50 +137,29 @@ struct StepRows {
   }
 };
 
-// Sums over states of one quantity for the lane's steps: even channel, then odd channel.
+// Sums over states of one quantity for the lane's pair at the lane's steps.
 struct PairSteps {
-  float v[4];
-  __device__ __forceinline__ float2 at(int j) const { return {v[j], v[2 + j]}; }
+  float2 v[2];
 };
 
-// d(16,8) += a(16,8) b(8,8) on tensor cores. Rows g and g + 8 are the channels of the lane's pair, a's columns q and
-// q + 4 come from it, and so does b's column g; d's columns 2 q and 2 q + 1 are the lane's. The hardware cuts factors
-// to tf32's 11 bits, so b must have no more (bf16, or 1), and a goes through in two parts that together have 22.
-__device__ __forceinline__ void multiply_tf32(float (&d)[4], const float (&a)[4], float b, float b4) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
-        "r"(__float_as_uint(b)), "r"(__float_as_uint(b4)));
-}
-__device__ __forceinline__ void multiply(float (&d)[4], float even, float odd, float even4, float odd4, float b,
-                                         float b4) {
-  const float a[4] = {even, odd, even4, odd4};
-  float rest[4];
+// The lane's share of the sums over states of v times a projection.
+__device__ __forceinline__ float2 share_of(const float (&v)[2][4], const float (&projection)[4]) {
+  float share[2];
 #pragma unroll
-  for (int i = 0; i < 4; i++) rest[i] = a[i] - __uint_as_float(__float_as_uint(a[i]) & 0xFFFFE000u);
-  multiply_tf32(d, rest, b, b4);
-  multiply_tf32(d, a, b, b4);
+  for (int c = 0; c < 2; c++) {
+    share[c] = v[c][0] * projection[0];
+#pragma unroll
+    for (int i = 1; i < 4; i++) share[c] = fmaf(v[c][i], projection[i], share[c]);
+  }
+  return {share[0], share[1]};
 }
 
-// Sums over states of v times a projection at step j; columns of the product are alike, and the owner of the step keeps
-// them.
-__device__ __forceinline__ void project(PairSteps& sums, const float (&v)[2][4], const float4& projection,
-                                        const GradLane& at, int j) {
-  float d[4] = {};
-  multiply(d, v[0][0], v[1][0], v[0][1], v[1][1], projection.x, projection.y);
-  multiply(d, v[0][2], v[1][2], v[0][3], v[1][3], projection.z, projection.w);
-  if (at.q == j / 2) sums.v[j % 2] = d[0], sums.v[2 + j % 2] = d[2];
-}
-
-// Sums over the lanes of a pair of what they hold for steps j and j + 1, into the columns of these.
-__device__ __forceinline__ void sum_quads(PairSteps& sums, const float (&first)[2], const float (&second)[2],
-                                          const GradLane& at, int j) {
-  multiply(sums.v, first[0], first[1], second[0], second[1], at.g == j ? 1.0f : 0.0f, at.g == j + 1 ? 1.0f : 0.0f);
+__device__ __forceinline__ float4 join(float2 even_step, float2 odd_step) {
+  return {even_step.x, even_step.y, odd_step.x, odd_step.y};
 }
 
 // Over the warp's channels: lane 4 step + n / 4 has the sums of its step and states.
-template <class T>
-__device__ __forceinline__ float4 sum_channels(const Exchange<T>& exchange, const GradLane& at) {
+__device__ __forceinline__ float4 sum_channels(const Exchange& exchange, const GradLane& at) {
   const float4* from = exchange.channels + kExchangeRow * (at.lane / 4) + at.q;
   float4 sum[2] = {from[0], from[4]};
 #pragma unroll
@@ -184,32 +167,19 @@ __device__ __forceinline__ float4 sum_channels(const Exchange<T>& exchange, cons
   return sum[0] + sum[1];
 }
 
-// Over the states, from what every lane left: for the lane's pair and steps. The order is turned by q: no two lanes
-// then meet on a bank.
-__device__ __forceinline__ void sum_shared_states(const Exchange<float>& exchange, const GradLane& at, PairSteps& gB,
-                                                  PairSteps& gA) {
-#pragma unroll
-  for (int j = 0; j < 2; j++) {
-    const float4* from = exchange.states + kExchangeRow * (2 * at.q + j) + 4 * at.g;
-    const float4 sum = (from[at.q] + from[at.q ^ 1]) + (from[at.q ^ 2] + from[at.q ^ 3]);
-    gB.v[j] = sum.x, gB.v[2 + j] = sum.y, gA.v[j] = sum.z, gA.v[2 + j] = sum.w;
-  }
-}
-__device__ __forceinline__ void sum_shared_states(const Exchange<float>& exchange, const GradLane& at, PairSteps& s) {
-#pragma unroll
-  for (int j = 0; j < 2; j++) {
-    const float4* from = reinterpret_cast<const float4*>(reinterpret_cast<const float2*>(exchange.states) +
-                                                         kExchangeRow * (2 * at.q + j) + 4 * at.g);
-    const float4 sum = from[at.q / 2] + from[1 - at.q / 2];
-    s.v[j] = sum.x + sum.z, s.v[2 + j] = sum.y + sum.w;
-  }
+// Over the states, from what the four lanes of a pair left. The order is turned by q: no two lanes then meet on a bank.
+__device__ __forceinline__ PairSteps sum_states(const StateShares& shares, const GradLane& at) {
+  const float4* from = shares[at.q] + 4 * at.g;
+  const float4 sum = (from[at.q] + from[at.q ^ 1]) + (from[at.q ^ 2] + from[at.q ^ 3]);
+  return {{{sum.x, sum.y}, {sum.z, sum.w}}};
 }
 
-// Forwards; leaves the shares of dC. s is complete for bf16, and also left as shares for f32.
+// Forwards; leaves the shares of dC and of s.
 template <class T>
 __device__ __forceinline__ void recompute(const StepRows<T>& rows, WarpShared<T>& mine, const GradLane& at,
-                                          const float4* start, const float (&A2)[2][4], Track& track, PairSteps& s) {
+                                          const float4* start, const float (&A2)[2][4], Track& track) {
   float h[2][4];
+  float2 held;
 #pragma unroll
   for (int c = 0; c < 2; c++) {
     const float4 v = start[32 * c];
@@ -237,27 +207,21 @@ __device__ __forceinline__ void recompute(const StepRows<T>& rows, WarpShared<T>
       dC[i] = fmaf(in.ds.x, h[0][i], in.ds.y * h[1][i]);
     }
     mine.exchange.channels[kExchangeRow * j + at.lane] = {dC[0], dC[1], dC[2], dC[3]};
-    if constexpr (std::is_same_v<T, float>) {
-      float share[2] = {0.0f, 0.0f};
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        share[0] = fmaf(C[i], h[0][i], share[0]);
-        share[1] = fmaf(C[i], h[1][i], share[1]);
-      }
-      reinterpret_cast<float2*>(mine.exchange.states)[kExchangeRow * j + at.lane] = {share[0], share[1]};
+    const float2 s = share_of(h, C);
+    if (j % 2 == 0) {
+      held = s;
     } else {
-      project(s, h, in.C, at, j);
+      mine.exchange.states[0][j / 2][at.lane] = join(held, s);
     }
   }
 }
 
-// Backwards; leaves the shares of dB. The sums over states of g B and of g A2 a h are complete for bf16, and left as
-// shares for f32.
+// Backwards; leaves the shares of dB and of the sums over states of g B and of g A2 a h.
 template <class T>
 __device__ __forceinline__ void reverse(const StepRows<T>& rows, WarpShared<T>& mine, const GradLane& at,
                                         const float (&A2)[2][4], const Track& track, float (&g)[2][4],
-                                        float (&dA)[2][4], PairSteps& gB_sums, PairSteps& gA_sums) {
-  float held[2];
+                                        float (&dA)[2][4]) {
+  float2 held_gB, held_gA;
   StepInputs next = rows.load(kSub - 1);
 #pragma unroll
   for (int j = kSub - 1; j >= 0; j--) {
@@ -265,7 +229,7 @@ __device__ __forceinline__ void reverse(const StepRows<T>& rows, WarpShared<T>& 
     if (j > 0) next = rows.load(j - 1);
     const float B[4] = {in.B.x, in.B.y, in.B.z, in.B.w}, C[4] = {in.C.x, in.C.y, in.C.z, in.C.w};
     const float dt[2] = {in.step.x, in.step.z}, dtu[2] = {in.step.y, in.step.w}, ds[2] = {in.ds.x, in.ds.y};
-    float gB[2], gA[2], dB[4];
+    float gA[2], dB[4];
 #pragma unroll
     for (int c = 0; c < 2; c++) {
 #pragma unroll
@@ -275,16 +239,7 @@ __device__ __forceinline__ void reverse(const StepRows<T>& rows, WarpShared<T>& 
       }
     }
     mine.exchange.channels[kExchangeRow * j + at.lane] = {dB[0], dB[1], dB[2], dB[3]};
-    if constexpr (std::is_same_v<T, float>) {
-#pragma unroll
-      for (int c = 0; c < 2; c++) {
-        gB[c] = g[c][0] * B[0];
-#pragma unroll
-        for (int i = 1; i < 4; i++) gB[c] = fmaf(g[c][i], B[i], gB[c]);
-      }
-    } else {
-      project(gB_sums, g, in.B, at, j);
-    }
+    const float2 gB = share_of(g, B);
 #pragma unroll
     for (int c = 0; c < 2; c++) {
 #pragma unroll
@@ -295,12 +250,11 @@ __device__ __forceinline__ void reverse(const StepRows<T>& rows, WarpShared<T>& 
         dA[c][i] = fmaf(gah, dt[c], dA[c][i]);
       }
     }
-    if constexpr (std::is_same_v<T, float>) {
-      mine.exchange.states[kExchangeRow * j + at.lane] = {gB[0], gB[1], gA[0], gA[1]};
-    } else if (j % 2 == 1) {
-      held[0] = gA[0], held[1] = gA[1];
+    if (j % 2 == 1) {
+      held_gB = gB, held_gA = {gA[0], gA[1]};
     } else {
-      sum_quads(gA_sums, gA, held, at, j);
+      mine.exchange.states[0][j / 2][at.lane] = join(gB, held_gB);
+      mine.exchange.states[1][j / 2][at.lane] = join({gA[0], gA[1]}, held_gA);
     }
   }
 }
@@ -334,7 +288,7 @@ __device__ __forceinline__ void store_gate(const ChunkView<T, kWhole>& view, flo
   const float2 dz[2] = {{factors.x, factors.y}, {factors.z, factors.w}};
 #pragma unroll
   for (int j = 0; j < 2; j++) {
-    const float2 s = view.add_passes(0, k, j, sums.at(j));
+    const float2 s = view.add_passes(0, k, j, sums.v[j]);
     if (view.p.last_pass) view.store(view.p.dz, k, j, dz[j] * (s + D * u.at(j)));
   }
 }
@@ -348,8 +302,8 @@ __device__ __forceinline__ void store_scalars(const ChunkView<T, kWhole>& view, 
 #pragma unroll
   for (int j = 0; j < 2; j++) {
     const int in_sub = 2 * view.at.q + j;
-    const float2 gB = view.add_passes(1, k, j, gB_sums.at(j));
-    const float2 gA = view.add_passes(2, k, j, gA_sums.at(j));
+    const float2 gB = view.add_passes(1, k, j, gB_sums.v[j]);
+    const float2 gA = view.add_passes(2, k, j, gA_sums.v[j]);
     if (!view.p.last_pass) continue;
     const float2 u = u2.at(j), ds = mine.ds[in_sub][view.at.g];
     const float4 step = mine.step[kSub * k + in_sub][view.at.g];
@@ -455,17 +409,15 @@ __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_
       const StepRows<T> rows{&mine.step[kSub * k][at.g], B_tile + 4 * kSub * k, C_tile + 4 * kSub * k,
                              &mine.ds[0][at.g]};
       Track track;
-      PairSteps s{}, gB{}, gA{};
-      recompute(rows, mine, at, &mine.slots[k][at.lane], A2, track, s);
+      recompute(rows, mine, at, &mine.slots[k][at.lane], A2, track);
       __syncwarp();
       mine.slots[k][32 + at.lane] = sum_channels(mine.exchange, at);
-      if constexpr (std::is_same_v<T, float>) sum_shared_states(mine.exchange, at, s);
-      store_gate(view, params.D, k, u, mine.dz[at.lane], s);
+      store_gate(view, params.D, k, u, mine.dz[at.lane], sum_states(mine.exchange.states[0], at));
       __syncwarp();
-      reverse(rows, mine, at, A2, track, g, dA, gB, gA);
+      reverse(rows, mine, at, A2, track, g, dA);
       __syncwarp();
       mine.slots[k][at.lane] = sum_channels(mine.exchange, at);
-      if constexpr (std::is_same_v<T, float>) sum_shared_states(mine.exchange, at, gB, gA);
+      const PairSteps gB = sum_states(mine.exchange.states[0], at), gA = sum_states(mine.exchange.states[1], at);
       store_scalars(view, mine, params, k, u, gB, gA, sums);
       __syncwarp();
     }
@@ -490,7 +442,8 @@ Status launch(const ScanGradArgs<T>& args, cudaStream_t stream) {
 }  // namespace
 
 int scan_grad_warps(const Props& props) {
-  return props.max_shared_per_block >= static_cast<int>(sizeof(BlockShared<float, 8>)) ? 8 : 3;
+  constexpr size_t kBytes = std::max(sizeof(BlockShared<float, 8>), sizeof(BlockShared<bf16, 8>));
+  return props.max_shared_per_block >= static_cast<int>(kBytes) ? 8 : 3;
 }
 
 template <class T>
