@@ -24,6 +24,9 @@ constexpr int kSub = kGradSteps;
 template <class T>
 constexpr int kStepRow = kGradPairs + (sizeof(T) == 2);
 constexpr int kSlopeRow = kGradPairs + 2, kExchangeRow = 36;
+// Elements of 16 bytes.
+template <class T>
+constexpr int kPiece = 16 / sizeof(T);
 
 // Shares of a sum over states at two neighbouring steps, for both channels of a pair: (steps, lane).
 using StateShares = float4[kSub / 2][32];
@@ -322,15 +325,16 @@ __device__ __forceinline__ void store_scalars(const ChunkView<T, kWhole>& view, 
 template <class T, int kWarps>
 __device__ __forceinline__ void fetch_projections(const ScanGradArgs<T>& p, BlockShared<T, kWarps>& block, int64_t row,
                                                   int steps) {
-  constexpr int kPieces = kGradStates * sizeof(T) / 16;
+  constexpr int kPieces = kGradStates / kPiece<T>;
   for (int i = threadIdx.x; i < 2 * kGradChunk * kPieces; i += 32 * kWarps) {
-    const int which = i / (kGradChunk * kPieces), t = i / kPieces % kGradChunk, piece = i % kPieces;
+    const int which = i / (kGradChunk * kPieces), t = i / kPieces % kGradChunk;
     const GradRows<const T>& rows = which ? p.C_in : p.B_in;
-    const T* from = rows.data + (row + (t < steps ? t : 0)) * rows.stride + p.first_state + piece * (16 / sizeof(T));
-    copy_async<16>(&block.raw[which][t][piece * (16 / sizeof(T))], from, t < steps ? 16 : 0);
+    const T* from = rows.data + (row + (t < steps ? t : 0)) * rows.stride + p.first_state + i % kPieces * kPiece<T>;
+    copy_async<16>(&block.raw[0][0][0] + i * kPiece<T>, from, t < steps ? 16 : 0);
   }
 }
 
+// Makes the tiles of a chunk; a thread widens what it has fetched itself, so this needs no barrier before it.
 template <class T, int kWarps>
 __device__ __forceinline__ void widen_projections(const ScanGradArgs<T>& p, BlockShared<T, kWarps>& block, int64_t row,
                                                   int steps) {
@@ -339,13 +343,21 @@ __device__ __forceinline__ void widen_projections(const ScanGradArgs<T>& p, Bloc
     stage_projection(&block.C[0][0].x, p.C_in, row, steps, p.first_state, p.N);
     return;
   }
-  float4* tiles = &block.B[0][0];
-  for (int i = threadIdx.x; i < 2 * kGradChunk * 4; i += 32 * kWarps) {
-    float v[4];
-    load_vector<4>(&block.raw[0][0][0] + 4 * i, v);
-    tiles[i] = {v[0], v[1], v[2], v[3]};
+  wait_for_copies();
+  for (int i = threadIdx.x; i < 2 * kGradChunk * kGradStates / kPiece<T>; i += 32 * kWarps) {
+    float v[kPiece<T>];
+    load_vector<kPiece<T>>(&block.raw[0][0][0] + i * kPiece<T>, v);
+    store_vector<kPiece<T>>(&block.B[0][0].x + i * kPiece<T>, v);
   }
 }
+
+// What a chunk begins with, loaded before the one after it is done.
+template <class T>
+struct ChunkStart {
+  float h[2][4];
+  Raw<T> delta, u;  // of the first sub-chunk
+  Raw<T> dy, z;     // of the last one
+};
 
 template <class T, int kWarps, bool kWhole>
 __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_constant__ ScanGradArgs<T> p) {
@@ -377,26 +389,34 @@ __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_
   }
   incoming_gradient(g, A2, p, b, end == p.chunks_per_batch ? p.pieces : end / p.chunks_per_piece, at);
 
+  const auto start_of = [&](int64_t chunk) {
+    const int steps = steps_of(chunk);
+    const ChunkView<T, kWhole> view(p, at, row_of(chunk), steps);
+    const int last = (steps - 1) / kSub;
+    ChunkStart<T> start;
+    load_states(start.h, state_of(chunk), p.N, at, p.N, p.vector_states);
+    start.delta = view.load(p.delta, 0), start.u = view.load(p.u, 0);
+    start.dy = view.load(p.dy, last), start.z = view.load_optional(p.z, last);
+    return start;
+  };
+  ChunkStart<T> start = start_of(end - 1);
+  widen_projections(p, block, row_of(end - 1), steps_of(end - 1));
+
 #pragma unroll 1
   for (int64_t chunk = end - 1; chunk >= first; chunk--) {
     const int64_t row = row_of(chunk);
     const int steps = steps_of(chunk), sub_chunks = (steps + kSub - 1) / kSub;
     const ChunkView<T, kWhole> view(p, at, row, steps);
-    float h[2][4];
-    load_states(h, state_of(chunk), p.N, at, p.N, p.vector_states);
-    const Raw<T> delta0 = view.load(p.delta, 0), u0 = view.load(p.u, 0);
     if (chunk > first && at.channels == 2 && at.state < p.N) {
       prefetch_line(state_of(chunk - 1) + at.state);
       prefetch_line(state_of(chunk - 1) + p.N + at.state);
     }
-    wait_for_copies();
-    __syncthreads();
-    widen_projections(p, block, row, steps);
+    // The tiles are there, and the slots have been read.
     __syncthreads();
     if (p.vector_projections && chunk > first) fetch_projections(p, block, row - kGradChunk, kGradChunk);
     const float4 *B_tile = &block.B[0][at.q], *C_tile = &block.C[0][at.q];
-    reach_sub_chunks(view, mine, B_tile, params.bias, A2, h, sub_chunks, delta0, u0);
-    Raw<T> dy = view.load(p.dy, sub_chunks - 1), z = view.load_optional(p.z, sub_chunks - 1);
+    reach_sub_chunks(view, mine, B_tile, params.bias, A2, start.h, sub_chunks, start.delta, start.u);
+    Raw<T> dy = start.dy, z = start.z;
 #pragma unroll 1
     for (int k = sub_chunks - 1; k >= 0; k--) {
       open_gate(view, mine, dy, z);
@@ -421,8 +441,10 @@ __global__ void __launch_bounds__(32 * kWarps, 1) scan_grad_kernel(const __grid_
       store_scalars(view, mine, params, k, u, gB, gA, sums);
       __syncwarp();
     }
+    if (chunk > first) start = start_of(chunk - 1);
     __syncthreads();
     store_projection_sums<kWarps>(p, block.warps, channel_block, b, chunk);
+    if (chunk > first) widen_projections(p, block, row - kGradChunk, kGradChunk);
   }
   store_parameter_sums(p, at, part, dA, sums.D, sums.bias);
   if (p.dstate.data && segment == 0) store_state_gradient(p, at, b, g);
