@@ -1,8 +1,10 @@
 // Operands and tile sizes shared by the kernels of the selective scan's gradient; docs/math/selective-scan-gradient.md
 // has the equations and the meaning of segments and pieces.
 //
-// A warp owns 16 channels times 16 states. Lane (g = lane / 4, q = lane % 4) holds the states 4 q .. 4 q + 3 of the
-// channel pair 2 g, 2 g + 1, and looks after that pair's scalars at the steps 2 q, 2 q + 1 of every sub-chunk of 8.
+// A warp owns 16 channels times 16 states. Lane (g, q), g < 8, q < 4, holds the states 4 q .. 4 q + 3 of the channel
+// pair 2 g, 2 g + 1, and looks after that pair's scalars at the steps 2 q, 2 q + 1 of every sub-chunk of 8. The lane's
+// number has g's lowest bit in front of q's two: what is read by g alone or by q alone is then the same for neighbours
+// or next-but-ones, which shared memory serves twice as fast.
 #pragma once
 #include <type_traits>
 
@@ -69,13 +71,15 @@ __device__ __forceinline__ void stage_projection(float* tile, const GradRows<con
 // Where a lane is: its channel pair, how many channels of it exist, and its states.
 struct GradLane {
   int lane, g, q;
+  int cell;  // 4 g + q
   int64_t channel;
   int channels;
   int64_t state;  // the first of its 4
   __device__ __forceinline__ GradLane(int64_t first_channel, int64_t E, int64_t first_state) {
     lane = threadIdx.x % 32;
-    g = lane / 4;
-    q = lane % 4;
+    g = lane / 8 * 2 + lane % 2;
+    q = lane / 2 % 4;
+    cell = 4 * g + q;
     channel = first_channel + 2 * g;
     const int64_t left = E - channel;
     channels = left < 0 ? 0 : left > 2 ? 2 : static_cast<int>(left);
@@ -234,8 +238,8 @@ __device__ __forceinline__ void store_projection_sums(const ScanGradArgs<T>& p, 
 
 // Sums over the four lanes of a pair.
 __device__ __forceinline__ float quad_sum(float v) {
-  v += __shfl_xor_sync(0xFFFFFFFFu, v, 1);
-  return v + __shfl_xor_sync(0xFFFFFFFFu, v, 2);
+  v += __shfl_xor_sync(0xFFFFFFFFu, v, 2);
+  return v + __shfl_xor_sync(0xFFFFFFFFu, v, 4);
 }
 
 template <class T>

@@ -28,12 +28,12 @@ constexpr int kSlopeRow = kGradPairs + 2, kExchangeRow = 36;
 template <class T>
 constexpr int kPiece = 16 / sizeof(T);
 
-// Shares of a sum over states at two neighbouring steps, for both channels of a pair: (steps, lane).
+// Shares of a sum over states at two neighbouring steps, for both channels of a pair: (steps, cell of the lane).
 using StateShares = float4[kSub / 2][32];
 
 // Where lanes leave their shares of sums, for whoever owns a sum to add.
 struct Exchange {
-  float4 channels[kSub * kExchangeRow];  // (step, lane)
+  float4 channels[kSub * kExchangeRow];  // (step, cell of the lane)
   StateShares states[2];
 };
 
@@ -163,7 +163,7 @@ __device__ __forceinline__ float4 join(float2 even_step, float2 odd_step) {
 
 // Over the warp's channels: lane 4 step + n / 4 has the sums of its step and states.
 __device__ __forceinline__ float4 sum_channels(const Exchange& exchange, const GradLane& at) {
-  const float4* from = exchange.channels + kExchangeRow * (at.lane / 4) + at.q;
+  const float4* from = exchange.channels + kExchangeRow * (at.lane / 4) + at.lane % 4;
   float4 sum[2] = {from[0], from[4]};
 #pragma unroll
   for (int pair = 2; pair < kGradPairs; pair++) sum[pair % 2] = sum[pair % 2] + from[4 * pair];
@@ -209,12 +209,12 @@ __device__ __forceinline__ void recompute(const StepRows<T>& rows, WarpShared<T>
       h[1][i] = fmaf(track.a[j][1][i], h[1][i], in.step.w * B[i]);
       dC[i] = fmaf(in.ds.x, h[0][i], in.ds.y * h[1][i]);
     }
-    mine.exchange.channels[kExchangeRow * j + at.lane] = {dC[0], dC[1], dC[2], dC[3]};
+    mine.exchange.channels[kExchangeRow * j + at.cell] = {dC[0], dC[1], dC[2], dC[3]};
     const float2 s = share_of(h, C);
     if (j % 2 == 0) {
       held = s;
     } else {
-      mine.exchange.states[0][j / 2][at.lane] = join(held, s);
+      mine.exchange.states[0][j / 2][at.cell] = join(held, s);
     }
   }
 }
@@ -241,7 +241,7 @@ __device__ __forceinline__ void reverse(const StepRows<T>& rows, WarpShared<T>& 
         dB[i] = c == 0 ? dtu[0] * g[0][i] : fmaf(dtu[1], g[1][i], dB[i]);
       }
     }
-    mine.exchange.channels[kExchangeRow * j + at.lane] = {dB[0], dB[1], dB[2], dB[3]};
+    mine.exchange.channels[kExchangeRow * j + at.cell] = {dB[0], dB[1], dB[2], dB[3]};
     const float2 gB = share_of(g, B);
 #pragma unroll
     for (int c = 0; c < 2; c++) {
@@ -256,8 +256,8 @@ __device__ __forceinline__ void reverse(const StepRows<T>& rows, WarpShared<T>& 
     if (j % 2 == 1) {
       held_gB = gB, held_gA = {gA[0], gA[1]};
     } else {
-      mine.exchange.states[0][j / 2][at.lane] = join(gB, held_gB);
-      mine.exchange.states[1][j / 2][at.lane] = join({gA[0], gA[1]}, held_gA);
+      mine.exchange.states[0][j / 2][at.cell] = join(gB, held_gB);
+      mine.exchange.states[1][j / 2][at.cell] = join({gA[0], gA[1]}, held_gA);
     }
   }
 }

@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(32 * kWarps)
     if (c >= at.channels) continue;
     reinterpret_cast<float4*>(p.piece_end + (out + c) * kGradStates)[at.q] = {g[c][0], g[c][1], g[c][2], g[c][3]};
   }
-  time = {time.x + __shfl_xor_sync(0xFFFFFFFFu, time.x, 1), time.y + __shfl_xor_sync(0xFFFFFFFFu, time.y, 1)};
-  time = {time.x + __shfl_xor_sync(0xFFFFFFFFu, time.x, 2), time.y + __shfl_xor_sync(0xFFFFFFFFu, time.y, 2)};
+  time = {quad_sum(time.x), quad_sum(time.y)};
   if (at.q == 0) store_pair(p.piece_time + out, time, at.channels);
 }
 
