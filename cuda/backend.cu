@@ -379,7 +379,7 @@ Status run(void* d, void* p, Run& run) {
     return {};
   };
   MB_TRY(run_steps(run, step, read));
-  MB_CUDA(cudaStreamSynchronize(device.stream));
+  if (run.wait) MB_CUDA(cudaStreamSynchronize(device.stream));
   return {};
 }
 

@@ -24,8 +24,11 @@ export interface RunOptions {
 
 export interface NativePlan {
   run(options?: RunOptions): Promise<RunResult>;
-  /** Runs once on the JS thread; false: it did not, since runs of the device are under way. */
-  runHere(): boolean;
+  /**
+   * Runs once on the JS thread; false: it did not, since runs of the device are under way. The contents of tensor `watch`
+   * go to `out`; with `wait` false and none of these it may return before the run has ended.
+   */
+  runHere(wait?: boolean, watch?: number, out?: Int32Array | Float32Array): boolean;
   profile(): Float64Array;
   cancel(): void;
   dispose(): void;

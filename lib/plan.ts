@@ -23,6 +23,13 @@ async function turnIfDue(): Promise<void> {
   });
 }
 
+/** Of `Plan.runBrief`. */
+interface BriefOptions {
+  watch?: Tensor;
+  out?: Int32Array | Float32Array;
+  wait?: boolean;
+}
+
 /** Where every value of a plan lives while it runs. */
 interface Layout {
   readonly offsets: Map<Tensor, number>;
@@ -108,8 +115,7 @@ export class Plan {
   async run(options: Omit<RunOptions, 'watch'> & { watch?: Tensor } = {}): Promise<RunResult> {
     const { watch, ...rest } = options;
     try {
-      const index = watch ? this.#indices.get(watch) : undefined;
-      if (watch && index === undefined) throw new Error(`plan: ${watch.name} is not part of it.`);
+      const index = watch && this.#indexOf(watch);
       const start = performance.now();
       const result = await this.#native.run(index === undefined ? rest : { ...rest, watch: index });
       this.#ran(result.steps, performance.now() - start);
@@ -122,13 +128,16 @@ export class Plan {
   /**
    * Runs the plan once, on the JS thread where its last run was brief and the device rests; else as `run` does. For what is
    * run again and again with something to decide in between.
+   *
+   * @param options.watch i32 or f32 tensor whose contents after the run go to `out`, sooner than a `read` has them
+   * @param options.wait false: may resolve before a device of its own has ended the run; all that follows comes after it
    */
-  async runBrief(): Promise<void> {
+  async runBrief({ watch, out, wait = true }: BriefOptions = {}): Promise<void> {
     if (this.#last < BRIEF_MS) {
       await turnIfDue();
       const start = performance.now();
       try {
-        if (this.#native.runHere()) {
+        if (this.#native.runHere(wait, watch && this.#indexOf(watch), out)) {
           this.#ran(1, performance.now() - start);
           return;
         }
@@ -137,6 +146,13 @@ export class Plan {
       }
     }
     await this.run();
+    if (watch) this.read(watch, out);
+  }
+
+  #indexOf(t: Tensor): number {
+    const index = this.#indices.get(t);
+    if (index === undefined) throw new Error(`plan: ${t.name} is not part of it.`);
+    return index;
   }
 
   #ran(steps: number, ms: number): void {

@@ -61,6 +61,8 @@ export class Session {
   readonly #plans: SessionPlans;
   /** Steps of the last verify pass, until something else moves the state. */
   #verified = 0;
+  /** What the parameters of verify passes hold. */
+  readonly #settings = new WeakMap<Tensor, SamplingSettings>();
 
   constructor(device: Device, config: ModelConfig, weights: Weights, batch: number) {
     this.#device = device;
@@ -177,13 +179,17 @@ export class Session {
       seen: penalty ? [...Array.from(seen), ...Array.from(ids).slice(1, k + 1)] : [],
       drawn: drawn + k,
     }));
-    this.writeRows(draw, 0, rows);
+    // Settings are those of a whole text, so most passes find them there.
+    if (this.#settings.get(draw.params) !== settings) this.writeSettings(draw, 0, rows);
+    this.#settings.set(draw.params, settings);
+    this.writeDraws(draw, 0, rows);
     this.#verified = 0;
-    await plan.runBrief();
+    const next = new Int32Array(steps);
+    await plan.runBrief({ watch: draw.ids, out: next });
     this.#memory.advanced(steps);
     this.#verified = steps;
     return {
-      drawn: this.#device.read(draw.ids) as Int32Array,
+      drawn: next,
       logprobs: () => this.#device.read(draw.logprob) as Float32Array,
       logits: () => plan.read(logits) as Float32Array,
     };
@@ -212,9 +218,8 @@ export class Session {
     const step = await this.#plans.step(trail.at(position));
     this.#device.write(step.ids, Int32Array.of(id));
     await this.prepare();
-    await step.plan.runBrief();
+    await step.plan.runBrief({ watch: step.logits, out: logits });
     this.#memory.advanced(1);
-    step.plan.read(step.logits, logits);
   }
 
   /** Prepares the decode loop: sampling settings and the last, not yet read id of every sequence. */
@@ -284,24 +289,37 @@ export class Session {
 
   /** Sets what the sequences from `b` on draw with. */
   private writeRows(plan: DrawTensors, b: number, rows: readonly DrawStart[]): void {
+    this.writeSettings(plan, b, rows);
+    this.writeDraws(plan, b, rows);
+  }
+
+  /** What of it is the same for all of a text. */
+  private writeSettings(plan: DrawTensors, b: number, rows: readonly DrawStart[]): void {
     const V = this.#config.vocab;
     const n = rows.length;
     const params = new Float32Array(n * SAMPLE_COLUMNS);
+    const bias = new Float32Array(plan.bias ? n * V : 0);
+    for (const [i, { settings }] of rows.entries()) {
+      for (const [column, name] of SAMPLE_PARAMS.entries()) params[i * SAMPLE_COLUMNS + column] = settings[name];
+      if (plan.bias && settings.bias) bias.set(settings.bias, i * V);
+    }
+    this.#device.write(plan.params.slice(b, n), params);
+    if (plan.bias) this.#device.write(plan.bias.slice(b, n), bias);
+  }
+
+  /** Which random numbers come next, and which ids a repetition penalty counts. */
+  private writeDraws(plan: DrawTensors, b: number, rows: readonly DrawStart[]): void {
+    const V = this.#config.vocab;
+    const n = rows.length;
     const rng = new Int32Array(n * 4);
     const seen = new Uint8Array(plan.seen ? n * V : 0);
-    const bias = new Float32Array(plan.bias ? n * V : 0);
     for (const [i, { settings, drawn = 0, seen: ids = [] }] of rows.entries()) {
-      for (const [column, name] of SAMPLE_PARAMS.entries()) params[i * SAMPLE_COLUMNS + column] = settings[name];
       const halves = [settings.seed, drawn].flatMap((x) => [x | 0, Math.floor(x / 2 ** 32) | 0]);
       rng.set(halves, i * 4);
       if (plan.seen) for (const id of Array.from(ids)) seen[i * V + id] = 1;
-      if (plan.bias && settings.bias) bias.set(settings.bias, i * V);
     }
-    const write = (t: Tensor | undefined, data: ArrayBufferView) => t && this.#device.write(t.slice(b, n), data);
-    write(plan.params, params);
-    write(plan.rng, rng);
-    write(plan.seen, seen);
-    write(plan.bias, bias);
+    this.#device.write(plan.rng.slice(b, n), rng);
+    if (plan.seen) this.#device.write(plan.seen.slice(b, n), seen);
   }
 
   dispose(): void {

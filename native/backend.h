@@ -12,7 +12,7 @@
 namespace mb {
 
 // Of what this file declares, and of the list of ops, whose numbers cross too.
-constexpr uint32_t kBackendAbi = 3 ^ op::kListHash;
+constexpr uint32_t kBackendAbi = 4 ^ op::kListHash;
 
 constexpr size_t kGroupIdBytes = 128;
 
@@ -26,9 +26,12 @@ struct DeviceOptions {
 // ahead of the host, but nothing that follows the last counted step may have any effect.
 struct Run {
   int64_t steps = 1;
-  const Tensor* watch = nullptr;  // contiguous i32; copied to `watched` after every step
+  const Tensor* watch = nullptr;  // contiguous i32, or f32 in a single step; copied to `watched` after every step
   int32_t* watched = nullptr;     // room for steps * watch->elems(); `history` ids lie before it
-  int64_t history = 0;            // ids that lie in front of `watched`, made before this run
+  // False: a single step that watches nothing may still be under way when this returns, on a device that works by
+  // itself; whatever is read, written or run there comes after it.
+  bool wait = true;
+  int64_t history = 0;  // ids that lie in front of `watched`, made before this run
   // Sequences of ids that end the run once the watched ids (of one sequence only) end in one of them:
   // stop i is stops[stop_ends[i - 1] .. stop_ends[i]).
   const int32_t* stops = nullptr;

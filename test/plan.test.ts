@@ -246,6 +246,29 @@ test('a plan of no nodes runs', async (t) => {
   t.is((await plan.run({ steps: 2 })).steps, 2);
 });
 
+test('a brief run hands over what it watches, and may be started alone', async (t) => {
+  using device = open();
+  const count = device.tensorFrom(Float32Array.of(0, 0), [2], 'f32', 'count');
+  const one = device.tensorFrom(Float32Array.of(1, 2), [2], 'f32', 'one');
+  const g = new Graph();
+  const sum = add(g, count, one);
+  g.op('copy', { y: count }, { x: sum });
+  using plan = await compile(device, g, [sum]);
+  const out = new Float32Array(2);
+  for (let i = 1; i <= 4; i++) {
+    await plan.runBrief({ watch: sum, out });
+    t.deepEqual(out, Float32Array.of(i, 2 * i));
+  }
+  for (let i = 0; i < 3; i++) await plan.runBrief({ wait: false });
+  t.deepEqual(device.read(count), Float32Array.of(7, 14));
+  await t.throwsAsync(() => plan.runBrief({ watch: sum, out: new Float32Array(3) }), {
+    message: /expected out to hold/,
+  });
+  await t.throwsAsync(() => plan.runBrief({ watch: device.tensor([1], 'f32', 'other'), out }), {
+    message: /other is not part/,
+  });
+});
+
 test('brief runs are runs: in turn with others, and timers go on meanwhile', async (t) => {
   using device = open();
   const count = device.tensorFrom(Float32Array.of(0), [1], 'f32', 'count');

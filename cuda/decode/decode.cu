@@ -24,8 +24,8 @@ struct Decode {
   uint32_t* exchanges = nullptr;
   size_t exchange_words = 0;
   Control* control = nullptr;  // page-locked
-  int32_t* watched = nullptr;  // page-locked
-  int64_t watched_ids = 0;
+  int32_t* watched = nullptr;  // page-locked: drawn ids, or the bits of logits
+  int64_t watched_words = 0;
   int32_t* stops = nullptr;  // of the device: stops, their ends, recent ids
   int64_t stop_words = 0;
   uint32_t before = 0;
@@ -468,12 +468,19 @@ Status wait(Decode& d, cudaStream_t stream, const Run& run, int64_t steps) {
   return to_status(state, "decode");
 }
 
+// What a run watches of a plan: drawn ids, or after a single step the logits.
+bool watches_ids(const Decode& d, const Run& run) { return run.watch && run.watch->data == d.plan.drawn_ids; }
+bool watches_logits(const Decode& d, const Run& run) {
+  return run.watch && run.watch->data == d.plan.logits && !d.plan.feeds && run.steps == 1;
+}
+
 Status launch_steps(Decode& d, cudaStream_t stream, Run& run, int64_t steps) {
   decode::Launch launch{};
   launch.run_steps = steps;
   launch.before = d.before;
   launch.control = d.control;
-  launch.watched = run.watch ? d.watched : nullptr;
+  launch.watched = watches_ids(d, run) ? d.watched : nullptr;
+  launch.watched_logits = watches_logits(d, run) ? reinterpret_cast<float*>(d.watched) : nullptr;
   if (run.n_stops && d.plan.feeds && d.plan.rows == 1) MB_TRY(send_stops(d, stream, run, steps, &launch));
   *d.control = {0, 0, -1};
   void* args[] = {&d.plan, &launch};
@@ -510,29 +517,23 @@ Status decode_create(const Node* nodes, size_t n, const Props& props, Decode** o
 
 Status decode_run(Decode* decode, cudaStream_t stream, Run& run) {
   Decode& d = *decode;
-  const int64_t rows = d.plan.rows;
-  if (run.watch && run.watch->data != d.plan.ids) {
-    return fail(Code::unsupported, "decode: expected the watched tensor to be the ids");
+  if (run.watch && !watches_ids(d, run) && !watches_logits(d, run)) {
+    return fail(Code::unsupported,
+                "decode: expected the watched tensor to be the drawn ids, or the logits of one step");
   }
+  const int64_t words = run.watch ? run.watch->elems() : 0;
   while (run.done < run.steps && run.stopped_by < 0) {
     const int64_t steps = std::min(kLaunchSteps, run.steps - run.done);
-    if (run.watch && steps * rows > d.watched_ids) {
+    if (steps * words > d.watched_words) {
       if (d.watched) cudaFreeHost(d.watched);
       d.watched = nullptr;
-      d.watched_ids = 0;
-      MB_CUDA(cudaHostAlloc(&d.watched, static_cast<size_t>(steps * rows) * 4, cudaHostAllocMapped));
-      d.watched_ids = steps * rows;
+      d.watched_words = 0;
+      MB_CUDA(cudaHostAlloc(&d.watched, static_cast<size_t>(steps * words) * 4, cudaHostAllocMapped));
+      d.watched_words = steps * words;
     }
     MB_TRY(launch_steps(d, stream, run, steps));
     const int64_t made = d.control->done;
-    if (run.watch && d.plan.feeds) {
-      std::memcpy(run.watched + run.done * rows, d.watched, static_cast<size_t>(made * rows) * 4);
-    } else if (run.watch) {
-      for (int64_t i = 0; i < made; i++) {
-        MB_CUDA(cudaMemcpy(run.watched + (run.done + i) * rows, d.plan.ids, static_cast<size_t>(rows) * 4,
-                           cudaMemcpyDeviceToHost));
-      }
-    }
+    if (made && words) std::memcpy(run.watched + run.done * words, d.watched, static_cast<size_t>(made * words) * 4);
     run.done += made;
     run.stopped_by = d.control->stopped_by;
     if (made < steps) break;

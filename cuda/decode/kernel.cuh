@@ -700,7 +700,9 @@ class Worker {
       const long long at = static_cast<long long>(r) * p_.V + own_.v0 + m;
       // Ids are drawn from the very logits that a pass returns.
       if (p_.sampled) put(p_.drawn_logits + at, v, use);
-      if (!p_.feeds) p_.logits[at] = untagged(tagged(v, use));
+      if (p_.feeds) continue;
+      p_.logits[at] = untagged(tagged(v, use));
+      if (launch_.watched_logits) launch_.watched_logits[at] = untagged(tagged(v, use));
     }
   }
 

@@ -96,7 +96,8 @@ struct Launch {
   int64_t run_steps;
   uint32_t before;  // steps made by earlier launches, modulo 2^32
   volatile Control* control;
-  int32_t* watched;  // (run_steps, rows), memory of the host
+  int32_t* watched;       // drawn ids (run_steps, rows), memory of the host; or null
+  float* watched_logits;  // of a single step (rows, V), memory of the host; or null
   int64_t history;
   int32_t* recent;  // history + run_steps: ids drawn so far; kept only where there are stops
   const int32_t *stops, *stop_ends;

@@ -294,7 +294,7 @@ export class PatchMemory implements Memory {
         // Memory that was short may be there the next time.
         plan.catch(() => this.#accepts.delete(patch));
       }
-      await (await plan).run();
+      await (await plan).runBrief({ wait: false });
       this.#held = patch;
     }
     this.moveTo(0, this.#verifiedFrom + ids);

@@ -72,6 +72,8 @@ struct RunJob : Job {
   }
 };
 
+bool is_watchable(const Tensor& t) { return (t.dtype == DType::i32 || t.dtype == DType::f32) && t.contiguous(); }
+
 std::vector<int32_t> to_vector(const Napi::Int32Array& a) { return {a.Data(), a.Data() + a.ElementLength()}; }
 
 }  // namespace
@@ -125,13 +127,25 @@ Napi::Value Plan::run(const Napi::CallbackInfo& info) {
   return promise;
 }
 
-// runHere() -> whether it ran: not while jobs of the device are under way.
+// runHere(wait, watch, out) -> whether it ran: not while jobs of the device are under way. The contents of tensor
+// `watch` go to `out`; both may be left out.
 Napi::Value Plan::run_here(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const Executor* executor = Device::Unwrap(device.Value())->executor;
   if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
-  if (!executor->idle()) return Napi::Boolean::New(env, false);
   Run once;
+  once.wait = info[0].IsUndefined() || info[0].ToBoolean();
+  if (info[1].IsNumber()) {
+    const auto i = size_t(integer(info, 1, "watch"));
+    const auto out = bytes(info, 2, "out");
+    if (i >= state->tensors.size() || !is_watchable(state->tensors[i]) ||
+        out.size() != size_t(state->tensors[i].elems()) * sizeof(int32_t)) {
+      throw Napi::TypeError::New(env, "native: expected out to hold a contiguous int32 or float32 tensor of the plan");
+    }
+    once.watch = &state->tensors[i];
+    once.watched = reinterpret_cast<int32_t*>(out.data());
+  }
+  if (!executor->idle()) return Napi::Boolean::New(env, false);
   check(env, state->device->backend->run(state->device->handle, state->handle, once));
   return Napi::Boolean::New(env, true);
 }
