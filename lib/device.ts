@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os';
 import {
+  counted,
   type DeviceReason,
   DeviceUnavailableError,
   DisposedError,
@@ -61,7 +62,7 @@ export function isCuda(info: DeviceInfo): info is CudaInfo {
 export function deviceLabel(info: DeviceInfo): string {
   if (isCuda(info)) return `cuda:${info.index} (${info.name}, ${info.target})`;
   const { backend, target, threads } = info;
-  return `${backend} (${target}, ${threads} thread${threads > 1 ? 's' : ''})`;
+  return `${backend} (${target}, ${counted(threads, 'thread')})`;
 }
 
 /** The first sentence of why a device cannot be had, to end a note with. */

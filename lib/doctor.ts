@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism, cpus, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type CudaInfo, Device, isCuda, whyUnavailable } from './device.ts';
-import { type DeviceReason, DeviceUnavailableError } from './errors.ts';
+import { counted, type DeviceReason, DeviceUnavailableError } from './errors.ts';
 import { native } from './native.ts';
 import { shippedModels } from './shipped.ts';
 import { version } from './version.ts';
@@ -92,7 +92,7 @@ function openReport(name: 'cpu' | 'ref'): BackendReport {
   try {
     using device = Device.open(name);
     const { target, threads } = device.info;
-    return { name, available: true, detail: `${target}, ${threads} thread${threads > 1 ? 's' : ''}` };
+    return { name, available: true, detail: `${target}, ${counted(threads, 'thread')}` };
   } catch (error) {
     return { name, available: false, detail: message(error) };
   }
@@ -112,7 +112,7 @@ function cudaReport(): { backend: BackendReport; gpus: CudaInfo[]; auto: string 
       return { backend: { name: 'cuda', available: false, detail: message(error), reason }, gpus, auto };
     }
   }
-  const detail = `${gpus.length} GPU${gpus.length > 1 ? 's' : ''}`;
+  const detail = counted(gpus.length, 'GPU');
   return { backend: { name: 'cuda', available: true, detail }, gpus, auto: 'cuda: a GPU that can be used' };
 }
 

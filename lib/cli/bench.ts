@@ -3,6 +3,7 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Command } from 'commander';
 import { isCuda } from '../device.ts';
+import { counted, grouped } from '../errors.ts';
 import type { Model } from '../model.ts';
 import { PRESETS, presetConfig } from '../models/presets.ts';
 import { chromeTrace, collectPlans, type DeviceLimits, measureLimits, type PlanProfile, profile } from '../profile.ts';
@@ -10,7 +11,7 @@ import { version } from '../version.ts';
 import { writeRandomCheckpoint } from '../weights/random-checkpoint.ts';
 import { interruptible } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
-import { counted, grouped, print, printJson, sized, table } from './output.ts';
+import { print, printJson, sized, table } from './output.ts';
 import { parsePositive } from './usage.ts';
 import { assertWritable } from './writable.ts';
 

@@ -2,11 +2,11 @@ import { open } from 'node:fs/promises';
 import { Command, Option } from 'commander';
 import { convertModel } from '../convert.ts';
 import { reading } from '../data/files.ts';
-import { DataError, expected } from '../errors.ts';
+import { counted, DataError, expected } from '../errors.ts';
 import type { WeightDType } from '../weights/load.ts';
 import { interruptible } from './interrupt.ts';
 import { dtypeOption, openModel } from './model-options.ts';
-import { bar, counted, print, printJson, table } from './output.ts';
+import { bar, print, printJson, table } from './output.ts';
 import { defined, parsePositive } from './usage.ts';
 
 interface ConvertFlags {

@@ -1,8 +1,9 @@
 import { Command, Option } from 'commander';
+import { counted, grouped } from '../errors.ts';
 import { type EvaluateOptions, evaluate } from '../train/evaluate.ts';
 import { interruptible } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
-import { bar, counted, grouped, print, printJson, table } from './output.ts';
+import { bar, print, printJson, table } from './output.ts';
 import { defined, parsePositive, separatorOption, UsageError } from './usage.ts';
 
 interface EvalFlags extends ModelFlags {

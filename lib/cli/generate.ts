@@ -3,7 +3,7 @@ import { addAbortSignal } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
 import { Command, Option } from 'commander';
 import { reading } from '../data/files.ts';
-import { ModelFormatError } from '../errors.ts';
+import { counted, grouped, ModelFormatError } from '../errors.ts';
 import type { GenerateResult, GenerateStats } from '../generate/generation.ts';
 import type { GenerateOptions } from '../generate/options.ts';
 import type { Model } from '../model.ts';
@@ -11,7 +11,7 @@ import type { State } from '../state.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
 import { interruptible, readerHasGone } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';
-import { aside, counted, grouped, print, printJson } from './output.ts';
+import { aside, print, printJson } from './output.ts';
 import { collectBytes, defined, parseCount, parseNumber, parsePositive, UsageError } from './usage.ts';
 import { assertWritable } from './writable.ts';
 

@@ -1,7 +1,8 @@
 import { Command } from 'commander';
+import { counted, grouped } from '../errors.ts';
 import { type Inspection, inspectModel } from '../inspect.ts';
 import { interruptible } from './interrupt.ts';
-import { bar, counted, grouped, print, printJson, sized, table, warn } from './output.ts';
+import { bar, print, printJson, sized, table, warn } from './output.ts';
 
 interface InspectFlags {
   check?: boolean;

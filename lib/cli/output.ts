@@ -66,16 +66,6 @@ export function table(rows: readonly (readonly string[])[], right: readonly numb
   return rows.map((row) => `${row.map(cell).join('  ').trimEnd()}\n`).join('');
 }
 
-/** 1234567 → "1,234,567" */
-export function grouped(value: number): string {
-  return value.toLocaleString('en-US', { maximumFractionDigits: 0 });
-}
-
-/** 1, "byte" → "1 byte"; 1234, "byte" → "1,234 bytes" */
-export function counted(value: number, noun: string): string {
-  return `${grouped(value)} ${noun}${value === 1 ? '' : 's'}`;
-}
-
 /** Bytes in binary units: "1.50 MiB". */
 export function sized(bytes: number): string {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];

@@ -1,10 +1,11 @@
 import { Command } from 'commander';
+import { grouped } from '../errors.ts';
 import { type MeasureTokenizerOptions, measureTokenizer } from '../tokenizer/measure.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type TrainTokenizerOptions, trainTokenizer } from '../tokenizer/train-bpe.ts';
 import { writeFileAtomically } from '../weights/atomic-file.ts';
 import { interruptible } from './interrupt.ts';
-import { bar, grouped, print, printJson, table } from './output.ts';
+import { bar, print, printJson, table } from './output.ts';
 import { defined, parsePositive, separatorOption } from './usage.ts';
 
 interface DataFlags {

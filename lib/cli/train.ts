@@ -1,7 +1,7 @@
 import { type GenericFormatter, Presets, SingleBar } from 'cli-progress';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import type { EncodeProgress } from '../data/token-dataset.ts';
-import { expected } from '../errors.ts';
+import { expected, grouped } from '../errors.ts';
 import { RECOMPUTE } from '../models/architecture.ts';
 import { ARCHITECTURES, type ArchitectureName, type PartialModelConfig } from '../models/architectures.ts';
 import { PRESETS } from '../models/presets.ts';
@@ -9,7 +9,7 @@ import type { Rank } from '../train/data-parallel.ts';
 import { train, trainAsRank } from '../train/loop.ts';
 import type { TrainOptions, TrainProgress } from '../train/options.ts';
 import { interruptible } from './interrupt.ts';
-import { bar, grouped, note, print } from './output.ts';
+import { bar, note, print } from './output.ts';
 import { startedAsRank } from './rank.ts';
 import { runRanks } from './ranks.ts';
 import { defined, parseCount, parseNumber, parsePositive, separatorOption, UsageError } from './usage.ts';

@@ -1,5 +1,5 @@
 // Which windows of a corpus a training step sees: drawn without memory, so that a position is two integers.
-import { checkChoice, checkInteger, DataError, expected } from '../errors.ts';
+import { checkChoice, checkInteger, counted, DataError, expected } from '../errors.ts';
 import { Philox } from '../rng.ts';
 import type { Batch } from '../trainer.ts';
 
@@ -78,7 +78,7 @@ export class WindowSampler {
     checkInteger(where, 'seed', options.seed, { min: 0 });
     const window = options.context + 1;
     if (data.units < window) {
-      const got = `${data.units} ${data.unit}s in ${data.documents} document${data.documents > 1 ? 's' : ''}`;
+      const got = `${data.units} ${data.unit}s in ${counted(data.documents, 'document')}`;
       throw new DataError(expected(where, 'the data set', `hold at least one window of ${window} ${data.unit}s`, got));
     }
     if (options.whole) checkWhole(data, window);

@@ -1,6 +1,6 @@
 // Keys and values of everything read so far: a state that grows with the text. Going back is a smaller number of steps.
 import type { Device } from '../device.ts';
-import { expected, OutOfMemoryError } from '../errors.ts';
+import { counted, expected, OutOfMemoryError } from '../errors.ts';
 import { Graph } from '../graph.ts';
 import { compile } from '../plan.ts';
 import { dtypeBytes, type Tensor } from '../tensor.ts';
@@ -180,7 +180,7 @@ export class CacheMemory implements Memory {
     this.#capacity = 0;
   }
 
-  /** Caches of at least `needed` steps, where memory is short of no more. */
+  /** Caches of `needed` steps, and of half as many more where there is memory for them. */
   #allocate(needed: number): Caches {
     const blocks = (steps: number) => BLOCK * Math.ceil(steps / BLOCK);
     const exact = blocks(needed);
@@ -195,7 +195,7 @@ export class CacheMemory implements Memory {
     return orShort(blocks(Math.max(SPARE * needed, GROWTH * this.#capacity)), () =>
       orShort(exact, (cause) => {
         const batch = this.#lengths.length;
-        const what = `a cache of ${exact} steps for ${batch} sequence${batch > 1 ? 's' : ''}`;
+        const what = `a cache of ${exact} steps for ${counted(batch, 'sequence')}`;
         const bytes = 2 * this.#shape.layers * this.#elements(exact) * dtypeBytes(this.#dtype);
         throw new OutOfMemoryError(expected('cache', what, 'fit in memory', `${bytes} bytes`), { cause });
       }),

@@ -3,7 +3,7 @@ import { isAbsolute, join, resolve } from 'node:path';
 import { type Dataset, openDataset } from '../data/dataset.ts';
 import { openTokens, type TokenDataset } from '../data/token-dataset.ts';
 import { WindowSampler } from '../data/windows.ts';
-import { CheckpointError, DataError, expected, MambaByteError } from '../errors.ts';
+import { CheckpointError, counted, DataError, expected, MambaByteError } from '../errors.ts';
 import { createModel, loadModel, type Model } from '../model.ts';
 import { trainedRows } from '../models/architectures.ts';
 import { resolveModel } from '../shipped.ts';
@@ -244,8 +244,7 @@ function absolute(paths: string | readonly string[] | undefined): string[] | und
 
 function checkSameData({ data: then }: RunState, now: Dataset): void {
   if (now.fingerprint() === then.fingerprint) return;
-  const words = (d: { bytes: number; documents: number }) =>
-    `${d.bytes} bytes in ${d.documents} document${d.documents > 1 ? 's' : ''}`;
+  const words = (d: { bytes: number; documents: number }) => `${d.bytes} bytes in ${counted(d.documents, 'document')}`;
   const got = `${words(now)}${words(now) === words(then) ? ' of other lengths' : ''}`;
   throw new CheckpointError(expected(WHERE, 'the data', `be ${words(then)} as when the run began`, got));
 }
