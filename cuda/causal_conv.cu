@@ -20,6 +20,7 @@ constexpr int kAhead = 8;      // steps loaded together
 struct Args {
   ScanRows x, y, weight, state, state_out;
   const float* bias;
+  const int32_t* lengths;  // steps before which a sequence's state is left; null: all
   int64_t T, E;
   int K;
   int64_t run, runs;  // steps of a thread, and how many threads a channel has
@@ -34,8 +35,9 @@ __device__ __forceinline__ float earlier(const Args& p, int64_t b, int64_t t, in
 
 // state_out may be state: this thread alone reads and writes it for its channel, and never behind its own writes.
 __device__ __forceinline__ void keep_state(const Args& p, int64_t b, int64_t e) {
+  const int64_t length = p.lengths ? min(max(int64_t{p.lengths[b]}, int64_t{0}), p.T) : p.T;
   for (int64_t i = 0; i < p.K - 1; i++) {
-    p.state_out.store(b * (p.K - 1) + i, e, earlier(p, b, p.T - (p.K - 1) + i, e));
+    p.state_out.store(b * (p.K - 1) + i, e, earlier(p, b, length - (p.K - 1) + i, e));
   }
 }
 
@@ -174,6 +176,7 @@ Status run_conv(const Node& node, const Launch& launch) {
          ScanRows(node.in(in::state)),
          ScanRows(node.out(out::state_out)),
          node.in(in::bias).ptr<float>(),
+         node.in(in::lengths).ptr<int32_t>(),
          T,
          E,
          K,
@@ -198,6 +201,10 @@ const char* why_not_conv(const Node& node, const Props&) {
   }
   for (const Tensor* t : {&node.in(in::weight), &node.in(in::bias), &node.in(in::state), &node.out(out::state_out)}) {
     if (*t && t->dtype != DType::f32) return "cuda: causal_conv1d takes parameters and states in f32";
+  }
+  const Tensor& lengths = node.in(in::lengths);
+  if (lengths && (lengths.dtype != DType::i32 || !lengths.contiguous())) {
+    return "cuda: causal_conv1d takes lengths in i32, without gaps";
   }
   if (node.in(in::x).dim(0) > 32768) return "cuda: causal_conv1d takes at most 32768 sequences";
   return node.in(in::weight).cols() > kMaxWidth ? "cuda: causal_conv1d takes a width of at most 16" : nullptr;

@@ -23,6 +23,7 @@ struct Args {
   const T *u, *delta, *z, *B, *C;  // z may be null
   T* y;
   const float *A, *D, *delta_bias, *state;  // all but A may be null
+  const int32_t* lengths;                   // steps of a sequence from which on dt is 0; null: all count
   float *state_out, *chunks;                // may be null; chunks has 16-byte aligned rows
   int64_t u_stride, delta_stride, z_stride, B_stride, C_stride, y_stride;
   int64_t u_step, delta_step, z_step, B_step, C_step, y_step;  // bytes from a warp's segment to its next
@@ -211,7 +212,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   const int quad = lane % 4, row = lane / 4;
   const int edge_channel = first_channel + 4 * quad, core_channel = first_channel + 2 * row;
   const int64_t first_row = int64_t{b} * p.T_steps;
-  const int segments = (p.T_steps + kSteps - 1) / kSteps;
+  const int segments = (p.T_steps + kSteps - 1) / kSteps, length = p.lengths ? min(p.lengths[b], p.T_steps) : p.T_steps;
 
   const int count = p.E - edge_channel;
   Cursor at = cursor_at(p, first_row + warp * kSteps + row, edge_channel, quad);
@@ -241,7 +242,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   for (int segment = warp; segment < segments; segment += warps, buffer ^= 1) {
     const int t0 = segment * kSteps;
     wait_for_copies();
-    stage(s, s.inputs[buffer], p.softplus, t0 + row < p.T_steps, lane);
+    stage(s, s.inputs[buffer], p.softplus, t0 + row < length, lane);
     __syncwarp();
     fetch<Vec>(p, at, t0 + warps * kSteps + row < p.T_steps, count, lane, s.inputs[buffer ^ 1]);
 

@@ -35,6 +35,7 @@ struct WalkArgs {
   Sizes size;
   bool softplus;
   ScanRows u, delta, A, B, C, D, z, delta_bias, state, y, state_out, chunks, kept;
+  const int32_t* lengths;  // steps of a sequence from which on dt is 0; null: all count
 };
 
 // Lanes (a power of two) neighbours share a channel; lane l owns the States states l, l + Lanes, ...
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kWalkThreads) walk(const WalkArgs p, const int
   }
   const float D = p.D.data ? p.D.load(0, e) : 0.0f;
   const float bias = p.delta_bias.data ? p.delta_bias.load(0, e) : 0.0f;
-  const int64_t chunk_count = (T + chunk - 1) / chunk;
+  const int64_t chunk_count = (T + chunk - 1) / chunk, length = p.lengths ? int64_t{p.lengths[b]} : T;
 
   for (int64_t t0 = 0; t0 < T; t0 += kWalkSteps) {
     float u[kWalkSteps], delta[kWalkSteps], z[kWalkSteps], B[kWalkSteps][States], C[kWalkSteps][States];
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kWalkThreads) walk(const WalkArgs p, const int
         }
       }
       const float w = delta[j] + bias;
-      const float dt = p.softplus ? softplus_fast(w) : w;
+      const float dt = t >= length ? 0.0f : p.softplus ? softplus_fast(w) : w;
       const float dtu = dt * u[j];
       float y = 0.0f;
 #pragma unroll
@@ -140,7 +141,8 @@ Status run_walk(const Node& node, const Launch& launch) {
                    ScanRows(node.out(out::y)),
                    ScanRows(node.out(out::state_out)),
                    ScanRows(node.out(out::chunks)),
-                   ScanRows(node.out(out::kept))};
+                   ScanRows(node.out(out::kept)),
+                   node.in(in::lengths).ptr<int32_t>()};
   if (p.size.N == 1) return launch_walk<1>(p, launch);
   if (p.size.N <= 128) return launch_walk<4>(p, launch);
   return launch_walk<8>(p, launch);
@@ -193,6 +195,7 @@ chain::Args<T> chain_args(const Node& node, int warps) {
           node.in(in::D).ptr<float>(),
           node.in(in::delta_bias).ptr<float>(),
           state.ptr<float>(),
+          node.in(in::lengths).ptr<int32_t>(),
           state_out.ptr<float>(),
           chunks.ptr<float>(),
           u.row_stride,
@@ -261,6 +264,10 @@ const char* why_not_selective_scan(const Node& node, const Props&) {
   for (const Tensor* t : {&node.in(in::A), &node.in(in::D), &node.in(in::delta_bias), &node.in(in::state),
                           &node.out(out::state_out), &node.out(out::chunks), &node.out(out::kept)}) {
     if (*t && t->dtype != DType::f32) return "cuda: selective_scan takes parameters and states in f32";
+  }
+  const Tensor& lengths = node.in(in::lengths);
+  if (lengths && (lengths.dtype != DType::i32 || !lengths.contiguous())) {
+    return "cuda: selective_scan takes lengths in i32, without gaps";
   }
   return node.in(in::A).cols() > kMaxStates ? "cuda: selective_scan takes at most 256 states" : nullptr;
 }

@@ -14,6 +14,14 @@ import type { DType, Tensor } from './tensor.ts';
 /** Ids that one plan reads of all sequences together at most: a GPU needs thousands of rows to be full. */
 const MOST_ROWS: Readonly<Record<BackendName, number>> = { ref: 512, cpu: 512, cuda: 8192 };
 
+/**
+ * Rows without an id that a plan may read for fewer plans to do: on a GPU the smallest takes half the time of thousands of
+ * rows, and on a CPU time is the number of rows.
+ */
+const MOST_PADDED: Readonly<Record<BackendName, number>> = { ref: 0, cpu: 0, cuda: 2048 };
+/** Rows that plans of their own read as soon. */
+const FEW_ROWS = 8;
+
 /** Lengths of plans that make up any other, since the state carries over: halves down to 1, each of them once at most. */
 function chunksWithin(rows: number): number[] {
   const sizes: number[] = [];
@@ -34,6 +42,8 @@ export type ChunkOutput = 'skip' | 'state' | 'logits' | 'nll';
 export interface ChunkPlan {
   plan: Plan;
   ids: Tensor;
+  /** (B): ids of each sequence that count, where not all do. */
+  lengths?: Tensor | undefined;
   targets?: Tensor;
   output?: Tensor;
 }
@@ -145,21 +155,35 @@ export class SessionPlans {
     this.#activations = activationsOf(device, config, weights);
   }
 
-  /** Reads `size` ids of every sequence. */
-  chunk(output: ChunkOutput, size: number, from: Passage): Promise<ChunkPlan> {
-    return this.once(`${output} ${size} ${from.key}`, async () => {
+  /**
+   * How the next of `left` ids are read, of which a chunk may hold `most` at most: by a plan for `size` ids, of which
+   * `ids` count.
+   */
+  next(left: number, most: number): { size: number; ids: number } {
+    const size = this.sizes.find((chunk) => chunk <= most) ?? 1;
+    const padded = this.sizes.findLast((chunk) => chunk >= left) ?? 0;
+    const [rest, empty] = [left - size, padded - left].map((ids) => ids * this.#batch) as [number, number];
+    const pays = rest > FEW_ROWS && empty >= 0 && empty <= MOST_PADDED[this.#device.info.backend];
+    const can = this.#architecture.pads && left <= most && !this.fuses(padded * this.#batch);
+    return can && pays ? { size: padded, ids: left } : { size, ids: size };
+  }
+
+  /** Reads `size` ids of every sequence; with `padded` only as many of them as `lengths` says. */
+  chunk(output: ChunkOutput, size: number, from: Passage, padded = false): Promise<ChunkPlan> {
+    return this.once(`${output} ${size} ${from.key} ${padded}`, async () => {
       const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
+      const lengths = padded ? this.tensor('lengths', [this.#batch], 'i32') : undefined;
       const g = new Graph();
-      const x = await this.backbone(g, ids, from);
+      const x = await this.backbone(g, ids, from, lengths);
       if (output === 'skip' || (output === 'state' && !this.decodes(ids.elems))) {
-        return { plan: await this.compile(g), ids };
+        return { plan: await this.compile(g), ids, lengths };
       }
       const logits = await this.head(g, x);
-      if (output === 'state') return { plan: await this.compile(g, logits), ids };
-      if (output === 'logits') return { plan: await this.compile(g, logits), ids, output: logits };
+      if (output === 'state') return { plan: await this.compile(g, logits), ids, lengths };
+      if (output === 'logits') return { plan: await this.compile(g, logits), ids, lengths, output: logits };
       const targets = this.tensor(`targets ${size}`, [this.#batch, size], 'i32');
       const { nll } = crossEntropy(g, logits, targets);
-      return { plan: await this.compile(g, nll), ids, targets, output: nll };
+      return { plan: await this.compile(g, nll), ids, lengths, targets, output: nll };
     });
   }
 
@@ -264,9 +288,9 @@ export class SessionPlans {
     return compile(this.#device, g, outputs, this.#arena);
   }
 
-  private async backbone(g: Graph, ids: Tensor, from: Passage): Promise<Tensor> {
+  private async backbone(g: Graph, ids: Tensor, from: Passage, lengths?: Tensor): Promise<Tensor> {
     const weights = await prepared(this.#device, this.#config, this.#weights);
-    const options = { ...this.forward(ids.elems), state: from.state() };
+    const options = { ...this.forward(ids.elems), state: from.state(), lengths };
     return this.#architecture.backbone(g, this.#config, weights, ids, options);
   }
 

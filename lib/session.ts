@@ -122,7 +122,10 @@ export class Session {
   /** Reads one sequence of ids and returns the logits after each: (T, vocab). */
   async logits(ids: ArrayLike<number>, signal?: AbortSignal): Promise<Float32Array> {
     const out = new Float32Array(ids.length * this.#config.vocab);
-    await this.read('logits', [ids], ids.length, signal, (at, logits) => out.set(logits, at * this.#config.vocab));
+    const V = this.#config.vocab;
+    await this.read('logits', [ids], ids.length, signal, (at, logits) => {
+      out.set(logits.subarray(0, (ids.length - at) * V), at * V);
+    });
     return out;
   }
 
@@ -344,10 +347,11 @@ export class Session {
         const skips = at < skipped;
         const spans = skips ? 0 : (this.#memory.spannable?.(steps - at, this.#plans.rows) ?? 0);
         const most = skips ? skipped - at : Math.min(steps - at, this.stretch);
-        const size = spans || (this.#plans.sizes.find((chunk) => at >= singles && chunk <= most) ?? 1);
-        const result = await this.runChunk(skips ? 'skip' : output, size, rows, at, spans > 0);
+        const whole = spans || (at < singles ? 1 : 0);
+        const { size, ids } = whole ? { size: whole, ids: whole } : this.#plans.next(steps - at, most);
+        const result = await this.runChunk(skips ? 'skip' : output, { size, ids, at }, rows, spans > 0);
         use?.(at, result);
-        at += size;
+        at += ids;
       }
     } catch (error) {
       // Between the first and the last id the state is that of no text.
@@ -358,18 +362,18 @@ export class Session {
 
   private async runChunk(
     output: ChunkOutput,
-    size: number,
+    { size, ids, at }: { size: number; ids: number; at: number },
     rows: readonly ArrayLike<number>[],
-    at: number,
     spans: boolean,
   ): Promise<Float32Array> {
     const passage = output === 'skip' ? this.#memory.skipping : spans ? this.#memory.spanning : undefined;
-    const chunk = await this.#plans.chunk(output, size, passage ?? this.#memory.reading(size));
+    const chunk = await this.#plans.chunk(output, size, passage ?? this.#memory.reading(size), ids < size);
     this.#verified = 0;
     const from = (start: number) =>
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
     this.#device.write(chunk.ids, from(at));
     if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
+    if (chunk.lengths) this.#device.write(chunk.lengths, new Int32Array(this.batch).fill(ids));
     if (!passage) await this.prepare();
     await chunk.plan.run();
     if (output === 'skip') this.#memory.skipped?.(size);

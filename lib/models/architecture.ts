@@ -42,6 +42,8 @@ export interface ForwardOptions<S = unknown> {
   activations?: 'f32' | 'bf16' | undefined;
   /** Default 'none'. */
   recompute?: Recompute;
+  /** (B) i32: ids of each sequence that count, the first ones; the others leave no trace in the state. Not for fused blocks. */
+  lengths?: Tensor | undefined;
   /** Most rows (B * T) that go through a fused block, where there is one and a state is carried. */
   blockRows?: number;
   /** Most sequences of which a single step does so. Default: `blockRows`. */
@@ -91,6 +93,8 @@ export interface Architecture<C extends BaseConfig = BaseConfig> {
 
   /** Few rows go through fused blocks, which compute in f32 between products; others round few rows as they round many. */
   readonly fuses?: true;
+  /** Takes `lengths`. */
+  readonly pads?: true;
   /** What all plans need of weights that do not change: names of tensors of their own, and what computes them. */
   derived?(g: Graph, config: C, weights: Weights): Map<string, Tensor>;
   /** The residual stream before the final norm: ids (B, T) to (B, T, D); without a state, to its trained rows alone. */

@@ -139,7 +139,7 @@ function block(
   l: number,
   x: Tensor,
   state: LayerState | undefined,
-  { activations, differentiable = false, recompute = 'none' }: MambaOptions,
+  { activations, differentiable = false, recompute = 'none', lengths }: MambaOptions,
 ): Tensor {
   const { dInner: E, dState: N, dtRank: R } = c;
   const p = (name: string) => weightOf(w, `backbone.layers.${l}.mixer.${name}`);
@@ -159,6 +159,7 @@ function block(
       bias: w.get(`backbone.layers.${l}.mixer.conv1d.bias`),
       state: state?.conv,
       stateOut: (state?.next ?? state)?.conv,
+      lengths,
       silu: true,
     }),
   );
@@ -173,7 +174,7 @@ function block(
   const y = cheap(() =>
     selectiveScan(
       g,
-      { u, delta, A, B, C, D: p('D'), z, deltaBias: p('dt_proj.bias'), state: state?.ssm },
+      { u, delta, A, B, C, D: p('D'), z, deltaBias: p('dt_proj.bias'), state: state?.ssm, lengths },
       { softplus: true, stateOut: (state?.next ?? state)?.ssm, differentiable, kept: state?.keptSsm },
     ),
   );
@@ -256,6 +257,7 @@ export const mamba: Architecture<MambaConfig> = {
   derived: (g, c, w) =>
     new Map(Array.from({ length: c.layers }, (_, l) => [decayRatesName(l), decayRates(g, w, l)] as const)),
   fuses: true,
+  pads: true,
   backbone: mambaBackbone,
   head: mambaHead,
   memory: (device, c, { batch, mostVerified }) => new RecurrentMemory(device, carried(c), batch, mostVerified),

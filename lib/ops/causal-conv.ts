@@ -9,6 +9,8 @@ export interface CausalConvOptions {
   state?: Tensor | undefined;
   /** (B, K-1, E): receives the last K-1 inputs; may be `state` itself. */
   stateOut?: Tensor | undefined;
+  /** (B) i32: `stateOut` is left as it is after so many steps of a sequence; all of them when left out. */
+  lengths?: Tensor | undefined;
   /** Apply SiLU to the result. */
   silu?: boolean;
 }
@@ -20,15 +22,18 @@ export interface CausalConvOptions {
  * @returns (B, T, E)
  */
 export function causalConv1d(g: Graph, x: Tensor, weight: Tensor, options: CausalConvOptions = {}): Tensor {
-  const { bias, state, stateOut, silu = false } = options;
+  const { bias, state, stateOut, lengths, silu = false } = options;
   const [B = 0, , E = 0] = sizes(g, 'causal_conv1d', 'x', x, 'B T E');
   const [, K = 0] = sizes(g, 'causal_conv1d', 'weight', weight, 'E K');
   checkShape(g, 'causal_conv1d', 'weight', weight, E, K);
   checkShape(g, 'causal_conv1d', 'bias', bias, E);
   checkShape(g, 'causal_conv1d', 'state', state, B, K - 1, E);
   checkShape(g, 'causal_conv1d', 'state_out', stateOut, B, K - 1, E);
+  checkShape(g, 'causal_conv1d', 'lengths', lengths, B);
   const y = g.value(x.shape, x.dtype);
-  g.op('causal_conv1d', { y, state_out: stateOut }, { x, weight, bias, state }, { silu: Number(silu) }, (d, into) => {
+  const ins = { x, weight, bias, state, lengths };
+  g.op('causal_conv1d', { y, state_out: stateOut }, ins, { silu: Number(silu) }, (d, into) => {
+    if (lengths) throw new Error('causal_conv1d: expected no lengths where a gradient is asked for.');
     const sink = into.accumulating('weight', 'bias');
     const [dweight = g.like(weight), dbias = bias && g.like(bias)] = sink?.tensors ?? [];
     g.op(

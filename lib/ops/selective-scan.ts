@@ -24,6 +24,8 @@ export interface SelectiveScanInputs {
   deltaBias?: Tensor | undefined;
   /** (B, E, N): the state before the first step; zeros when left out. */
   state?: Tensor | undefined;
+  /** (B) i32: steps of each sequence that count, the first ones; from there on its state stays. All when left out. */
+  lengths?: Tensor | undefined;
 }
 
 export interface SelectiveScanOptions {
@@ -43,7 +45,7 @@ export interface SelectiveScanOptions {
  * @returns (B, T, E)
  */
 export function selectiveScan(g: Graph, inputs: SelectiveScanInputs, options: SelectiveScanOptions = {}): Tensor {
-  const { u, delta, A, B, C, D, z, deltaBias, state } = inputs;
+  const { u, delta, A, B, C, D, z, deltaBias, state, lengths } = inputs;
   const { softplus = false, stateOut, kept, differentiable = false } = options;
   const op = 'selective_scan';
   const [nb = 0, T = 0, E = 0] = sizes(g, op, 'u', u, 'B T E');
@@ -56,6 +58,7 @@ export function selectiveScan(g: Graph, inputs: SelectiveScanInputs, options: Se
   checkShape(g, op, 'z', z, nb, T, E);
   checkShape(g, op, 'delta_bias', deltaBias, E);
   checkShape(g, op, 'state', state, nb, E, N);
+  checkShape(g, op, 'lengths', lengths, nb);
   checkShape(g, op, 'state_out', stateOut, nb, E, N);
   checkShape(g, op, 'kept', kept, T, nb, E * N);
   const attrs = { softplus: Number(softplus), chunk: SCAN_CHUNK };
@@ -64,7 +67,8 @@ export function selectiveScan(g: Graph, inputs: SelectiveScanInputs, options: Se
     ? g.value([nb, Math.ceil(T / SCAN_CHUNK), E * N], accumulatorDType(u.dtype))
     : undefined;
   const ins = { u, delta, A, B, C, D, z, delta_bias: deltaBias };
-  g.op(op, { y, state_out: stateOut, chunks, kept }, { ...ins, state }, attrs, (d, into) => {
+  g.op(op, { y, state_out: stateOut, chunks, kept }, { ...ins, state, lengths }, attrs, (d, into) => {
+    if (lengths) throw new Error('selective_scan: expected no lengths where a gradient is asked for.');
     if (!chunks) throw new Error('selective_scan: expected differentiable to be set on the forward pass.');
     const sink = into.accumulating('A', 'D', 'delta_bias');
     const [dA = g.like(A), dD = D && g.like(D), dBias = deltaBias && g.like(deltaBias)] = sink?.tensors ?? [];

@@ -2,12 +2,16 @@
 //
 // x, y(B,T,E), weight(E,K), bias(E)?, state and state_out(B,K-1,E)?. Let ext(B,K-1+T,E) be state (or zeros), oldest
 // first, followed by x. Then
-//   s[t] = bias + sum_k weight[k] ext[t + k];     y = s, or s sigmoid(s) with `silu`;     state_out = ext[T ..]
+//   s[t] = bias + sum_k weight[k] ext[t + k];     y = s, or s sigmoid(s) with `silu`;     state_out = ext[T ..],
+//   or ext[lengths[b] ..] of sequence b, where there are lengths
 // so for T < K-1 the new state still holds part of the old one. Backwards, with ds = dy (silu'(s)):
 //   dext[t + k] += weight[k] ds[t];   dext[T + j] += dstate_out[j];   dweight[k] = sum ds[t] ext[t + k];   dbias = sum
 //   ds
 // and dstate, dx are the two parts of dext.
 #pragma once
+#include <algorithm>
+#include <vector>
+
 #include "elementwise.h"
 
 namespace mb::ref {
@@ -30,15 +34,19 @@ inline Vec conv_join(const ConvSizes& s, const Vec& state, const Vec& x) {
   return ext;
 }
 
-// The state after the first `steps` inputs.
-inline Vec conv_state_after(const ConvSizes& s, const Vec& ext, int64_t steps) {
+// The state after the first steps[b] inputs of each sequence.
+inline Vec conv_state_after(const ConvSizes& s, const Vec& ext, const std::vector<int64_t>& steps) {
   Vec state(s.state(s.B, 0));
   for (int64_t b = 0; b < s.B; b++) {
     for (int64_t i = 0; i < s.K - 1; i++) {
-      for (int64_t e = 0; e < s.E; e++) state[s.state(b, i) + e] = ext[s.ext(b, steps + i) + e];
+      for (int64_t e = 0; e < s.E; e++) state[s.state(b, i) + e] = ext[s.ext(b, steps[b] + i) + e];
     }
   }
   return state;
+}
+
+inline Vec conv_state_after(const ConvSizes& s, const Vec& ext, int64_t steps) {
+  return conv_state_after(s, ext, std::vector<int64_t>(s.B, steps));
 }
 
 // s, before SiLU. bias may be empty.
@@ -69,7 +77,10 @@ inline void causal_conv1d(const Node& node) {
     for (double& value : y) value = silu_of(value);
   }
   store(node.out(at::causal_conv1d::out::y), y);
-  store(node.out(at::causal_conv1d::out::state_out), conv_state_after(s, ext, s.T));
+  std::vector<int64_t> steps(s.B, s.T);
+  const Vec lengths = load(node.in(in::lengths));
+  for (size_t b = 0; b < lengths.size(); b++) steps[b] = std::clamp<int64_t>(int64_t(lengths[b]), 0, s.T);
+  store(node.out(at::causal_conv1d::out::state_out), conv_state_after(s, ext, steps));
 }
 
 inline void causal_conv1d_grad(const Node& node) {

@@ -5,6 +5,7 @@
 //   (1) a[t] = exp(dt[t] A),  h[t] = a[t] h[t-1] + dt[t] B[t] u[t],  h[-1] = state (absent: 0)
 //   (2) s[t] = sum_n C[t] h[t] + D u[t]                              (D absent: 0)
 //   (3) y[t] = s[t] silu(z[t])                                       (z absent: s[t])
+// From step lengths[b] on dt is 0 (lengths absent: nowhere).
 // chunks(B,ceil(T/chunk),E,N): h before step c * chunk. kept(T,B,E,N): h after step t. state_out: h after the last
 // step.
 //
@@ -28,11 +29,13 @@ struct ScanInputs {
   ScanSizes size;
   bool softplus;
   Vec u, delta, A, B, C, D, z, delta_bias, state;  // D, z, delta_bias, state: empty where absent
+  Vec lengths = {};                                // empty: all steps count
 
   double shifted_delta(int64_t bt, int64_t e) const {
     return delta[bt * size.E + e] + (delta_bias.empty() ? 0 : delta_bias[e]);
   }
   double step(int64_t bt, int64_t e) const {
+    if (!lengths.empty() && double(bt % size.T) >= lengths[bt / size.T]) return 0;
     return softplus ? softplus_of(shifted_delta(bt, e)) : shifted_delta(bt, e);
   }
   // Equation (1) for one channel, in place; h has N values.
@@ -155,7 +158,8 @@ inline void selective_scan(const Node& node) {
                           load(node.in(in::D)),
                           load(node.in(in::z)),
                           load(node.in(in::delta_bias)),
-                          load(node.in(in::state))};
+                          load(node.in(in::state)),
+                          load(node.in(in::lengths))};
   const ScanOutputs outputs = scan_of(inputs, static_cast<bool>(node.out(out::kept)));
   store(node.out(out::y), outputs.y);
   store(node.out(out::state_out), outputs.state);

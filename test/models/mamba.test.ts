@@ -3,7 +3,11 @@
 
 import { join } from 'node:path';
 import test from 'ava';
+import { Graph } from '../../lib/graph.ts';
 import { createModel, createTrainer, loadModel, type Model } from '../../lib/index.ts';
+import type { MambaConfig } from '../../lib/models/config.ts';
+import { mambaBackbone } from '../../lib/models/mamba.ts';
+import { compile } from '../../lib/plan.ts';
 import { compare, errors, GRADIENTS, LOGITS } from '../support/close.ts';
 import { readFixture, readJson } from '../support/fixtures.ts';
 import { corpus, fresh, load, overfit, SAME_F32, sameAs, sameInPieces, targets } from '../support/language-models.ts';
@@ -53,6 +57,44 @@ for (const target of targets) {
       t.deepEqual([...bytes], [...(expected.get('generate.continuation')?.values ?? [])]);
     });
   }
+
+  test.serial(`ids that do not count leave no trace · ${where}`, async (t) => {
+    using model = await load('byte-tiny', target);
+    const { runtime: device, config, weights } = model;
+    const c = config as MambaConfig;
+    const ids = new Random(8).integers(3 * 70, 0, c.vocab);
+    /** The states that sequences of \`T\` ids end in, layer by layer. */
+    const statesAfter = async (rows: Float64Array[], counted?: number[]) => {
+      const [B, T] = [rows.length, rows[0]?.length ?? 0];
+      const state = Array.from({ length: c.layers }, (_, l) => ({
+        conv: device.tensor([B, c.dConv - 1, c.dInner], 'f32', `conv ${l}`),
+        ssm: device.tensor([B, c.dInner, c.dState], 'f32', `ssm ${l}`),
+      }));
+      const all = Int32Array.from(rows.flatMap((row) => [...row]));
+      const lengths = counted && device.tensorFrom(Int32Array.from(counted), [B], 'i32', 'lengths');
+      const g = new Graph();
+      const x = mambaBackbone(g, c, weights, device.tensorFrom(all, [B, T], 'i32', 'ids'), {
+        state,
+        lengths,
+        blockRows: 0,
+      });
+      using plan = await compile(device, g, [x]);
+      await plan.run();
+      return state.map(({ conv, ssm }) => [conv, ssm].map((s) => rows.map((_, b) => device.read(s.slice(b)))));
+    };
+    const lengths = [70, 41, 0];
+    const rows = lengths.map((_, b) => ids.subarray(b * 70, (b + 1) * 70));
+    const together = await statesAfter(rows, lengths);
+    for (const [b, length] of lengths.entries()) {
+      const alone = length > 0 ? await statesAfter([(rows[b] as Float64Array).subarray(0, length)]) : undefined;
+      for (const [l, kinds] of together.entries()) {
+        for (const [kind, got] of kinds.entries()) {
+          const want = alone?.[l]?.[kind]?.[0] ?? new Float32Array(got[b]?.length ?? 0);
+          t.is(compare(got[b] as Float32Array, want as Float32Array, SAME_F32), undefined, `${length} ids, layer ${l}`);
+        }
+      }
+    }
+  });
 
   test.serial(`states after a prompt equal PyTorch · ${where}`, async (t) => {
     using model = await load('byte-tiny', target);

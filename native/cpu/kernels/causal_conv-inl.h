@@ -11,6 +11,7 @@ constexpr int64_t kMaxTaps = 16;
 // of the state for state_stride). Absent optional operands are null. state and state_out may be one buffer.
 struct Conv {
   int64_t steps = 0, taps = 0;
+  int64_t length = INT64_MAX;  // step before which state_out is that state, where it is not the last one
   const float *x = nullptr, *weight = nullptr, *bias = nullptr;  // weight: (E,K) without gaps
   int64_t x_stride = 0;
   float* y = nullptr;
@@ -65,13 +66,18 @@ static void conv_block(const Conv& c, int64_t e, int lanes) {
       for (int64_t k = 0; k + 1 < taps; k++) store_kept(kept + k * c.channels, window[k + 1], lanes);
     }
   }
-  if (c.state_out) {
-    MB_UNROLL
-    for (int64_t k = 0; k + 1 < taps; k++) store_part(c.state_out + k * c.state_out_stride + e, window[k + 1], lanes);
+  if (!c.state_out) return;
+  if (c.length < c.steps) {
+    for (int64_t k = 0; k + 1 < taps; k++) {
+      const int64_t t = c.length - (taps - 1) + k;
+      window[k + 1] = t >= 0 ? load_part(c.x + t * c.x_stride + e, lanes) : conv_past(c, -t, e, lanes);
+    }
   }
+  MB_UNROLL
+  for (int64_t k = 0; k + 1 < taps; k++) store_part(c.state_out + k * c.state_out_stride + e, window[k + 1], lanes);
 }
 
-// Channels [e0, e1) of one sequence, all its steps. y may be x.
+// Channels [e0, e1) of one sequence, all its steps. y may be x, but for a length.
 static void conv_channels(const Conv& c, int64_t e0, int64_t e1) {
   for (int64_t e = e0; e < e1; e += W) {
     const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e);
@@ -86,7 +92,7 @@ static void conv_channels(const Conv& c, int64_t e0, int64_t e1) {
 
 static const char* w_causal_conv1d(const Node& node) {
   namespace in = at::causal_conv1d::in;
-  if (const char* why = w_all_f32(node)) return why;
+  if (const char* why = w_f32_and_lengths(node, in::lengths)) return why;
   const Tensor& weight = node.in(in::weight);
   if (weight.cols() > kMaxTaps) return "causal_conv1d: expected at most 16 taps";
   return weight.contiguous() ? nullptr : "causal_conv1d: expected the weight to lie without gaps";
@@ -97,6 +103,7 @@ static void k_causal_conv1d(const Node& node, const Team& team) {
   namespace out = at::causal_conv1d::out;
   const Tensor &x = node.in(in::x), &y = node.out(out::y), &state = node.in(in::state);
   const Tensor& state_out = node.out(out::state_out);
+  const int32_t* lengths = node.in(in::lengths).ptr<int32_t>();
   const int64_t T = x.dim(1), E = x.dim(2), K = node.in(in::weight).cols();
   Conv c;
   c.steps = T, c.taps = K;
@@ -108,6 +115,7 @@ static void k_causal_conv1d(const Node& node, const Team& team) {
     c.x = x.row<float>(b * T), c.y = y.row<float>(b * T);
     if (state) c.state = state.row<float>(b * (K - 1));
     if (state_out) c.state_out = state_out.row<float>(b * (K - 1));
+    if (lengths) c.length = lengths[b] > 0 ? lengths[b] : 0;
     conv_channels(c, e0, e1);
   });
 }

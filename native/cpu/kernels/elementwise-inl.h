@@ -7,15 +7,19 @@
 namespace mb::cpu::MB_TARGET {
 
 // Null when every operand present is f32.
-static const char* w_all_f32(const Node& node) {
+// Input `lengths`, where there is one, is i32.
+static const char* w_f32_and_lengths(const Node& node, int lengths) {
   for (int i = 0; i < node.n_out; i++) {
     if (node.outs[i] && node.outs[i].dtype != DType::f32) return "expected every operand to be f32";
   }
   for (int i = 0; i < node.n_in; i++) {
-    if (node.ins[i] && node.ins[i].dtype != DType::f32) return "expected every operand to be f32";
+    if (node.ins[i] && i != lengths && node.ins[i].dtype != DType::f32) return "expected every operand to be f32";
   }
-  return nullptr;
+  if (lengths < 0 || !node.ins[lengths]) return nullptr;
+  const Tensor& t = node.ins[lengths];
+  return t.dtype == DType::i32 && t.contiguous() ? nullptr : "expected lengths to be i32, without gaps";
 }
+static const char* w_all_f32(const Node& node) { return w_f32_and_lengths(node, -1); }
 
 MB_INLINE V silu_slope(V x) {
   const V s = sigmoid(x);

@@ -16,6 +16,7 @@ constexpr int64_t kShortSteps = 4, kShortKeptSteps = 1;
 // optional operands are null. state and state_out may be one buffer.
 struct Scan {
   int64_t steps = 0, states = 0;
+  int64_t length = INT64_MAX;  // from this step on dt is 0
   const float *u = nullptr, *delta = nullptr, *B = nullptr, *C = nullptr, *z = nullptr;
   int64_t u_stride = 0, delta_stride = 0, B_stride = 0, C_stride = 0, z_stride = 0;
   float* y = nullptr;
@@ -43,6 +44,7 @@ MB_INLINE void scan_look_ahead(const Scan& s, int64_t t, int64_t e, int lanes, i
   V dt = load_part(s.delta + t * s.delta_stride + e, lanes);
   if (s.delta_bias) dt = dt + load_part(s.delta_bias + e, lanes);
   if (s.softplus) dt = softplus(dt);
+  if (t >= s.length) dt = zero();
   const V u = load_part(s.u + t * s.u_stride + e, lanes);
   store(ahead->dt + i * W, dt * set1(kLog2e));
   store(ahead->input + i * W, dt * u);
@@ -247,7 +249,7 @@ static void scan_channels(const Scan& s, int64_t e0, int64_t e1) {
 static const char* w_selective_scan(const Node& node) {
   namespace in = at::selective_scan::in;
   namespace out = at::selective_scan::out;
-  if (const char* why = w_all_f32(node)) return why;
+  if (const char* why = w_f32_and_lengths(node, in::lengths)) return why;
   if (node.in(in::A).cols() > kMaxStates) return "selective_scan: expected at most 256 states";
   const bool tight = node.in(in::A).contiguous() && node.in(in::state).contiguous() &&
                      node.out(out::state_out).contiguous() && node.out(out::chunks).contiguous() &&
@@ -263,6 +265,7 @@ static void k_selective_scan(const Node& node, const Team& team) {
   const Tensor &z = node.in(in::z), &y = node.out(out::y), &state = node.in(in::state);
   float *state_out = node.out(out::state_out).ptr<float>(), *chunks = node.out(out::chunks).ptr<float>();
   float* kept = node.out(out::kept).ptr<float>();
+  const int32_t* lengths = node.in(in::lengths).ptr<int32_t>();
   const int64_t batch = u.dim(0), T = u.dim(1), E = u.dim(2), N = node.in(in::A).cols();
   Scan s;
   s.steps = T, s.states = N;
@@ -282,6 +285,7 @@ static void k_selective_scan(const Node& node, const Team& team) {
     if (state_out) s.state_out = state_out + b * E * N;
     if (chunks) s.chunks = chunks + b * per_sequence;
     if (kept) s.kept = kept + b * E * N;
+    if (lengths) s.length = lengths[b];
     scan_channels(s, e0, e1);
   });
 }

@@ -12,8 +12,10 @@ const axes = {
 } as const;
 const long = { B: 2, T: 2049, E: 17, K: 4, bias: true, state: 'in and out', silu: true, pad: 17 } as const;
 
+const conv = [false, true].flatMap((lengths) => [...pairs(axes), long].map((row) => ({ ...row, lengths })));
+
 export const causalConv: OpCase[] = [
-  ...cases('causal_conv1d', [...pairs(axes), long], ({ B, T, E, K, bias, state, silu, pad }, random) => ({
+  ...cases('causal_conv1d', conv, ({ B, T, E, K, bias, state, silu, pad, lengths }, random) => ({
     outs: {
       y: blank([B, T, E], pad),
       state_out:
@@ -26,6 +28,7 @@ export const causalConv: OpCase[] = [
       weight: given('f32', [E, K], random.normal(size(E, K))),
       bias: bias ? given('f32', [E], random.normal(E)) : undefined,
       state: state === 'none' ? undefined : given('f32', [B, K - 1, E], random.normal(size(B, K - 1, E))),
+      lengths: lengths ? given('i32', [B], random.integers(B, 0, T + 1)) : undefined,
     },
     attrs: { silu: Number(silu) },
     close: 'f32',

@@ -32,11 +32,14 @@ export const selectiveScan: OpCase[] = [
   ...cases(
     'selective_scan',
     [
-      ...pairs({ ...axes, chunks: [false, true], kept: [false, true] }),
-      { ...long, state: 'in and out', chunks: true, kept: false },
-      ...model.map((row, i) => ({ ...row, state: 'in place' as const, chunks: i === 1, kept: false })),
+      ...pairs({ ...axes, chunks: [false, true], kept: [false, true] }).map((row) => ({ ...row, lengths: false })),
+      { ...long, state: 'in and out', chunks: true, kept: false, lengths: false },
+      ...model.map((row, i) => ({ ...row, state: 'in place' as const, chunks: i === 1, kept: false, lengths: false })),
+      ...pairs({ ...axes, chunks: [false], kept: [false] }).map((row) => ({ ...row, lengths: true })),
+      { ...long, state: 'in and out', chunks: false, kept: false, lengths: true },
+      ...model.map((row) => ({ ...row, state: 'in place' as const, chunks: false, kept: false, lengths: true })),
     ],
-    ({ B, T, E, N, D, z, bias, softplus, state, pad, chunks, kept }, random) => ({
+    ({ B, T, E, N, D, z, bias, softplus, state, pad, chunks, kept, lengths }, random) => ({
       outs: {
         y: blank([B, T, E], pad),
         state_out:
@@ -56,6 +59,7 @@ export const selectiveScan: OpCase[] = [
         z: z ? given('f32', [B, T, E], random.normal(size(B, T, E), 3), pad) : undefined,
         delta_bias: bias ? given('f32', [E], random.uniform(E, 0, 0.5)) : undefined,
         state: state === 'none' ? undefined : given('f32', [B, E, N], random.normal(size(B, E, N))),
+        lengths: lengths ? given('i32', [B], random.integers(B, 0, T + 1)) : undefined,
       },
       attrs: { softplus: Number(softplus), chunk: 64 },
       close: 'long',
