@@ -19,8 +19,8 @@ const MOST_ROWS: Readonly<Record<BackendName, number>> = { ref: 512, cpu: 512, c
  * rows, and on a CPU time is the number of rows.
  */
 const MOST_PADDED: Readonly<Record<BackendName, number>> = { ref: 0, cpu: 0, cuda: 2048 };
-/** Rows that plans of their own read as soon. */
-const FEW_ROWS = 8;
+/** Rows that small plans of their own read as soon. */
+const FEW_ROWS = 24;
 
 /** Lengths of plans that make up any other, since the state carries over: halves down to 1, each of them once at most. */
 function chunksWithin(rows: number): number[] {

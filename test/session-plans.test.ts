@@ -25,7 +25,8 @@ test('a text is read by plans of whole sizes, on a GPU the last of them padded w
   t.is(reading('cuda', 5000), '4096 1024(904)');
   t.is(reading('cuda', 4100), '4096 4', 'few rows have a plan of their own');
   t.is(reading('cuda', 40), '32 8');
-  t.is(reading('cuda', 50), '64(50)');
+  t.is(reading('cuda', 50), '32 16 2');
+  t.is(reading('cuda', 60), '64(60)');
   t.is(reading('cuda', 31), '16 8 4 2 1', 'fused blocks take no lengths');
   t.is(reading('cuda', 700, 8), '512 256(188)', 'rows of all sequences count');
 });
