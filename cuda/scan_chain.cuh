@@ -35,8 +35,19 @@ struct Args {
   int zero;  // 0, which the compiler does not know
 };
 
-// A lane has two roles. At the edges (memory, softplus, gate) it owns step lane / 4 and the 4 channels (or states) from
-// 4 (lane % 4). In the core it owns channels 2 (lane / 4) and the next, and the 4 states from 4 (lane % 4).
+// Where a lane is, in two roles. At the edges (memory, softplus, gate) it owns step `row` and the 4 channels (or
+// states) from 4 quad; in the core channels 2 row and the next, and the 4 states from 4 quad. The lane's number has
+// row's lowest bit in front of quad's two: what is read by row alone or by quad alone is then the same for neighbours
+// or next-but-ones, which shared memory serves twice as fast.
+struct Lane {
+  int lane, row, quad;
+  __device__ __forceinline__ explicit Lane(int number)
+      : lane(number), row(number / 8 * 2 + number % 2), quad(number / 2 % 4) {}
+};
+
+// dt or dt u of two steps (outer) and two channels. The gap lets a lane's neighbours write without sharing a bank.
+using StepPairs = float[kSteps / 2][kChannels / 2 + 1][4];
+
 template <class T>
 struct alignas(16) Shared {
   struct Inputs {
@@ -45,8 +56,7 @@ struct alignas(16) Shared {
   Inputs inputs[2];   // of this segment and of the warp's next
   float A[2][32][4];  // log2(e) A, [channel][lane][state]
   float bias[kChannels], D[kChannels];
-  float dt[kSteps / 2][kChannels / 2][4];   // of two steps (outer) and two channels
-  float dtu[kSteps / 2][kChannels / 2][4];  // dt u
+  StepPairs dt, dtu;
   float B[kSteps][kStates];
   float C[kSteps][kStates];
   float y[4][kSteps * kChannels + 8];  // partial sums over 4 states; the gap spreads the four over the banks
@@ -117,8 +127,8 @@ __device__ __forceinline__ void fetch(const Args<T>& p, Cursor& at, bool inside,
 // dt and dt u of 4 channels; both 0 beyond the end, which leaves the state as it is.
 template <class T>
 __device__ __forceinline__ void stage(Shared<T>& s, const typename Shared<T>::Inputs& from, bool softplus, bool inside,
-                                      int lane) {
-  const int row = lane / 4, quad = lane % 4;
+                                      const Lane& at) {
+  const auto [lane, row, quad] = at;
   float u[4], dt[4], bias[4], B[4], C[4];
   widen(from.delta[lane], dt);
   widen(from.u[lane], u);
@@ -141,17 +151,17 @@ __device__ __forceinline__ void stage(Shared<T>& s, const typename Shared<T>::In
   }
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
-    const int pair = 2 * quad + i / 2, at = row % 2 * 2;
-    *reinterpret_cast<float2*>(&s.dt[row / 2][pair][at]) = make_float2(dt[i], dt[i + 1]);
-    *reinterpret_cast<float2*>(&s.dtu[row / 2][pair][at]) = make_float2(u[i], u[i + 1]);
+    const int pair = 2 * quad + i / 2, half = row % 2 * 2;
+    *reinterpret_cast<float2*>(&s.dt[row / 2][pair][half]) = make_float2(dt[i], dt[i + 1]);
+    *reinterpret_cast<float2*>(&s.dtu[row / 2][pair][half]) = make_float2(u[i], u[i + 1]);
   }
 }
 
 // Sums the partial sums, adds D u, gates and stores 4 channels of one step.
 template <bool Vec, class T>
 __device__ __forceinline__ void finish(const Shared<T>& s, const typename Shared<T>::Inputs& from, bool gated, char* to,
-                                       int count, int lane) {
-  const int row = lane / 4, quad = lane % 4;
+                                       int count, const Lane& at) {
+  const auto [lane, row, quad] = at;
   float v[4], q[4];
   widen(from.u[lane], v);
   widen(reinterpret_cast<const float(&)[4]>(s.D[4 * quad]), q);
@@ -187,7 +197,7 @@ __device__ __forceinline__ void arrive(int barrier) { asm volatile("bar.arrive %
 __device__ __forceinline__ void wait(int barrier) { asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory"); }
 
 // Both channels of one step; two neighbouring steps come with one load.
-__device__ __forceinline__ float2 pair_at(const float (&from)[kSteps / 2][kChannels / 2][4], int t, int pair) {
+__device__ __forceinline__ float2 pair_at(const StepPairs& from, int t, int pair) {
   const float4 v = *reinterpret_cast<const float4*>(from[t / 2][pair]);
   return t % 2 ? make_float2(v.z, v.w) : make_float2(v.x, v.y);
 }
@@ -204,12 +214,13 @@ __device__ __forceinline__ void store8(float4* to, const float (&v)[8]) {
 template <class T, bool Vec, Mode M, int Warps, int Blocks>
 __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   extern __shared__ __align__(16) char shared[];
-  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const Lane place(threadIdx.x % 32);
+  const auto [lane, row, quad] = place;
   float4* const carry = reinterpret_cast<float4*>(shared);  // [warps][2][32]
   Shared<T>& s = reinterpret_cast<Shared<T>*>(shared + warps * 64 * sizeof(float4))[warp];
 
   const int b = blockIdx.x / p.groups, first_channel = (blockIdx.x % p.groups) * kChannels;
-  const int quad = lane % 4, row = lane / 4;
   const int edge_channel = first_channel + 4 * quad, core_channel = first_channel + 2 * row;
   const int64_t first_row = int64_t{b} * p.T_steps;
   const int segments = (p.T_steps + kSteps - 1) / kSteps, length = p.lengths ? min(p.lengths[b], p.T_steps) : p.T_steps;
@@ -242,7 +253,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   for (int segment = warp; segment < segments; segment += warps, buffer ^= 1) {
     const int t0 = segment * kSteps;
     wait_for_copies();
-    stage(s, s.inputs[buffer], p.softplus, t0 + row < length, lane);
+    stage(s, s.inputs[buffer], p.softplus, t0 + row < length, place);
     __syncwarp();
     fetch<Vec>(p, at, t0 + warps * kSteps + row < p.T_steps, count, lane, s.inputs[buffer ^ 1]);
 
@@ -335,7 +346,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       *reinterpret_cast<float2*>(&s.y[quad][t * kChannels + 2 * row]) = make_float2(y[0], y[1]);
     }
     __syncwarp();
-    if (t0 + row < p.T_steps) finish<Vec>(s, s.inputs[buffer], p.z != nullptr, y_at, count, lane);
+    if (t0 + row < p.T_steps) finish<Vec>(s, s.inputs[buffer], p.z != nullptr, y_at, count, place);
     y_at += p.y_step;
   }
   if (p.state_out && (segments - 1) % warps == warp) {
