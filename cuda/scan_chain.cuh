@@ -328,15 +328,24 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       if (warps > 1 && segment + 1 < segments) arrive(warp);
     }
 
+    // A store of y holds back the loads behind it, so each step's loads stand before the stores of the two before.
+    struct Operands {
+      float2 dtu;
+      float B[4], C[4];
+    } in[kSteps];
+    const auto load = [&](int t) {
+      if constexpr (M == Mode::local) {
+        in[t].dtu = pair_at(s.dtu, t, row);
+        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), in[t].B);
+      }
+      widen(reinterpret_cast<const float(&)[4]>(s.C[t][4 * quad]), in[t].C);
+    };
+    load(0), load(1);
 #pragma unroll
     for (int t = 0; t < kSteps; t++) {
-      float B[4], C[4], y[2];
-      float2 dtu;
-      if constexpr (M == Mode::local) {
-        dtu = pair_at(s.dtu, t, row);
-        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
-      }
-      widen(reinterpret_cast<const float(&)[4]>(s.C[t][4 * quad]), C);
+      if (t % 2 == 0 && t + 2 < kSteps) load(t + 2), load(t + 3);
+      const auto& [dtu, B, C] = in[t];
+      float y[2];
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
         if constexpr (M == Mode::local) h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * B[i % 4]);
