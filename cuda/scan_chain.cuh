@@ -32,7 +32,6 @@ struct Args {
   int groups;       // ceil(E / 16)
   int chunk_shift;  // a chunk is 2^chunk_shift segments
   bool softplus;
-  int zero;  // 0, which the compiler does not know
 };
 
 // Where a lane is, in two roles. At the edges (memory, softplus, gate) it owns step `row` and the 4 channels (or
@@ -50,15 +49,23 @@ using StepPairs = float[kSteps / 2][kChannels / 2 + 1][4];
 
 template <class T>
 struct alignas(16) Shared {
-  struct Inputs {
-    T u[32][4], delta[32][4], z[32][4], B[32][4], C[32][4];  // [lane]: a lane reads what it has copied
+  // [lane]: a lane reads what it has copied.
+  struct Ends {
+    T u[32][4], z[32][4];
   };
-  Inputs inputs[2];   // of this segment and of the warp's next
+  struct Inputs {
+    T delta[32][4], B[32][4], C[32][4];
+  };
+  struct Steps {
+    StepPairs dt, dtu;
+    float B[kSteps][kStates];
+    float C[kSteps][kStates];
+  };
+  Ends ends[3];       // of the warp's segment before, this one and the next, in turn
+  Inputs inputs;      // of the next
+  Steps steps[2];     // of this one and the next
   float A[2][32][4];  // log2(e) A, [channel][lane][state]
   float bias[kChannels], D[kChannels];
-  StepPairs dt, dtu;
-  float B[kSteps][kStates];
-  float C[kSteps][kStates];
   float y[4][kSteps * kChannels + 8];  // partial sums over 4 states; the gap spreads the four over the banks
 };
 
@@ -109,11 +116,11 @@ __device__ __forceinline__ Cursor cursor_at(const Args<T>& p, int64_t row, int c
 
 template <bool Vec, class T>
 __device__ __forceinline__ void fetch(const Args<T>& p, Cursor& at, bool inside, int count, int lane,
-                                      typename Shared<T>::Inputs& to) {
+                                      typename Shared<T>::Ends& ends, typename Shared<T>::Inputs& to) {
   if (inside) {
-    copy4<Vec>(at.u, count, to.u[lane]);
+    copy4<Vec>(at.u, count, ends.u[lane]);
     copy4<Vec>(at.delta, count, to.delta[lane]);
-    if (p.z) copy4<Vec>(at.z, count, to.z[lane]);
+    if (p.z) copy4<Vec>(at.z, count, ends.z[lane]);
     copy4<Vec>(at.B, 4, to.B[lane]);
     copy4<Vec>(at.C, 4, to.C[lane]);
   }
@@ -124,46 +131,52 @@ __device__ __forceinline__ void fetch(const Args<T>& p, Cursor& at, bool inside,
   at.C += p.C_step;
 }
 
-// dt and dt u of 4 channels; both 0 beyond the end, which leaves the state as it is.
+// What the edge makes of a segment's inputs: dt and dt u of 4 channels, B and C of 4 states, at one step.
+struct Staged {
+  float dt[4], dtu[4], B[4], C[4];
+};
+
+// dt and dt u are 0 beyond the end, which leaves the state as it is. There are no branches here or in `finish`, so that
+// both lie in the shadow of the core's exponentials.
 template <class T>
-__device__ __forceinline__ void stage(Shared<T>& s, const typename Shared<T>::Inputs& from, bool softplus, bool inside,
-                                      const Lane& at) {
-  const auto [lane, row, quad] = at;
-  float u[4], dt[4], bias[4], B[4], C[4];
-  widen(from.delta[lane], dt);
-  widen(from.u[lane], u);
-  widen(from.B[lane], B);
-  widen(from.C[lane], C);
-  store4(&s.B[row][4 * quad], B);
-  store4(&s.C[row][4 * quad], C);
-  widen(reinterpret_cast<const float(&)[4]>(s.bias[4 * quad]), bias);
-  // Branches lie around the loops, so that the four chains of dependent instructions run side by side.
-#pragma unroll
-  for (int i = 0; i < 4; i++) dt[i] += bias[i];
-  if (softplus) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) dt[i] = softplus_fast(dt[i]);
-  }
+__device__ __forceinline__ Staged stage(const Shared<T>& s, const typename Shared<T>::Ends& ends, bool softplus,
+                                        bool inside, const Lane& at) {
+  Staged v;
+  float u[4], bias[4];
+  widen(s.inputs.delta[at.lane], v.dt);
+  widen(ends.u[at.lane], u);
+  widen(s.inputs.B[at.lane], v.B);
+  widen(s.inputs.C[at.lane], v.C);
+  widen(reinterpret_cast<const float(&)[4]>(s.bias[4 * at.quad]), bias);
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    dt[i] = inside ? dt[i] : 0.0f;
-    u[i] *= dt[i];
+    const float w = v.dt[i] + bias[i], soft = softplus_fast(w), dt = softplus ? soft : w;
+    v.dt[i] = inside ? dt : 0.0f;
+    v.dtu[i] = u[i] * v.dt[i];
   }
+  return v;
+}
+
+template <class Steps>
+__device__ __forceinline__ void leave(const Staged& v, Steps& to, const Lane& at) {
+  const auto [lane, row, quad] = at;
+  store4(&to.B[row][4 * quad], v.B);
+  store4(&to.C[row][4 * quad], v.C);
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     const int pair = 2 * quad + i / 2, half = row % 2 * 2;
-    *reinterpret_cast<float2*>(&s.dt[row / 2][pair][half]) = make_float2(dt[i], dt[i + 1]);
-    *reinterpret_cast<float2*>(&s.dtu[row / 2][pair][half]) = make_float2(u[i], u[i + 1]);
+    *reinterpret_cast<float2*>(&to.dt[row / 2][pair][half]) = make_float2(v.dt[i], v.dt[i + 1]);
+    *reinterpret_cast<float2*>(&to.dtu[row / 2][pair][half]) = make_float2(v.dtu[i], v.dtu[i + 1]);
   }
 }
 
 // Sums the partial sums, adds D u, gates and stores 4 channels of one step.
 template <bool Vec, class T>
-__device__ __forceinline__ void finish(const Shared<T>& s, const typename Shared<T>::Inputs& from, bool gated, char* to,
+__device__ __forceinline__ void finish(const Shared<T>& s, const typename Shared<T>::Ends& ends, bool gated, char* to,
                                        int count, const Lane& at) {
   const auto [lane, row, quad] = at;
   float v[4], q[4];
-  widen(from.u[lane], v);
+  widen(ends.u[lane], v);
   widen(reinterpret_cast<const float(&)[4]>(s.D[4 * quad]), q);
 #pragma unroll
   for (int i = 0; i < 4; i++) v[i] *= q[i];
@@ -173,11 +186,9 @@ __device__ __forceinline__ void finish(const Shared<T>& s, const typename Shared
 #pragma unroll
     for (int i = 0; i < 4; i++) v[i] += q[i];
   }
-  if (gated) {
-    widen(from.z[lane], q);
+  widen(ends.z[lane], q);
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] *= q[i] * sigmoid_fast(q[i]);
-  }
+  for (int i = 0; i < 4; i++) v[i] = gated ? v[i] * (q[i] * sigmoid_fast(q[i])) : v[i];
   T* y = reinterpret_cast<T*>(to);
   if constexpr (Vec) {
     if (count > 0) store_vector<4>(y, v);
@@ -228,9 +239,11 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
   const int count = p.E - edge_channel;
   Cursor at = cursor_at(p, first_row + warp * kSteps + row, edge_channel, quad);
   char* y_at = reinterpret_cast<char*>(p.y + (first_row + warp * kSteps + row) * p.y_stride + edge_channel);
-  for (int i = lane; i < static_cast<int>(sizeof(s.inputs) / 4); i += 32) reinterpret_cast<int*>(s.inputs)[i] = 0;
+  for (int i = lane; i < static_cast<int>((sizeof(s.ends) + sizeof(s.inputs)) / 4); i += 32) {
+    reinterpret_cast<int*>(&s)[i] = 0;
+  }
   __syncwarp();
-  fetch<Vec>(p, at, warp * kSteps + row < p.T_steps, count, lane, s.inputs[0]);
+  fetch<Vec>(p, at, warp * kSteps + row < p.T_steps, count, lane, s.ends[0], s.inputs);
 
   // Each lane of a warp hands its states to the same lane of the next one, so a lane's own writes need no barrier.
   const int before = warp == 0 ? warps - 1 : warp - 1;
@@ -248,31 +261,43 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     s.D[lane] = inside && p.D ? p.D[first_channel + lane] : 0.0f;
   }
   __syncwarp();
+  wait_for_copies();
+  leave(stage(s, s.ends[0], p.softplus, warp * kSteps + row < length, place), s.steps[0], place);
+  const int stride = warps * kSteps;  // steps from a warp's segment to its next
+  fetch<Vec>(p, at, warp * kSteps + stride + row < p.T_steps, count, lane, s.ends[1], s.inputs);
+  __syncwarp();
 
-  int buffer = 0;
-  for (int segment = warp; segment < segments; segment += warps, buffer ^= 1) {
+  // The end of the warp's segment before and the beginning of its next one run beside a segment's exponentials, which
+  // leave the rest of the machine idle.
+  int turn = 0, half = 0;  // of this segment: ends[turn], steps[half]
+  for (int segment = warp; segment < segments; segment += warps) {
     const int t0 = segment * kSteps;
+    typename Shared<T>::Ends &ends_before = s.ends[turn == 0 ? 2 : turn - 1],
+                             &next_ends = s.ends[turn == 2 ? 0 : turn + 1];
+    typename Shared<T>::Steps &steps = s.steps[half], &next_steps = s.steps[half ^ 1];
     wait_for_copies();
-    stage(s, s.inputs[buffer], p.softplus, t0 + row < length, place);
-    __syncwarp();
-    fetch<Vec>(p, at, t0 + warps * kSteps + row < p.T_steps, count, lane, s.inputs[buffer ^ 1]);
+    finish<Vec>(s, ends_before, p.z != nullptr, y_at, segment < warps ? 0 : count, place);
+    if (segment >= warps) y_at += p.y_step;
+    const Staged staged = stage(s, next_ends, p.softplus, t0 + stride + row < length, place);
 
+    // After which step the next segment's beginning goes to shared memory: early where registers are scarcest.
+    constexpr int kLeave = M == Mode::local ? 1 : kSteps - 1;
     float a[kSteps][kPairs];  // exp(dt A); mode walk: then the states
     float end[kPairs];
     float A[kPairs], total[2];
     load8(reinterpret_cast<const float4*>(s.A[0][lane]), A);
 #pragma unroll
     for (int t = 0; t < kSteps; t++) {
-      const float2 dt = pair_at(s.dt, t, row);
+      const float2 dt = pair_at(steps.dt, t, row);
 #pragma unroll
       for (int i = 0; i < kPairs; i++) {
         const float x = (i < 4 ? dt.x : dt.y) * A[i];
         a[t][i] = exp2_fast(x);
       }
       if constexpr (M == Mode::local) {
-        const float2 dtu = pair_at(s.dtu, t, row);
+        const float2 dtu = pair_at(steps.dtu, t, row);
         float B[4];
-        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
+        widen(reinterpret_cast<const float(&)[4]>(steps.B[t][4 * quad]), B);
         total[0] = t == 0 ? dt.x : total[0] + dt.x;
         total[1] = t == 0 ? dt.y : total[1] + dt.y;
 #pragma unroll
@@ -281,6 +306,7 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
           end[i] = t == 0 ? input : fmaf(a[t][i], end[i], input);
         }
       }
+      if (t == kLeave) leave(staged, next_steps, place);
     }
     if constexpr (M == Mode::local) {
 #pragma unroll
@@ -288,16 +314,11 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     }
 
     // The assembler moves arithmetic across barriers, which would put the exponentials between this segment's wait and
-    // its arrival, on the chain; so the barrier's number is made to depend on them.
-    int used = 0;
-    if constexpr (M == Mode::walk) {
-#pragma unroll
-      for (int i = 0; i < kSteps * kPairs; i++) used |= __float_as_int(a[i / kPairs][i % kPairs]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPairs; i++) used |= __float_as_int(end[i]) | __float_as_int(A[i]);
-    }
-    if (warps > 1 && segment > 0) wait(before + (used & p.zero));
+    // its arrival, on the chain; it does not move any across the branch in `fetch`.
+    fetch<Vec>(p, at, t0 + 2 * stride + row < p.T_steps, count, lane, ends_before, s.inputs);
+    __syncwarp();
+
+    if (warps > 1 && segment > 0) wait(before);
     load8(carry + before * 64 + lane, h);
     if constexpr (M == Mode::local) {
 #pragma unroll
@@ -315,9 +336,9 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     if constexpr (M == Mode::walk) {
 #pragma unroll
       for (int t = 0; t < kSteps; t++) {
-        const float2 dtu = pair_at(s.dtu, t, row);
+        const float2 dtu = pair_at(steps.dtu, t, row);
         float B[4];
-        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), B);
+        widen(reinterpret_cast<const float(&)[4]>(steps.B[t][4 * quad]), B);
 #pragma unroll
         for (int i = 0; i < kPairs; i++) {
           h[i] = fmaf(a[t][i], h[i], (i < 4 ? dtu.x : dtu.y) * B[i % 4]);
@@ -335,10 +356,10 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
     } in[kSteps];
     const auto load = [&](int t) {
       if constexpr (M == Mode::local) {
-        in[t].dtu = pair_at(s.dtu, t, row);
-        widen(reinterpret_cast<const float(&)[4]>(s.B[t][4 * quad]), in[t].B);
+        in[t].dtu = pair_at(steps.dtu, t, row);
+        widen(reinterpret_cast<const float(&)[4]>(steps.B[t][4 * quad]), in[t].B);
       }
-      widen(reinterpret_cast<const float(&)[4]>(s.C[t][4 * quad]), in[t].C);
+      widen(reinterpret_cast<const float(&)[4]>(steps.C[t][4 * quad]), in[t].C);
     };
     load(0), load(1);
 #pragma unroll
@@ -355,9 +376,11 @@ __global__ void __launch_bounds__(32 * Warps, Blocks) scan(const Args<T> p) {
       *reinterpret_cast<float2*>(&s.y[quad][t * kChannels + 2 * row]) = make_float2(y[0], y[1]);
     }
     __syncwarp();
-    if (t0 + row < p.T_steps) finish<Vec>(s, s.inputs[buffer], p.z != nullptr, y_at, count, place);
-    y_at += p.y_step;
+    turn = turn == 2 ? 0 : turn + 1;
+    half ^= 1;
   }
+  const int last_row = (segments - 1 - warp) / warps * stride + warp * kSteps + row;
+  finish<Vec>(s, s.ends[turn == 0 ? 2 : turn - 1], p.z != nullptr, y_at, last_row < p.T_steps ? count : 0, place);
   if (p.state_out && (segments - 1) % warps == warp) {
     load8(carry + warp * 64 + lane, h);
 #pragma unroll

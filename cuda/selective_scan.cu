@@ -218,8 +218,7 @@ chain::Args<T> chain_args(const Node& node, int warps) {
           static_cast<int>(s.E),
           static_cast<int>(ceil_div(s.E, chain::kChannels)),
           chunk_shift(s.chunk),
-          node.attr(attr::softplus) != 0,
-          0};
+          node.attr(attr::softplus) != 0};
 }
 
 template <class T, bool Vec, chain::Mode M, int Warps, int Blocks>
