@@ -1,4 +1,5 @@
 import { type Device, typedError } from './device.ts';
+import { expected } from './errors.ts';
 import { type Graph, type GraphNode, isValue } from './graph.ts';
 import type { NativePlan, RunOptions, RunResult } from './native.ts';
 import { DTYPES, dtypeBytes, rootOf, type Storage, type Tensor, type TypedArray } from './tensor.ts';
@@ -23,11 +24,17 @@ async function turnIfDue(): Promise<void> {
   });
 }
 
-/** Of `Plan.runBrief`. */
-interface BriefOptions {
-  watch?: Tensor;
-  out?: Int32Array | Float32Array;
-  wait?: boolean;
+/** An i32 or f32 tensor, and where its contents after a run go. */
+interface Watched {
+  readonly watch: Tensor;
+  readonly out: Int32Array | Float32Array;
+}
+
+function checkWatched({ watch, out }: Watched): void {
+  const kind = watch.dtype === 'i32' ? Int32Array : watch.dtype === 'f32' ? Float32Array : undefined;
+  if (kind && out instanceof kind && out.length === watch.elems) return;
+  const shouldBe = `be the array for ${watch.name}, ${watch.elems} elements in ${watch.dtype}`;
+  throw new TypeError(expected('plan.runBrief', 'out', shouldBe, `${out.length} in a ${out.constructor.name}`));
 }
 
 /** Where every value of a plan lives while it runs. */
@@ -129,24 +136,37 @@ export class Plan {
    * Runs the plan once, on the JS thread where its last run was brief and the device rests; else as `run` does. For what is
    * run again and again with something to decide in between.
    *
-   * @param options.watch i32 or f32 tensor whose contents after the run go to `out`, sooner than a `read` has them
-   * @param options.wait false: may resolve before a device of its own has ended the run; all that follows comes after it
+   * @param watched what to hand over, sooner than a `read` has it; readable as there
+   * @throws TypeError when `out` is no array for what is watched
    */
-  async runBrief({ watch, out, wait = true }: BriefOptions = {}): Promise<void> {
-    if (this.#last < BRIEF_MS) {
-      await turnIfDue();
-      const start = performance.now();
-      try {
-        if (this.#native.runHere(wait, watch && this.#indexOf(watch), out)) {
-          this.#ran(1, performance.now() - start);
-          return;
-        }
-      } catch (cause) {
-        throw typedError(cause);
-      }
-    }
+  async runBrief(watched?: Watched): Promise<void> {
+    if (watched) checkWatched(watched);
+    const index = watched && this.#indexOf(watched.watch);
+    if (await this.#runHere(true, index, watched?.out)) return;
     await this.run();
-    if (watch) this.read(watch, out);
+    if (watched) this.read(watched.watch, watched.out);
+  }
+
+  /**
+   * As `runBrief`, but may resolve before a device of its own has ended the run: what is read, written or run there comes
+   * after it, and gets its error if there is one.
+   */
+  async startBrief(): Promise<void> {
+    if (!(await this.#runHere(false))) await this.run();
+  }
+
+  /** Whether it ran on this thread. */
+  async #runHere(wait: boolean, watch?: number, out?: Watched['out']): Promise<boolean> {
+    if (!(this.#last < BRIEF_MS)) return false;
+    await turnIfDue();
+    const start = performance.now();
+    try {
+      if (!this.#native.runHere(wait, watch, out)) return false;
+    } catch (cause) {
+      throw typedError(cause);
+    }
+    this.#ran(1, performance.now() - start);
+    return true;
   }
 
   #indexOf(t: Tensor): number {
@@ -166,7 +186,7 @@ export class Plan {
     return this.#steps;
   }
 
-  /** Seconds from the call to the end of all runs so far. */
+  /** Seconds from the call to the end of all runs so far; of those that were only started, to that. */
   get seconds(): number {
     return this.#seconds;
   }

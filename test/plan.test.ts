@@ -259,14 +259,18 @@ test('a brief run hands over what it watches, and may be started alone', async (
     await plan.runBrief({ watch: sum, out });
     t.deepEqual(out, Float32Array.of(i, 2 * i));
   }
-  for (let i = 0; i < 3; i++) await plan.runBrief({ wait: false });
+  for (let i = 0; i < 3; i++) await plan.startBrief();
   t.deepEqual(device.read(count), Float32Array.of(7, 14));
-  await t.throwsAsync(() => plan.runBrief({ watch: sum, out: new Float32Array(3) }), {
-    message: /expected out to hold/,
-  });
-  await t.throwsAsync(() => plan.runBrief({ watch: device.tensor([1], 'f32', 'other'), out }), {
-    message: /other is not part/,
-  });
+  const wrong = [new Float32Array(3), new Int32Array(2)];
+  for (const out of wrong) {
+    await t.throwsAsync(() => plan.runBrief({ watch: sum, out }), {
+      instanceOf: TypeError,
+      message: /expected out to be the array for .*, 2 elements in f32, got [32] in a (Float|Int)32Array/,
+    });
+  }
+  const other = device.tensor([2], 'f32', 'other');
+  await t.throwsAsync(() => plan.runBrief({ watch: other, out }), { message: /other is not part/ });
+  t.is(plan.steps, 7);
 });
 
 test('brief runs are runs: in turn with others, and timers go on meanwhile', async (t) => {

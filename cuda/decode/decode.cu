@@ -469,9 +469,13 @@ Status wait(Decode& d, cudaStream_t stream, const Run& run, int64_t steps) {
 }
 
 // What a run watches of a plan: drawn ids, or after a single step the logits.
-bool watches_ids(const Decode& d, const Run& run) { return run.watch && run.watch->data == d.plan.drawn_ids; }
+bool watches_ids(const Decode& d, const Run& run) {
+  return run.watch && run.watch->data == d.plan.drawn_ids && run.watch->elems() == d.plan.rows;
+}
 bool watches_logits(const Decode& d, const Run& run) {
-  return run.watch && run.watch->data == d.plan.logits && !d.plan.feeds && run.steps == 1;
+  const decode::Plan& p = d.plan;
+  return run.watch && run.watch->data == p.logits && run.watch->elems() == int64_t{p.rows} * p.V && !p.feeds &&
+         run.steps == 1;
 }
 
 Status launch_steps(Decode& d, cudaStream_t stream, Run& run, int64_t steps) {

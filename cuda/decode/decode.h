@@ -1,5 +1,5 @@
 // Runs of decode steps in one kernel launch. A decode plan is: embedding, one mamba_block a layer, norm, head, and
-// perhaps `sample`, whose ids are the next step's input; a verify plan ends in the head's logits.
+// perhaps `sample`, whose ids are the next step's input, but for a verify plan, which draws them alone.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -16,7 +16,8 @@ struct Decode;
 bool decode_matches(const Node* nodes, size_t n, const Props& props);
 // The nodes stay alive and unchanged until decode_destroy, and so do the weights, of which some sums are kept.
 Status decode_create(const Node* nodes, size_t n, const Props& props, Decode** out);
-// Returns when the run has ended; `done`, `stopped_by` and `watched` are set. run.watch, if any, is the sampled ids.
+// Returns when the run has ended; `done`, `stopped_by` and `watched` are set. run.watch, if any, is the drawn ids,
+// or of a single step the logits.
 Status decode_run(Decode* decode, cudaStream_t stream, Run& run);
 void decode_destroy(Decode* decode);
 

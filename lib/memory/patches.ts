@@ -294,7 +294,7 @@ export class PatchMemory implements Memory {
         // Memory that was short may be there the next time.
         plan.catch(() => this.#accepts.delete(patch));
       }
-      await (await plan).runBrief({ wait: false });
+      await (await plan).startBrief(); // whatever reads the patch comes after it
       this.#held = patch;
     }
     this.moveTo(0, this.#verifiedFrom + ids);

@@ -173,7 +173,7 @@ export class RecurrentMemory<S> implements Memory {
       // Memory that was short may be there the next time.
       plan.catch(() => this.#plans.delete(name));
     }
-    await (await plan).runBrief({ wait: false });
+    await (await plan).startBrief(); // whatever reads the state comes after it
   }
 }
 

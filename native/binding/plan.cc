@@ -72,8 +72,6 @@ struct RunJob : Job {
   }
 };
 
-bool is_watchable(const Tensor& t) { return (t.dtype == DType::i32 || t.dtype == DType::f32) && t.contiguous(); }
-
 std::vector<int32_t> to_vector(const Napi::Int32Array& a) { return {a.Data(), a.Data() + a.ElementLength()}; }
 
 }  // namespace
@@ -137,12 +135,17 @@ Napi::Value Plan::run_here(const Napi::CallbackInfo& info) {
   once.wait = info[0].IsUndefined() || info[0].ToBoolean();
   if (info[1].IsNumber()) {
     const auto i = size_t(integer(info, 1, "watch"));
+    if (i >= state->tensors.size())
+      throw Napi::TypeError::New(env, "native: expected watch to name a tensor of the plan");
+    const Tensor& t = state->tensors[i];
+    const bool ids = t.dtype == DType::i32;
     const auto out = bytes(info, 2, "out");
-    if (i >= state->tensors.size() || !is_watchable(state->tensors[i]) ||
-        out.size() != size_t(state->tensors[i].elems()) * sizeof(int32_t)) {
+    const bool fits = ids ? elements<int32_t>(info, 2, "out").size() == size_t(t.elems())
+                          : elements<float>(info, 2, "out").size() == size_t(t.elems());
+    if (!(ids || t.dtype == DType::f32) || !t.contiguous() || !fits) {
       throw Napi::TypeError::New(env, "native: expected out to hold a contiguous int32 or float32 tensor of the plan");
     }
-    once.watch = &state->tensors[i];
+    once.watch = &t;
     once.watched = reinterpret_cast<int32_t*>(out.data());
   }
   if (!executor->idle()) return Napi::Boolean::New(env, false);
