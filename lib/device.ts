@@ -1,6 +1,5 @@
 import { availableParallelism } from 'node:os';
 import {
-  counted,
   type DeviceReason,
   DeviceUnavailableError,
   DisposedError,
@@ -11,6 +10,7 @@ import {
 import { type NativeDevice, type NativePlan, native } from './native.ts';
 import type { Plan } from './plan.ts';
 import { type DType, dtypeBytes, elements, newArray, rootOf, Tensor, type TypedArray } from './tensor.ts';
+import { counted } from './text.ts';
 
 /** Names of the backends a device can be opened on. */
 export type BackendName = 'ref' | 'cpu' | 'cuda';

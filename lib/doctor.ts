@@ -3,9 +3,10 @@ import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism, cpus, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { type CudaInfo, Device, isCuda, whyUnavailable } from './device.ts';
-import { counted, type DeviceReason, DeviceUnavailableError } from './errors.ts';
+import { type DeviceReason, DeviceUnavailableError } from './errors.ts';
 import { native } from './native.ts';
 import { shippedModels } from './shipped.ts';
+import { counted } from './text.ts';
 import { version } from './version.ts';
 
 export interface BackendReport {

@@ -157,16 +157,6 @@ function quote(text: string): string {
   return JSON.stringify(text.length > 60 ? `${text.slice(0, 57)}…` : text);
 }
 
-/** 1234567 → "1,234,567" */
-export function grouped(value: number): string {
-  return value.toLocaleString('en-US', { maximumFractionDigits: 0 });
-}
-
-/** 1, "byte" → "1 byte"; 1234, "byte" → "1,234 bytes" */
-export function counted(value: number, noun: string): string {
-  return `${grouped(value)} ${noun}${value === 1 ? '' : 's'}`;
-}
-
 /** `first, second, …` up to `limit` names, then how many more there are. */
 export function listNames(names: readonly string[], limit = 8): string {
   const shown = names.slice(0, limit).join(', ');

@@ -1,5 +1,5 @@
 import { Command, Option } from 'commander';
-import { counted, grouped } from '../errors.ts';
+import { counted, grouped } from '../text.ts';
 import { type EvaluateOptions, evaluate } from '../train/evaluate.ts';
 import { interruptible } from './interrupt.ts';
 import { type ModelFlags, openModel, withModelOptions } from './model-options.ts';

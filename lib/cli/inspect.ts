@@ -1,6 +1,6 @@
 import { Command } from 'commander';
-import { counted, grouped } from '../errors.ts';
 import { type Inspection, inspectModel } from '../inspect.ts';
+import { counted, grouped } from '../text.ts';
 import { interruptible } from './interrupt.ts';
 import { bar, print, printJson, sized, table, warn } from './output.ts';
 

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { grouped } from '../errors.ts';
+import { grouped } from '../text.ts';
 import { type MeasureTokenizerOptions, measureTokenizer } from '../tokenizer/measure.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type TrainTokenizerOptions, trainTokenizer } from '../tokenizer/train-bpe.ts';

@@ -1,10 +1,11 @@
 import { type GenericFormatter, Presets, SingleBar } from 'cli-progress';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import type { EncodeProgress } from '../data/token-dataset.ts';
-import { expected, grouped } from '../errors.ts';
+import { expected } from '../errors.ts';
 import { RECOMPUTE } from '../models/architecture.ts';
 import { ARCHITECTURES, type ArchitectureName, type PartialModelConfig } from '../models/architectures.ts';
 import { PRESETS } from '../models/presets.ts';
+import { grouped } from '../text.ts';
 import type { Rank } from '../train/data-parallel.ts';
 import { train, trainAsRank } from '../train/loop.ts';
 import type { TrainOptions, TrainProgress } from '../train/options.ts';

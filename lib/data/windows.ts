@@ -1,6 +1,7 @@
 // Which windows of a corpus a training step sees: drawn without memory, so that a position is two integers.
-import { checkChoice, checkInteger, counted, DataError, expected } from '../errors.ts';
+import { checkChoice, checkInteger, DataError, expected } from '../errors.ts';
 import { Philox } from '../rng.ts';
+import { counted } from '../text.ts';
 import type { Batch } from '../trainer.ts';
 
 /** Texts that windows are drawn from: bytes, or the tokens of a subword model. */
@@ -78,8 +79,9 @@ export class WindowSampler {
     checkInteger(where, 'seed', options.seed, { min: 0 });
     const window = options.context + 1;
     if (data.units < window) {
-      const got = `${data.units} ${data.unit}s in ${counted(data.documents, 'document')}`;
-      throw new DataError(expected(where, 'the data set', `hold at least one window of ${window} ${data.unit}s`, got));
+      const got = `${counted(data.units, data.unit)} in ${counted(data.documents, 'document')}`;
+      const least = `hold at least one window of ${counted(window, data.unit)}`;
+      throw new DataError(expected(where, 'the data set', least, got));
     }
     if (options.whole) checkWhole(data, window);
     this.#data = data;

@@ -1,9 +1,10 @@
 // Keys and values of everything read so far: a state that grows with the text. Going back is a smaller number of steps.
 import type { Device } from '../device.ts';
-import { counted, expected, OutOfMemoryError } from '../errors.ts';
+import { expected, OutOfMemoryError } from '../errors.ts';
 import { Graph } from '../graph.ts';
 import { compile } from '../plan.ts';
 import { dtypeBytes, type Tensor } from '../tensor.ts';
+import { counted } from '../text.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
 import { type CacheDType, readFloats, region, writeFloats } from './region.ts';
 
@@ -180,7 +181,7 @@ export class CacheMemory implements Memory {
     this.#capacity = 0;
   }
 
-  /** Caches of `needed` steps, and of half as many more where there is memory for them. */
+  /** Caches of `needed` steps and some to spare (SPARE, GROWTH), or of just as many where memory is short. */
   #allocate(needed: number): Caches {
     const blocks = (steps: number) => BLOCK * Math.ceil(steps / BLOCK);
     const exact = blocks(needed);

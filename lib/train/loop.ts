@@ -3,10 +3,11 @@ import { isAbsolute, join, resolve } from 'node:path';
 import { type Dataset, openDataset } from '../data/dataset.ts';
 import { openTokens, type TokenDataset } from '../data/token-dataset.ts';
 import { WindowSampler } from '../data/windows.ts';
-import { CheckpointError, counted, DataError, expected, MambaByteError } from '../errors.ts';
+import { CheckpointError, DataError, expected, MambaByteError } from '../errors.ts';
 import { createModel, loadModel, type Model } from '../model.ts';
 import { trainedRows } from '../models/architectures.ts';
 import { resolveModel } from '../shipped.ts';
+import { counted } from '../text.ts';
 import { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { type Batch, createTrainer, type StepResult, type Trainer, type TrainerOptions } from '../trainer.ts';
 import { version } from '../version.ts';
@@ -244,7 +245,8 @@ function absolute(paths: string | readonly string[] | undefined): string[] | und
 
 function checkSameData({ data: then }: RunState, now: Dataset): void {
   if (now.fingerprint() === then.fingerprint) return;
-  const words = (d: { bytes: number; documents: number }) => `${d.bytes} bytes in ${counted(d.documents, 'document')}`;
+  const words = (d: { bytes: number; documents: number }) =>
+    `${counted(d.bytes, 'byte')} in ${counted(d.documents, 'document')}`;
   const got = `${words(now)}${words(now) === words(then) ? ' of other lengths' : ''}`;
   throw new CheckpointError(expected(WHERE, 'the data', `be ${words(then)} as when the run began`, got));
 }

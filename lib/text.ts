@@ -1,0 +1,11 @@
+// Numbers in the words of messages and tables.
+
+/** 1234567 → "1,234,567" */
+export function grouped(value: number): string {
+  return value.toLocaleString('en-US', { maximumFractionDigits: 0 });
+}
+
+/** 1, "byte" → "1 byte"; 1234, "byte" → "1,234 bytes" */
+export function counted(value: number, noun: string): string {
+  return `${grouped(value)} ${noun}${value === 1 ? '' : 's'}`;
+}
