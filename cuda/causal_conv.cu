@@ -20,7 +20,7 @@ constexpr int kAhead = 8;      // steps loaded together
 struct Args {
   ScanRows x, y, weight, state, state_out;
   const float* bias;
-  const int32_t* lengths;  // steps before which a sequence's state is left; null: all
+  const int32_t* lengths;  // state_out is the state after the first lengths[b] steps; null: after all
   int64_t T, E;
   int K;
   int64_t run, runs;  // steps of a thread, and how many threads a channel has

@@ -136,8 +136,8 @@ struct Staged {
   float dt[4], dtu[4], B[4], C[4];
 };
 
-// dt and dt u are 0 beyond the end, which leaves the state as it is. There are no branches here or in `finish`, so that
-// both lie in the shadow of the core's exponentials.
+// dt and dt u are 0 beyond the end and the sequence's length, which leaves the state as it is. There are no branches
+// here or in `finish`, so that both lie in the shadow of the core's exponentials.
 template <class T>
 __device__ __forceinline__ Staged stage(const Shared<T>& s, const typename Shared<T>::Ends& ends, bool softplus,
                                         bool inside, const Lane& at) {

@@ -15,11 +15,11 @@ import type { DType, Tensor } from './tensor.ts';
 const MOST_ROWS: Readonly<Record<BackendName, number>> = { ref: 512, cpu: 512, cuda: 8192 };
 
 /**
- * Rows without an id that a plan may read for fewer plans to do: on a GPU the smallest takes half the time of thousands of
- * rows, and on a CPU time is the number of rows.
+ * Most rows without an id that a plan may read so that fewer plans do: on a GPU a plan of a few rows takes half the time of
+ * one of thousands, on a CPU each row takes its time.
  */
 const MOST_PADDED: Readonly<Record<BackendName, number>> = { ref: 0, cpu: 0, cuda: 2048 };
-/** Rows that small plans of their own read as soon. */
+/** Up to so many rows are read sooner by small plans of their own than by more padding. */
 const FEW_ROWS = 24;
 
 /** Lengths of plans that make up any other, since the state carries over: halves down to 1, each of them once at most. */

@@ -61,7 +61,7 @@ export class Session {
   readonly #plans: SessionPlans;
   /** Steps of the last verify pass, until something else moves the state. */
   #verified = 0;
-  /** What the parameters of verify passes hold. */
+  /** What the parameters of verify passes hold, by the tensor. Nobody changes settings in their place. */
   readonly #settings = new WeakMap<Tensor, SamplingSettings>();
 
   constructor(device: Device, config: ModelConfig, weights: Weights, batch: number) {
@@ -378,7 +378,7 @@ export class Session {
     await chunk.plan.run();
     if (output === 'skip') this.#memory.skipped?.(size);
     else if (spans) this.#memory.spanned?.(size);
-    else this.#memory.advanced(size);
+    else this.#memory.advanced(ids);
     return chunk.output ? (chunk.plan.read(chunk.output) as Float32Array) : new Float32Array(0);
   }
 }

@@ -274,6 +274,42 @@ for (const dtype of ['f32', 'bf16', 'int8'] as const) {
   }
 }
 
+for (const dtype of ['f32', 'bf16', 'int8'] as const) {
+  onGpu(`texts of any length are read as on the CPU, padded or not · ${dtype}`, async (t) => {
+    const path = await randomModel(SHAPES[1]);
+    using gpu = await loadModel(path, { device: 'cuda', dtype });
+    using cpu = await loadModel(path, { device: 'cpu', dtype });
+    const same = dtype === 'f32' ? SAME_F32 : SAME_ROUNDED;
+    const rows = [1500, 90, 701].map((length) => [...text.subarray(0, length)]);
+    const [got, want] = await Promise.all(
+      [gpu, cpu].map((model) =>
+        model.withSession(async (session) => {
+          const states: Float32Array[] = [];
+          for (const length of [33, 60, 100, 1023, 1500]) {
+            await session.clear();
+            await session.consume(text.subarray(0, length));
+            states.push(session.readState());
+          }
+          await session.clear();
+          return { states, logits: await session.logits(text.subarray(0, 700)) };
+        }),
+      ),
+    );
+    const [several, alone] = await Promise.all(
+      [gpu, cpu].map((model) =>
+        model.withSession(async (session) => {
+          await session.clear();
+          return session.nllOfAll(rows, 40);
+        }, rows.length),
+      ),
+    );
+    for (const [i, state] of (got?.states ?? []).entries())
+      t.is(compare(state, want?.states[i] ?? [], same), undefined);
+    t.is(compare(got?.logits ?? [], want?.logits ?? [], same), undefined);
+    for (const [i, nll] of (several ?? []).entries()) t.is(compare(nll, alone?.[i] ?? [], same), undefined, `row ${i}`);
+  });
+}
+
 for (const dtype of ['bf16', 'int8'] as const) {
   onGpu(`a wide model decodes as on the CPU · ${dtype}`, async (t) => {
     const path = await randomModel(SHAPES[3]);

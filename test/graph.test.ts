@@ -76,6 +76,10 @@ test('wrong dtypes are TypeErrors', (t) => {
   t.throws(() => crossEntropy(g, f32(2, 3), f32(2)), { instanceOf: TypeError, message: /u8 or i32/ });
   t.throws(() => split(f32(2, 6), 2, 3), { instanceOf: TypeError, message: /add up to 6, got 2 \+ 3/ });
   t.throws(() => concat(g, []), { instanceOf: TypeError, message: /at least one/ });
+  const lengths = f32(2);
+  t.throws(() => causalConv1d(g, f32(2, 5, 3), f32(3, 4), { lengths }), {
+    message: /expected lengths to be i32, got f32/,
+  });
 });
 
 test('unknown ops, operands and attributes are errors that name them', (t) => {

@@ -89,8 +89,8 @@ const carried = (c: MambaConfig): RecurrentLayers<LayerState> => ({
  */
 export function mambaBackbone(g: Graph, c: MambaConfig, w: Weights, ids: Tensor, options: MambaOptions = {}): Tensor {
   const [B = 0, T = 0] = ids.shape;
-  const { state, blockRows = BLOCK_ROWS, batchRows = blockRows } = options;
-  const fused = B * T <= (T === 1 ? batchRows : blockRows);
+  const { state, lengths, blockRows = BLOCK_ROWS, batchRows = blockRows } = options;
+  const fused = !lengths && B * T <= (T === 1 ? batchRows : blockRows);
   let x = g.scope('embedding', () => embedding(g, ids, weightOf(w, 'backbone.embedding.weight'))); // (B, T, D)
   for (let l = 0; l < c.layers; l++) {
     x = g.scope(`layers.${l}`, () => {

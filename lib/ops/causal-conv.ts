@@ -1,6 +1,6 @@
 import type { Graph } from '../graph.ts';
 import type { Tensor } from '../tensor.ts';
-import { checkShape, sizes } from './check.ts';
+import { checkDType, checkShape, sizes } from './check.ts';
 
 export interface CausalConvOptions {
   /** (E) */
@@ -9,7 +9,7 @@ export interface CausalConvOptions {
   state?: Tensor | undefined;
   /** (B, K-1, E): receives the last K-1 inputs; may be `state` itself. */
   stateOut?: Tensor | undefined;
-  /** (B) i32: `stateOut` is left as it is after so many steps of a sequence; all of them when left out. */
+  /** (B) i32: `stateOut` is the state after the first lengths[b] steps, at least 0 and at most T; after all when left out. */
   lengths?: Tensor | undefined;
   /** Apply SiLU to the result. */
   silu?: boolean;
@@ -30,10 +30,11 @@ export function causalConv1d(g: Graph, x: Tensor, weight: Tensor, options: Causa
   checkShape(g, 'causal_conv1d', 'state', state, B, K - 1, E);
   checkShape(g, 'causal_conv1d', 'state_out', stateOut, B, K - 1, E);
   checkShape(g, 'causal_conv1d', 'lengths', lengths, B);
+  checkDType(g, 'causal_conv1d', 'lengths', lengths, 'i32');
   const y = g.value(x.shape, x.dtype);
   const ins = { x, weight, bias, state, lengths };
   g.op('causal_conv1d', { y, state_out: stateOut }, ins, { silu: Number(silu) }, (d, into) => {
-    if (lengths) throw new Error('causal_conv1d: expected no lengths where a gradient is asked for.');
+    if (lengths) throw new Error('causal_conv1d: expected no lengths where a gradient is asked for, got some.');
     const sink = into.accumulating('weight', 'bias');
     const [dweight = g.like(weight), dbias = bias && g.like(bias)] = sink?.tensors ?? [];
     g.op(

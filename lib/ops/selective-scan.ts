@@ -1,6 +1,6 @@
 import type { Graph } from '../graph.ts';
 import { accumulatorDType, type Tensor } from '../tensor.ts';
-import { checkShape, sizes } from './check.ts';
+import { checkDType, checkShape, sizes } from './check.ts';
 
 /** Steps between the states that a training forward pass keeps for its gradient. */
 export const SCAN_CHUNK = 64;
@@ -59,6 +59,7 @@ export function selectiveScan(g: Graph, inputs: SelectiveScanInputs, options: Se
   checkShape(g, op, 'delta_bias', deltaBias, E);
   checkShape(g, op, 'state', state, nb, E, N);
   checkShape(g, op, 'lengths', lengths, nb);
+  checkDType(g, op, 'lengths', lengths, 'i32');
   checkShape(g, op, 'state_out', stateOut, nb, E, N);
   checkShape(g, op, 'kept', kept, T, nb, E * N);
   const attrs = { softplus: Number(softplus), chunk: SCAN_CHUNK };
@@ -68,7 +69,7 @@ export function selectiveScan(g: Graph, inputs: SelectiveScanInputs, options: Se
     : undefined;
   const ins = { u, delta, A, B, C, D, z, delta_bias: deltaBias };
   g.op(op, { y, state_out: stateOut, chunks, kept }, { ...ins, state, lengths }, attrs, (d, into) => {
-    if (lengths) throw new Error('selective_scan: expected no lengths where a gradient is asked for.');
+    if (lengths) throw new Error('selective_scan: expected no lengths where a gradient is asked for, got some.');
     if (!chunks) throw new Error('selective_scan: expected differentiable to be set on the forward pass.');
     const sink = into.accumulating('A', 'D', 'delta_bias');
     const [dA = g.like(A), dD = D && g.like(D), dBias = deltaBias && g.like(deltaBias)] = sink?.tensors ?? [];

@@ -63,7 +63,7 @@ for (const target of targets) {
     const { runtime: device, config, weights } = model;
     const c = config as MambaConfig;
     const ids = new Random(8).integers(3 * 70, 0, c.vocab);
-    /** The states that sequences of \`T\` ids end in, layer by layer. */
+    /** The states that sequences of `T` ids end in, layer by layer. */
     const statesAfter = async (rows: Float64Array[], counted?: number[]) => {
       const [B, T] = [rows.length, rows[0]?.length ?? 0];
       const state = Array.from({ length: c.layers }, (_, l) => ({

@@ -11,7 +11,7 @@ constexpr int64_t kMaxTaps = 16;
 // of the state for state_stride). Absent optional operands are null. state and state_out may be one buffer.
 struct Conv {
   int64_t steps = 0, taps = 0;
-  int64_t length = INT64_MAX;  // step before which state_out is that state, where it is not the last one
+  int64_t length = INT64_MAX;  // state_out is the state after so many steps, or after all
   const float *x = nullptr, *weight = nullptr, *bias = nullptr;  // weight: (E,K) without gaps
   int64_t x_stride = 0;
   float* y = nullptr;
@@ -77,7 +77,7 @@ static void conv_block(const Conv& c, int64_t e, int lanes) {
   for (int64_t k = 0; k + 1 < taps; k++) store_part(c.state_out + k * c.state_out_stride + e, window[k + 1], lanes);
 }
 
-// Channels [e0, e1) of one sequence, all its steps. y may be x, but for a length.
+// Channels [e0, e1) of one sequence, all its steps. y may be x, unless a length is given.
 static void conv_channels(const Conv& c, int64_t e0, int64_t e1) {
   for (int64_t e = e0; e < e1; e += W) {
     const int lanes = e1 - e >= W ? W : static_cast<int>(e1 - e);

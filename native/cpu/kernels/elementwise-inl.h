@@ -6,8 +6,7 @@
 
 namespace mb::cpu::MB_TARGET {
 
-// Null when every operand present is f32.
-// Input `lengths`, where there is one, is i32.
+// Null when every operand present is f32, but for input `lengths` (-1: there is none), which is i32.
 static const char* w_f32_and_lengths(const Node& node, int lengths) {
   for (int i = 0; i < node.n_out; i++) {
     if (node.outs[i] && node.outs[i].dtype != DType::f32) return "expected every operand to be f32";

@@ -28,7 +28,7 @@ export const causalConv: OpCase[] = [
       weight: given('f32', [E, K], random.normal(size(E, K))),
       bias: bias ? given('f32', [E], random.normal(E)) : undefined,
       state: state === 'none' ? undefined : given('f32', [B, K - 1, E], random.normal(size(B, K - 1, E))),
-      lengths: lengths ? given('i32', [B], random.integers(B, 0, T + 1)) : undefined,
+      lengths: lengths ? given('i32', [B], random.integers(B, -1, T + 3)) : undefined,
     },
     attrs: { silu: Number(silu) },
     close: 'f32',
