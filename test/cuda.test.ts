@@ -311,6 +311,17 @@ for (const dtype of ['f32', 'bf16', 'int8'] as const) {
 }
 
 for (const dtype of ['bf16', 'int8'] as const) {
+  onGpu(`a model that is converted as it loads leaves nothing of its file in memory · ${dtype}`, async (t) => {
+    const path = await randomModel(SHAPES[3]);
+    using device = Device.open('cuda');
+    const free = () => (device.describe() as CudaInfo).freeBytes;
+    const before = free();
+    using model = await loadModel(path, { device: 'cuda', dtype });
+    const taken = before - free();
+    t.log(`${taken} bytes for weights of ${model.bytes}`);
+    t.true(taken < 1.1 * model.bytes + 32e6, `${taken} bytes for weights of ${model.bytes}`);
+  });
+
   onGpu(`a wide model decodes as on the CPU · ${dtype}`, async (t) => {
     const path = await randomModel(SHAPES[3]);
     using gpu = await loadModel(path, { device: 'cuda', dtype });

@@ -24,7 +24,7 @@ export interface LoadOptions {
 
 /**
  * Puts stored tensors on a device. What already has the wanted type is mapped from the file, so that loading takes no
- * time and no memory; the rest is converted by the device.
+ * time and no memory, or copied where the device's memory is its own; the rest is converted by the device.
  */
 export async function loadWeights(
   device: Device,
@@ -39,16 +39,17 @@ export async function loadWeights(
   for (const [name, source] of stored) {
     options.signal?.throwIfAborted();
     const wanted = wantedDType(name, source, options);
-    const mapped = await mapTensor(device, name, source, maps);
-    if (wanted === 'i8' && mapped.dtype !== 'i8') {
-      const { q, scale } = await quantize(device, name, mapped);
+    const { tensor, alone } = await asStored(device, name, source, maps);
+    if (wanted === 'i8' && tensor.dtype !== 'i8') {
+      const { q, scale } = await quantize(device, name, tensor);
       weights.set(name, q).set(`${name}.scale`, scale);
-    } else if (trainable || mapped.dtype !== wanted) {
+    } else if (trainable || tensor.dtype !== wanted) {
       const scale = stored.get(`${name}.scale`);
-      weights.set(name, await convert(device, name, source, mapped, wanted, scale, trainable));
+      weights.set(name, await convert(device, name, source, tensor, wanted, scale, trainable));
     } else {
-      weights.set(name, mapped);
+      weights.set(name, tensor);
     }
+    if (alone && weights.get(name) !== tensor) device.release(tensor);
     done += source.bytes;
     options.onProgress?.(total > 0 ? done / total : 1);
   }
@@ -67,19 +68,27 @@ function wantedDType(name: string, source: StoredTensor, options: LoadOptions): 
   return options.dtype;
 }
 
-/** The tensor as it lies in its file; one mapping per file. Elements that are not contiguous or aligned are copied. */
-async function mapTensor(
+/**
+ * The tensor as it lies in its file; one mapping per file. Elements that are not contiguous or aligned are copied, and so are
+ * all where the device's memory is its own. Then the tensor has its memory alone, to be released once it is converted.
+ */
+async function asStored(
   device: Device,
   name: string,
   source: StoredTensor,
   maps: Map<string, number>,
-): Promise<Tensor> {
+): Promise<{ tensor: Tensor; alone: boolean }> {
   const dtype = STORED[source.dtype];
   if (!dtype) throw new TypeError(`load: expected ${name} to be floating-point or int8, got ${source.dtype}.`);
   if (source.strides || source.offset % dtypeBytes(dtype) !== 0 || source.bytes === 0) {
     const copy = device.tensor(source.shape, dtype, name, true);
     device.write(copy, await readTensorBytes(source));
-    return copy;
+    return { tensor: copy, alone: true };
+  }
+  const at = (buffer: number, offset: number) =>
+    new Tensor(source.shape, dtype, name, { storage: { buffer, offset }, frozen: true });
+  if (device.info.hostMemory === false) {
+    return { tensor: at(device.map(source.file, source.offset, source.bytes), 0), alone: true };
   }
   let buffer = maps.get(source.file);
   if (buffer === undefined) {
@@ -87,7 +96,7 @@ async function mapTensor(
     buffer = device.map(source.file, 0, size);
     maps.set(source.file, buffer);
   }
-  return new Tensor(source.shape, dtype, name, { storage: { buffer, offset: source.offset }, frozen: true });
+  return { tensor: at(buffer, source.offset), alone: false };
 }
 
 async function quantize(device: Device, name: string, x: Tensor): Promise<{ q: Tensor; scale: Tensor }> {
@@ -120,6 +129,7 @@ async function convert(
   g.op('copy', { y }, { x: from });
   using plan = await compile(device, g);
   await plan.run();
+  if (from !== x) device.release(from);
   return y;
 }
 
