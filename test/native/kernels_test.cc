@@ -50,6 +50,16 @@ struct Case {
     ins.push_back(make({int64_t(values.size())}, mb::DType::i32));
     std::memcpy(ins.back().data, values.data(), values.size() * sizeof(int32_t));
   }
+  // Of sequences of T steps: some of them, none and more than there are; or absent.
+  void in_lengths(int64_t B, int64_t T, bool present) {
+    if (!present) {
+      ins.emplace_back();
+      return;
+    }
+    std::vector<int32_t> values;
+    for (int64_t b = 0; b < B; b++) values.push_back(int32_t(b % 3 == 0 ? T / 2 : b % 3 == 1 ? -1 : T + 5));
+    in_i32(std::move(values));
+  }
   void in_bf16(std::vector<int64_t> shape) {
     ins.push_back(make(std::move(shape), mb::DType::bf16));
     for (int64_t i = 0; i < ins.back().elems(); i++) {
@@ -148,21 +158,24 @@ void linear(int64_t rows, int64_t k, int64_t m) {
 
 void scan(int64_t B, int64_t T, int64_t E, int64_t N) {
   const int64_t chunks = (T + 63) / 64;
-  Case c(mb::op::selective_scan, {1, 64});
-  c.out({B, T, E});
-  c.out({B, E, N});
-  c.out({B, chunks, E * N});
-  c.out({T, B, E * N});
-  c.in({B, T, E});
-  c.in({B, T, E}, 3);
-  c.in({E, N}, 1, -1.5f);
-  c.in({B, T, N});
-  c.in({B, T, N});
-  c.in({E});
-  c.in({B, T, E});
-  c.in({E});
-  c.in({B, E, N});
-  check(c, 1e-5);
+  for (const bool cut : {false, true}) {
+    Case c(mb::op::selective_scan, {1, 64});
+    c.out({B, T, E});
+    c.out({B, E, N});
+    c.out({B, chunks, E * N});
+    c.out({T, B, E * N});
+    c.in({B, T, E});
+    c.in({B, T, E}, 3);
+    c.in({E, N}, 1, -1.5f);
+    c.in({B, T, N});
+    c.in({B, T, N});
+    c.in({E});
+    c.in({B, T, E});
+    c.in({E});
+    c.in({B, E, N});
+    c.in_lengths(B, T, cut);
+    check(c, 1e-5);
+  }
   Case g(mb::op::selective_scan_grad, {1, 64, 0});
   for (int i = 0; i < 2; i++) g.out({B, T, E});
   g.out({E, N});
@@ -183,14 +196,17 @@ void scan(int64_t B, int64_t T, int64_t E, int64_t N) {
 }
 
 void convolution(int64_t B, int64_t T, int64_t E, int64_t K) {
-  Case c(mb::op::causal_conv1d, {1});
-  c.out({B, T, E});
-  c.out({B, K - 1, E});
-  c.in({B, T, E});
-  c.in({E, K});
-  c.in({E});
-  c.in({B, K - 1, E});
-  check(c, 1e-5);
+  for (const bool cut : {false, true}) {
+    Case c(mb::op::causal_conv1d, {1});
+    c.out({B, T, E});
+    c.out({B, K - 1, E});
+    c.in({B, T, E});
+    c.in({E, K});
+    c.in({E});
+    c.in({B, K - 1, E});
+    c.in_lengths(B, T, cut);
+    check(c, 1e-5);
+  }
   Case g(mb::op::causal_conv1d_grad, {1, 0});
   g.out({B, T, E});
   g.out({E, K});
