@@ -266,6 +266,8 @@ async function finished(child: ChildProcess): Promise<{ code: number | null; out
   return { code, out, err };
 }
 
+/** What a command that is refused must not make. */
+const unmade = join(folder(), 'out');
 const WRONG: [title: string, args: string[], code: number, message: RegExp][] = [
   [
     'an unknown name',
@@ -282,12 +284,7 @@ const WRONG: [title: string, args: string[], code: number, message: RegExp][] = 
     2,
     /name one of books, .* got genome/,
   ],
-  [
-    'no data',
-    ['experiment', 'noise', '--quick', '--out', folder()],
-    1,
-    /hold one of books, code, latex, got no --data/,
-  ],
+  ['no data', ['experiment', 'noise', '--quick', '--out', unmade], 1, /hold one of books, code, latex, got no --data/],
   ['no results', ['report', folder()], 1, /expected .* to hold results of experiments, got none there/],
 ];
 for (const [title, args, code, message] of WRONG) {
@@ -296,6 +293,7 @@ for (const [title, args, code, message] of WRONG) {
     t.is(ran.code, code, ran.err);
     t.regex(ran.err, message);
     t.is(ran.out, '');
+    t.false(existsSync(unmade));
   });
 }
 

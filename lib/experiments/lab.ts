@@ -103,7 +103,6 @@ export class Lab {
 
   constructor(options: LabOptions) {
     this.options = options;
-    mkdirSync(options.out, { recursive: true });
   }
 
   get scale(): Scale {

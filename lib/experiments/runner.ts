@@ -1,4 +1,5 @@
 // Runs experiments unit by unit; what is finished is kept, so that the same call again goes on where the last one ended.
+import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { CheckpointError, expected } from '../errors.ts';
 import { type Environment, environment } from './environment.ts';
@@ -23,6 +24,7 @@ export async function runExperiment(experiment: Experiment, lab: Lab, command: s
   Object.assign(record, { experiment: name, title, question });
   const units = await experiment.units(lab);
   if (units.length === 0) return undefined;
+  await mkdir(lab.options.out, { recursive: true }); // where it cannot be, better known before hours of work
   let run: Environment | undefined;
   for (const [i, unit] of units.entries()) {
     lab.signal.throwIfAborted();
