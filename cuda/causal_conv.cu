@@ -202,10 +202,7 @@ const char* why_not_conv(const Node& node, const Props&) {
   for (const Tensor* t : {&node.in(in::weight), &node.in(in::bias), &node.in(in::state), &node.out(out::state_out)}) {
     if (*t && t->dtype != DType::f32) return "cuda: causal_conv1d takes parameters and states in f32";
   }
-  const Tensor& lengths = node.in(in::lengths);
-  if (lengths && (lengths.dtype != DType::i32 || !lengths.contiguous())) {
-    return "cuda: causal_conv1d takes lengths in i32, without gaps";
-  }
+  if (!are_lengths(node.in(in::lengths))) return "cuda: causal_conv1d takes lengths in i32, without gaps";
   if (node.in(in::x).dim(0) > 32768) return "cuda: causal_conv1d takes at most 32768 sequences";
   return node.in(in::weight).cols() > kMaxWidth ? "cuda: causal_conv1d takes a width of at most 16" : nullptr;
 }

@@ -264,10 +264,7 @@ const char* why_not_selective_scan(const Node& node, const Props&) {
                           &node.out(out::state_out), &node.out(out::chunks), &node.out(out::kept)}) {
     if (*t && t->dtype != DType::f32) return "cuda: selective_scan takes parameters and states in f32";
   }
-  const Tensor& lengths = node.in(in::lengths);
-  if (lengths && (lengths.dtype != DType::i32 || !lengths.contiguous())) {
-    return "cuda: selective_scan takes lengths in i32, without gaps";
-  }
+  if (!are_lengths(node.in(in::lengths))) return "cuda: selective_scan takes lengths in i32, without gaps";
   return node.in(in::A).cols() > kMaxStates ? "cuda: selective_scan takes at most 256 states" : nullptr;
 }
 

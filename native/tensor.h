@@ -57,6 +57,9 @@ struct Tensor {
   }
 };
 
+// Whether a tensor, where it is present, holds counts as ops take them: i32, without gaps.
+inline bool are_lengths(const Tensor& t) { return !t || (t.dtype == DType::i32 && t.contiguous()); }
+
 // One op of a plan. Operand and attribute positions are named by ops.h (from ops.def).
 struct Node {
   int32_t op = 0;

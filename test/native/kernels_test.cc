@@ -50,12 +50,9 @@ struct Case {
     ins.push_back(make({int64_t(values.size())}, mb::DType::i32));
     std::memcpy(ins.back().data, values.data(), values.size() * sizeof(int32_t));
   }
-  // Of sequences of T steps: some of them, none and more than there are; or absent.
-  void in_lengths(int64_t B, int64_t T, bool present) {
-    if (!present) {
-      ins.emplace_back();
-      return;
-    }
+  // Of sequences of T steps: some of them, none and more than there are; or not given at all.
+  void in_lengths(int64_t B, int64_t T, bool given) {
+    if (!given) return;
     std::vector<int32_t> values;
     for (int64_t b = 0; b < B; b++) values.push_back(int32_t(b % 3 == 0 ? T / 2 : b % 3 == 1 ? -1 : T + 5));
     in_i32(std::move(values));

@@ -6,19 +6,20 @@
 
 namespace mb::cpu::MB_TARGET {
 
-// Null when every operand present is f32, but for input `lengths` (-1: there is none), which is i32.
-static const char* w_f32_and_lengths(const Node& node, int lengths) {
+// Null when every operand present is f32, but for input `other`.
+static const char* w_f32_but(const Node& node, int other) {
   for (int i = 0; i < node.n_out; i++) {
     if (node.outs[i] && node.outs[i].dtype != DType::f32) return "expected every operand to be f32";
   }
   for (int i = 0; i < node.n_in; i++) {
-    if (node.ins[i] && i != lengths && node.ins[i].dtype != DType::f32) return "expected every operand to be f32";
+    if (node.ins[i] && i != other && node.ins[i].dtype != DType::f32) return "expected every operand to be f32";
   }
-  if (lengths < 0 || !node.ins[lengths]) return nullptr;
-  const Tensor& t = node.ins[lengths];
-  return t.dtype == DType::i32 && t.contiguous() ? nullptr : "expected lengths to be i32, without gaps";
+  return nullptr;
 }
-static const char* w_all_f32(const Node& node) { return w_f32_and_lengths(node, -1); }
+static const char* w_all_f32(const Node& node) { return w_f32_but(node, -1); }
+static const char* w_f32_and_lengths(const Node& node, int lengths) {
+  return are_lengths(node.in(lengths)) ? w_f32_but(node, lengths) : "expected lengths to be i32, without gaps";
+}
 
 MB_INLINE V silu_slope(V x) {
   const V s = sigmoid(x);
