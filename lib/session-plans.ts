@@ -161,11 +161,12 @@ export class SessionPlans {
    */
   next(left: number, most: number): { size: number; ids: number } {
     const size = this.sizes.find((chunk) => chunk <= most) ?? 1;
-    const padded = this.sizes.findLast((chunk) => chunk >= left) ?? 0;
-    const [rest, empty] = [left - size, padded - left].map((ids) => ids * this.#batch) as [number, number];
-    const pays = rest > FEW_ROWS && empty >= 0 && empty <= MOST_PADDED[this.#device.info.backend];
-    const can = this.#architecture.pads && left <= most && !this.fuses(padded * this.#batch);
-    return can && pays ? { size: padded, ids: left } : { size, ids: size };
+    const whole = { size, ids: size };
+    const padded = this.sizes.findLast((chunk) => chunk >= left);
+    if (!this.#architecture.pads || left > most || padded === undefined) return whole;
+    const rows = (ids: number) => ids * this.#batch;
+    const pays = rows(left - size) > FEW_ROWS && rows(padded - left) <= MOST_PADDED[this.#device.info.backend];
+    return pays && !this.fuses(rows(padded)) ? { size: padded, ids: left } : whole;
   }
 
   /** Reads `size` ids of every sequence; with `padded` only as many of them as `lengths` says. */
@@ -173,17 +174,18 @@ export class SessionPlans {
     return this.once(`${output} ${size} ${from.key} ${padded}`, async () => {
       const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
       const lengths = padded ? this.tensor('lengths', [this.#batch], 'i32') : undefined;
+      const ins = { ids, lengths };
       const g = new Graph();
       const x = await this.backbone(g, ids, from, lengths);
       if (output === 'skip' || (output === 'state' && !this.decodes(ids.elems))) {
-        return { plan: await this.compile(g), ids, lengths };
+        return { plan: await this.compile(g), ...ins };
       }
       const logits = await this.head(g, x);
-      if (output === 'state') return { plan: await this.compile(g, logits), ids, lengths };
-      if (output === 'logits') return { plan: await this.compile(g, logits), ids, lengths, output: logits };
+      if (output === 'state') return { plan: await this.compile(g, logits), ...ins };
+      if (output === 'logits') return { plan: await this.compile(g, logits), ...ins, output: logits };
       const targets = this.tensor(`targets ${size}`, [this.#batch, size], 'i32');
       const { nll } = crossEntropy(g, logits, targets);
-      return { plan: await this.compile(g, nll), ids, lengths, targets, output: nll };
+      return { plan: await this.compile(g, nll), ...ins, targets, output: nll };
     });
   }
 

@@ -121,8 +121,8 @@ export class Session {
 
   /** Reads one sequence of ids and returns the logits after each: (T, vocab). */
   async logits(ids: ArrayLike<number>, signal?: AbortSignal): Promise<Float32Array> {
-    const out = new Float32Array(ids.length * this.#config.vocab);
     const V = this.#config.vocab;
+    const out = new Float32Array(ids.length * V);
     await this.read('logits', [ids], ids.length, signal, (at, logits) => {
       out.set(logits.subarray(0, (ids.length - at) * V), at * V);
     });
@@ -183,8 +183,10 @@ export class Session {
       drawn: drawn + k,
     }));
     // Settings are those of a whole text, so most passes find them there.
-    if (this.#settings.get(draw.params) !== settings) this.writeSettings(draw, 0, rows);
-    this.#settings.set(draw.params, settings);
+    if (this.#settings.get(draw.params) !== settings) {
+      this.writeSettings(draw, 0, rows);
+      this.#settings.set(draw.params, settings);
+    }
     this.writeDraws(draw, 0, rows);
     this.#verified = 0;
     const next = new Int32Array(steps);

@@ -42,7 +42,7 @@ export interface ForwardOptions<S = unknown> {
   activations?: 'f32' | 'bf16' | undefined;
   /** Default 'none'. */
   recompute?: Recompute;
-  /** (B) i32: ids of each sequence that count, the first ones; the others leave no trace in the state. For who `pads`. */
+  /** (B) i32: ids of each sequence that count, the first ones; the others leave no trace in the state. Where `pads`. */
   lengths?: Tensor | undefined;
   /** Most rows (B * T) that go through a fused block, where there is one and a state is carried. */
   blockRows?: number;

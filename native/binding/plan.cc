@@ -135,18 +135,18 @@ Napi::Value Plan::run_here(const Napi::CallbackInfo& info) {
   once.wait = info[0].IsUndefined() || info[0].ToBoolean();
   if (info[1].IsNumber()) {
     const auto i = size_t(integer(info, 1, "watch"));
-    if (i >= state->tensors.size())
-      throw Napi::TypeError::New(env, "native: expected watch to name a tensor of the plan");
-    const Tensor& t = state->tensors[i];
-    const bool ids = t.dtype == DType::i32;
-    const auto out = bytes(info, 2, "out");
-    const bool fits = ids ? elements<int32_t>(info, 2, "out").size() == size_t(t.elems())
-                          : elements<float>(info, 2, "out").size() == size_t(t.elems());
-    if (!(ids || t.dtype == DType::f32) || !t.contiguous() || !fits) {
-      throw Napi::TypeError::New(env, "native: expected out to hold a contiguous int32 or float32 tensor of the plan");
+    const Tensor* t = i < state->tensors.size() ? &state->tensors[i] : nullptr;
+    if (!t || !t->contiguous() || (t->dtype != DType::i32 && t->dtype != DType::f32)) {
+      throw Napi::TypeError::New(env,
+                                 "native: expected watch to name a contiguous int32 or float32 tensor of the plan");
     }
-    once.watch = &t;
-    once.watched = reinterpret_cast<int32_t*>(out.data());
+    const size_t length =
+        t->dtype == DType::i32 ? elements<int32_t>(info, 2, "out").size() : elements<float>(info, 2, "out").size();
+    if (length != size_t(t->elems())) {
+      throw Napi::TypeError::New(env, "native: expected out to be as long as the watched tensor");
+    }
+    once.watch = t;
+    once.watched = reinterpret_cast<int32_t*>(bytes(info, 2, "out").data());
   }
   if (!executor->idle()) return Napi::Boolean::New(env, false);
   check(env, state->device->backend->run(state->device->handle, state->handle, once));

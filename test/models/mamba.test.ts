@@ -73,24 +73,27 @@ for (const target of targets) {
       const all = Int32Array.from(rows.flatMap((row) => [...row]));
       const lengths = counted && device.tensorFrom(Int32Array.from(counted), [B], 'i32', 'lengths');
       const g = new Graph();
-      const x = mambaBackbone(g, c, weights, device.tensorFrom(all, [B, T], 'i32', 'ids'), {
-        state,
-        lengths,
-        blockRows: 0,
-      });
+      const x = mambaBackbone(g, c, weights, device.tensorFrom(all, [B, T], 'i32', 'ids'), { state, lengths });
       using plan = await compile(device, g, [x]);
       await plan.run();
       return state.map(({ conv, ssm }) => [conv, ssm].map((s) => rows.map((_, b) => device.read(s.slice(b)))));
     };
-    const lengths = [70, 41, 0];
-    const rows = lengths.map((_, b) => ids.subarray(b * 70, (b + 1) * 70));
-    const together = await statesAfter(rows, lengths);
-    for (const [b, length] of lengths.entries()) {
-      const alone = length > 0 ? await statesAfter([(rows[b] as Float64Array).subarray(0, length)]) : undefined;
-      for (const [l, kinds] of together.entries()) {
-        for (const [kind, got] of kinds.entries()) {
-          const want = alone?.[l]?.[kind]?.[0] ?? new Float32Array(got[b]?.length ?? 0);
-          t.is(compare(got[b] as Float32Array, want as Float32Array, SAME_F32), undefined, `${length} ids, layer ${l}`);
+    // Many rows, and so few that without lengths a fused block would take them.
+    for (const lengths of [
+      [70, 41, 0],
+      [9, 4, 0],
+    ]) {
+      const T = Math.max(...lengths);
+      const rows = lengths.map((_, b) => ids.subarray(b * T, (b + 1) * T));
+      const together = await statesAfter(rows, lengths);
+      for (const [b, length] of lengths.entries()) {
+        const alone = length > 0 ? await statesAfter([(rows[b] as Float64Array).subarray(0, length)]) : undefined;
+        for (const [l, kinds] of together.entries()) {
+          for (const [kind, got] of kinds.entries()) {
+            const want = alone?.[l]?.[kind]?.[0] ?? new Float32Array(got[b]?.length ?? 0);
+            const same = compare(got[b] as Float32Array, want as Float32Array, SAME_F32);
+            t.is(same, undefined, `${length} of ${T} ids, layer ${l}`);
+          }
         }
       }
     }
