@@ -701,8 +701,9 @@ class Worker {
       // Ids are drawn from the very logits that a pass returns.
       if (p_.sampled) put(p_.drawn_logits + at, v, use);
       if (p_.feeds) continue;
-      p_.logits[at] = untagged(tagged(v, use));
-      if (launch_.watched_logits) launch_.watched_logits[at] = untagged(tagged(v, use));
+      v = untagged(tagged(v, use));
+      p_.logits[at] = v;
+      if (launch_.watched_logits) launch_.watched_logits[at] = v;
     }
   }
 
