@@ -1,5 +1,6 @@
 #include "thread_pool.h"
 
+#include <chrono>
 #include <system_error>
 
 #if defined(__x86_64__)
@@ -20,8 +21,12 @@ inline void relax() {
 // A barrier inside a step takes well under a microsecond when every thread has a core; after this many polls one of
 // them has surely lost its core. Then the others sleep: polling on would only keep it from getting one back.
 constexpr int kBarrierSpins = 2000;
-// Between steps of a decode loop the caller needs a few microseconds; workers stay awake that long before they park.
-constexpr int kIdleSpins = 4000;
+// Between two runs a caller needs a few microseconds, or a millisecond to draft. A worker that sleeps meanwhile may be
+// late by several, since its core sleeps too. So workers stay awake that long before they park, unless another pool
+// needs the cores.
+constexpr std::chrono::milliseconds kIdle(3);
+constexpr int kPollsPerLook = 64;  // at the clock
+std::atomic<const ThreadPool*> latest{nullptr};
 
 // Polls, then sleeps, while `value` is `old`.
 template <class T>
@@ -78,6 +83,7 @@ void ThreadPool::run(void (*fn)(void*, int), void* context) {
     fn(context, 0);
     return;
   }
+  latest.store(this, std::memory_order_relaxed);
   fn_ = fn;
   context_ = context;
   running_.store(size_ - 1, std::memory_order_relaxed);
@@ -94,10 +100,21 @@ void ThreadPool::run(void (*fn)(void*, int), void* context) {
   }
 }
 
+// Polls until there is work after `seen`, or it is time to park.
+void ThreadPool::stay_awake(uint32_t seen) const {
+  const auto end = std::chrono::steady_clock::now() + kIdle;
+  do {
+    for (int polls = 0; polls < kPollsPerLook; polls++) {
+      if (epoch_.load(std::memory_order_acquire) != seen) return;
+      relax();
+    }
+  } while (latest.load(std::memory_order_relaxed) == this && std::chrono::steady_clock::now() < end);
+}
+
 void ThreadPool::work(int index) {
   uint32_t seen = 0;
   for (;;) {
-    for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen && spins < kIdleSpins; spins++) relax();
+    stay_awake(seen);
     if (epoch_.load(std::memory_order_acquire) == seen) {
       std::unique_lock lock(mutex_);
       parked_.fetch_add(1);

@@ -1,5 +1,6 @@
-// A persistent pool of threads that run one function together. The caller is worker 0. Idle workers spin briefly, then
-// park, so a decode loop pays no wake-up per byte and an idle process burns nothing.
+// A persistent pool of threads that run one function together. The caller is worker 0. Idle workers poll for some
+// milliseconds, then park, so neither a decode loop nor one that drafts in between pays for waking them, and an idle
+// process burns nothing.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -39,6 +40,7 @@ class ThreadPool {
 
  private:
   void work(int index);
+  void stay_awake(uint32_t seen) const;
 
   int size_ = 1;
   std::vector<std::thread> threads_;
