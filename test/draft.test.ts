@@ -421,7 +421,8 @@ test('a ring goes back and forth as if the sequence had been read from the start
 
 test('lookup finds the longest context, and goes on with its own draft where the text ends', (t) => {
   const drafter = new LookupDrafter();
-  const request = { most: 12, least: 0.05, settings: { temperature: 0 }, drawn: 0 } as DraftRequest;
+  const settings = { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0 };
+  const request = { most: 12, least: new Array<number>(13).fill(0.05), settings, drawn: 0 };
   drafter.reset(Buffer.from('one two three; one two'));
   t.is(Buffer.from(drafter.propose(request).ids).toString(), ' three; one');
   drafter.push(Buffer.from(' six'));

@@ -6,8 +6,8 @@ import type { SamplingSettings } from '../session.ts';
 export interface DraftRequest {
   /** Most ids to propose, at least 1. */
   readonly most: number;
-  /** Propose no id once the probability that all before it are right has fallen below this. */
-  readonly least: number;
+  /** least[n], 0 <= n <= most: propose no id after the first n if the probability that all of those are right is below this. */
+  readonly least: ArrayLike<number>;
   /** How the verifier draws. A drafter that draws alike, with the same random numbers, is right more often. */
   readonly settings: SamplingSettings;
   /** The next id is the verifier's draw of this number: it uses that random number of the seed. */

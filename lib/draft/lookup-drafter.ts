@@ -44,8 +44,7 @@ export class LookupDrafter implements Drafter {
       if (from === 0) continue;
       // Where the earlier text ends, what it went on with is the draft itself.
       const ids: number[] = [];
-      const enough = Math.min(most, Math.floor(Math.log(least) / Math.log(confidence)) + 1);
-      for (let at = from; ids.length < enough; at++)
+      for (let at = from; ids.length < most && confidence ** ids.length >= (least[ids.length] ?? 0); at++)
         ids.push((at < this.#length ? this.#ids[at] : ids[at - this.#length]) ?? 0);
       return { ids, confidence: ids.map(() => confidence) };
     }

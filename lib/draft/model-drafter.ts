@@ -33,7 +33,7 @@ export class ModelDrafter implements Drafter {
     const known = ring.position;
     const ids: number[] = [];
     const confidence: number[] = [];
-    for (let sure = 1; sure >= least; ) {
+    for (let sure = 1; sure >= (least[ids.length] ?? 0); ) {
       const weights = softmax(ring.logits);
       const { index, confidence: sureness } = draw(weights, weights.length, settings, drawn + ids.length);
       ids.push(index);

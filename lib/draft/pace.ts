@@ -1,4 +1,5 @@
 // How long drafts are, and when drafting rests.
+import { Average, Line, Times } from './averages.ts';
 
 /** The chance that a draft is right so far at which one id more is worth its time, while times are not known. */
 const WORTH = 0.3;
@@ -13,86 +14,60 @@ const LONGEST_REST = 1024;
 /** Most plain ids after a drafter had nothing to propose. */
 const SILENT_REST = 16;
 /** Drafts after a rest before it is judged whether they pay. */
-const TRIAL = 6;
-/** Weight of the past in averages over passes. */
-const MEMORY = 0.9;
+const TRIAL = 10;
+/** Weight of the past in the speed of drafting: passes make one id or ten, so that it takes many to know. */
+const MEMORY = 0.95;
+/** Limits of what an id more is worth, and of the share of ids that are right. */
+const LEAST_WORTH = 0.02;
+const MOST_WORTH = 0.95;
+const MOST_RIGHT = 0.98;
 
-/** An average that forgets. */
-class Average {
-  value: number | undefined;
-
-  add(x: number): void {
-    this.value = this.value === undefined ? x : MEMORY * this.value + (1 - MEMORY) * x;
-  }
-}
-
-/** y = a + b x, fitted to points that are forgotten with time. */
-class Line {
-  #n = 0;
-  #x = 0;
-  #y = 0;
-  #xx = 0;
-  #xy = 0;
-  readonly #least: number;
-  readonly #unknown: number;
-
-  /** The slope as shares of the mean y / x: the least that is believed, and what is taken while all x are alike. */
-  constructor(least: number, unknown: number) {
-    this.#least = least;
-    this.#unknown = unknown;
-  }
-
-  add(x: number, y: number): void {
-    this.#n = MEMORY * this.#n + 1;
-    this.#x = MEMORY * this.#x + x;
-    this.#y = MEMORY * this.#y + y;
-    this.#xx = MEMORY * this.#xx + x * x;
-    this.#xy = MEMORY * this.#xy + x * y;
-  }
-
-  /** b, but no more than if a were 0; undefined before the first point. */
-  get slope(): number | undefined {
-    if (this.#x === 0) return undefined;
-    const mean = this.#y / this.#x;
-    const spread = this.#n * this.#xx - this.#x * this.#x;
-    if (spread < 1e-9 * this.#n * this.#xx) return mean * this.#unknown;
-    return Math.min(mean, Math.max(mean * this.#least, (this.#n * this.#xy - this.#x * this.#y) / spread));
-  }
+/** What drafting with one drafter for one verifier costs. The next text goes on with what is known. */
+export class DraftCosts {
+  /** Milliseconds of plain decoding by its ids: to begin takes time too, and who never drafts begins once. */
+  readonly plain = new Line(0.5);
+  /** Of a draft by its ids, and of a verify pass by the ids that it reads. */
+  readonly drafting = new Line(0);
+  readonly verifying = new Times();
 }
 
 /**
  * Decides how long drafts are from how the recent ones fared. An id of which a drafter is sure with probability p is right
  * with about p^a; a is fitted as drafts are judged (by gradient steps on the logarithmic loss). A draft goes on as long as
- * the chance that all of it is right is worth the time of one id more; when drafts make fewer ids in the same time than
+ * the chance that all of it is right is worth the time of further ids; when drafts make fewer ids in the same time than
  * plain decoding does, they rest.
  *
- * Times are measured where they cannot change the output (`timed`). Elsewhere all depends on ids alone, so that runs
- * repeat.
+ * Times are measured where they cannot change the output. Elsewhere all depends on ids alone, so that runs repeat.
  */
 export class Pace {
-  readonly #timed: boolean;
+  readonly #costs: DraftCosts | undefined;
   #power = 1;
   #failures = 0;
   #trial = 0;
   #rest = 0;
   #nextRest = REST;
-  /** Milliseconds of plain decoding by its ids: to begin takes time too, and who never drafts begins once. */
-  readonly #plain = new Line(0.5, 1);
-  /** Milliseconds of a drafted id, and of a verify pass by its ids. */
-  readonly #drafting = new Average();
-  readonly #verifying = new Line(0, 0.5);
+  /** Of ids that were judged, how many were right. */
+  readonly #right = new Average();
   /** Ids made, and milliseconds taken, by a draft and its pass. */
-  readonly #made = new Average();
-  readonly #taken = new Average();
+  readonly #made = new Average(MEMORY);
+  readonly #taken = new Average(MEMORY);
 
-  constructor(timed: boolean) {
-    this.#timed = timed;
-    this.#rest = timed ? REST : 0; // to know what a plain id costs
+  /** @param costs what is known of them; undefined: the output may not depend on times */
+  constructor(costs: DraftCosts | undefined) {
+    this.#costs = costs;
+    this.#rest = costs && costs.plain.slope === undefined ? REST : 0; // to know what a plain id costs
   }
 
-  /** The least product of a drafter's probabilities at which its draft goes on. */
-  get least(): number {
-    return this.#worth ** (1 / this.#power);
+  /**
+   * By the ids of a draft so far, up to `most`: the least product of a drafter's probabilities at which it goes on.
+   *
+   * One id more may be worth little and yet bring others with it: a pass of eight may cost what one of five does. So it counts
+   * whether any number of further ids makes up for its time, in ids that are made meanwhile.
+   */
+  leastUpTo(most: number): Float64Array {
+    const least = this.#worthUpTo(most).map((worth) => worth ** (1 / this.#power));
+    least[0] = 0;
+    return least;
   }
 
   /** Ids to decode plainly before the next draft. */
@@ -103,7 +78,7 @@ export class Pace {
   /** `ids` were made by plain decoding. */
   plain(ids: number, ms: number): void {
     this.#rest = Math.max(0, this.#rest - ids);
-    if (this.#timed && ids > 0) this.#plain.add(ids, ms);
+    if (ids > 0) this.#costs?.plain.add(ids, ms);
   }
 
   /** The drafter had nothing to propose. */
@@ -114,23 +89,45 @@ export class Pace {
 
   /** What became of a draft: how sure the drafter was of each id, how many were right, and how long it all took. */
   learn(confidence: readonly number[], right: number, ms: { drafting: number; verifying: number }): void {
-    for (let i = 0; i < Math.min(right + 1, confidence.length); i++) this.#fit(confidence[i] ?? 1, i < right);
     const ids = confidence.length;
-    if (this.#timed) {
-      this.#drafting.add(ms.drafting / ids);
-      this.#verifying.add(ids + 1, ms.verifying);
-      this.#made.add(right + 1);
-      this.#taken.add(ms.drafting + ms.verifying);
-    }
+    const judged = Math.min(right + 1, ids);
+    for (let i = 0; i < judged; i++) this.#fit(confidence[i] ?? 1, i < right);
+    this.#costs?.drafting.add(ids, ms.drafting);
+    this.#costs?.verifying.add(ids + 1, ms.verifying);
+    this.#right.add(right / judged);
+    this.#made.add(right + 1);
+    this.#taken.add(ms.drafting + ms.verifying);
     this.#failures = right > 0 ? 0 : this.#failures + 1;
     if (++this.#trial < TRIAL) return;
     if (this.#pays) this.#nextRest = REST;
     else this.#takeRest();
   }
 
+  #worthUpTo(most: number): Float64Array {
+    const least = new Float64Array(most + 1).fill(WORTH);
+    const [made, taken] = [this.#made.value, this.#taken.value];
+    const drafting = this.#costs?.drafting.slope;
+    const verifying = this.#costs?.verifying.upTo(most + 1);
+    if (!made || !taken || drafting === undefined || !verifying) return least;
+    const right = Math.min(MOST_RIGHT, this.#right.value ?? 0);
+    for (let n = 1; n < most; n++) {
+      let worth = MOST_WORTH;
+      let chance = 1;
+      let gain = 0;
+      for (let m = n + 1; m <= most; m++) {
+        gain += chance;
+        chance *= right;
+        const ms = (verifying[m + 1] ?? 0) - (verifying[n + 1] ?? 0) + drafting * (m - n);
+        worth = Math.min(worth, (ms * made) / taken / gain);
+      }
+      least[n] = Math.max(LEAST_WORTH, worth);
+    }
+    return least;
+  }
+
   get #pays(): boolean {
-    const { slope: plain } = this.#plain;
-    if (!this.#timed || plain === undefined) return this.#failures < TRIAL;
+    const plain = this.#costs?.plain.slope;
+    if (plain === undefined) return this.#failures < TRIAL;
     return (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
   }
 
@@ -139,13 +136,6 @@ export class Pace {
     this.#nextRest = Math.min(LONGEST_REST, REST_GROWTH * this.#nextRest);
     this.#trial = 0;
     this.#failures = 0;
-  }
-
-  /** Milliseconds of one id more, in ids that are made meanwhile. */
-  get #worth(): number {
-    const [made, taken, drafting] = [this.#made.value, this.#taken.value, this.#drafting.value];
-    if (made === undefined || taken === undefined || drafting === undefined) return WORTH;
-    return Math.min(0.95, Math.max(0.02, (((this.#verifying.slope ?? 0) + drafting) * made) / taken));
   }
 
   #fit(confidence: number, right: boolean): void {

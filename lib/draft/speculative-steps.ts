@@ -6,7 +6,7 @@ import type { SamplingSettings, Session, Verified } from '../session.ts';
 import { VERIFY_STEPS } from '../session.ts';
 import type { Tokenizer } from '../tokenizer/tokenizer.ts';
 import { checkDraft, type Draft, type Drafter } from './drafter.ts';
-import { Pace } from './pace.ts';
+import { type DraftCosts, Pace } from './pace.ts';
 
 /** How a speculative run went. */
 export interface DraftStats {
@@ -70,10 +70,14 @@ export class SpeculativeSteps implements Steps {
   #news: number[] = [];
   unsettled = false;
 
-  /** @param tokenizer what ids are; undefined: bytes */
+  /**
+   * @param costs what drafting was found to cost
+   * @param tokenizer what ids are; undefined: bytes
+   */
   constructor(
     session: Session,
     drafter: Drafter,
+    costs: DraftCosts,
     options: ResolvedOptions,
     text: TextStart,
     tokenizer: Tokenizer | undefined,
@@ -83,7 +87,7 @@ export class SpeculativeSteps implements Steps {
     this.#options = options;
     this.#tokenizer = tokenizer;
     // Only lossless output does not depend on how long drafts are.
-    this.#pace = new Pace(options.speculation.beta === undefined);
+    this.#pace = new Pace(options.speculation.beta === undefined ? costs : undefined);
     this.#pending = text.pending;
     this.#seen = options.settings.repetitionPenalty === 1 ? undefined : new Set(Array.from(text.seen));
   }
@@ -145,7 +149,7 @@ export class SpeculativeSteps implements Steps {
     const limit = Math.min(most, fixed ?? VERIFY_STEPS - 1);
     if (limit < 1) return;
     const start = performance.now();
-    const least = fixed === undefined ? this.#pace.least : 0;
+    const least = fixed === undefined ? this.#pace.leastUpTo(limit) : new Float64Array(limit + 1);
     this.#drafter.push(this.#news.splice(0));
     const draft = await this.#drafter.propose({ most: limit, least, settings, drawn: this.#made });
     this.#draft = checkDraft(draft, limit, this.#session.vocab);

@@ -101,7 +101,7 @@ export class SubwordDrafter implements Drafter {
     const ids: number[] = [];
     const confidence: number[] = [];
     this.#token.start(this.#ring.logits, prefix);
-    for (let sure = 1; sure >= least && ids.length < most; ) {
+    for (let sure = 1; sure >= (least[ids.length] ?? 0) && ids.length < most; ) {
       const ends = this.#token.endingShare;
       if (ends > UNLIKELY) {
         if (this.#ring.position - this.#anchor >= RING_SLOTS - 2) break;

@@ -50,7 +50,7 @@ async function draftPassage(drafter: SubwordDrafter, text: Uint8Array) {
   await drafter.reset(text.subarray(0, PROMPT_BYTES));
   for (let at = PROMPT_BYTES; at < PROMPT_BYTES + PASSAGE_BYTES; ) {
     const started = performance.now();
-    const { ids } = await drafter.propose({ most: DRAFT_BYTES, least: 0, settings: GREEDY, drawn: 0 });
+    const { ids } = await drafter.propose({ most: DRAFT_BYTES, least: [], settings: GREEDY, drawn: 0 });
     counted.ms += performance.now() - started;
     const wrong = ids.findIndex((id, i) => id !== text[at + i]);
     const right = wrong < 0 ? ids.length : wrong;

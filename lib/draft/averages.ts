@@ -1,0 +1,87 @@
+// Figures of a run as it goes on: all forget with time.
+
+/** Weight of the past against one more value. */
+const MEMORY = 0.9;
+
+/** A mean. */
+export class Average {
+  readonly #memory: number;
+  #n = 0;
+  #sum = 0;
+
+  constructor(memory = MEMORY) {
+    this.#memory = memory;
+  }
+
+  add(x: number): void {
+    this.#n = this.#memory * this.#n + 1;
+    this.#sum = this.#memory * this.#sum + x;
+  }
+
+  get value(): number | undefined {
+    return this.#n > 0 ? this.#sum / this.#n : undefined;
+  }
+}
+
+/** y = a + b x, fitted to points. */
+export class Line {
+  #n = 0;
+  #x = 0;
+  #y = 0;
+  #xx = 0;
+  #xy = 0;
+  readonly #least: number;
+
+  /** @param least slope that is believed, as a share of the mean y / x */
+  constructor(least: number) {
+    this.#least = least;
+  }
+
+  add(x: number, y: number): void {
+    this.#n = MEMORY * this.#n + 1;
+    this.#x = MEMORY * this.#x + x;
+    this.#y = MEMORY * this.#y + y;
+    this.#xx = MEMORY * this.#xx + x * x;
+    this.#xy = MEMORY * this.#xy + x * y;
+  }
+
+  /** b, but no more than if a were 0, as it is taken to be while all x are alike; undefined before the first point. */
+  get slope(): number | undefined {
+    if (this.#x === 0) return undefined;
+    const mean = this.#y / this.#x;
+    const spread = this.#n * this.#xx - this.#x * this.#x;
+    if (spread < 1e-9 * this.#n * this.#xx) return mean;
+    return Math.min(mean, Math.max(mean * this.#least, (this.#n * this.#xy - this.#x * this.#y) / spread));
+  }
+}
+
+/** Times by a number of ids, which need not lie on a line: kernels take ids in groups. */
+export class Times {
+  readonly #ms: number[] = [];
+
+  /** What disturbs a run makes it longer, never shorter: so less is believed sooner than more. */
+  add(ids: number, ms: number): void {
+    const known = this.#ms[ids] ?? ms;
+    this.#ms[ids] = known + (ms < known ? 0.5 : 0.1) * (Math.min(ms, 1.5 * known) - known);
+  }
+
+  /**
+   * Milliseconds for 0 to `most` ids: never more than for more of them, linear between numbers that were seen, and beyond
+   * those half of a proportional share for each. Undefined before the first.
+   */
+  upTo(most: number): Float64Array | undefined {
+    const seen = this.#ms.flatMap((ms, ids) => [[ids, ms] as const]);
+    const [first, last] = [seen[0], seen.at(-1)];
+    if (!first || !last) return undefined;
+    const each = (0.5 * last[1]) / last[0];
+    const points = [[0, first[1]] as const, ...seen, [most + 1, last[1] + each * (most + 1 - last[0])] as const];
+    const times = new Float64Array(most + 1);
+    for (const [i, [to, b]] of points.entries()) {
+      const [from, a] = points[i - 1] ?? [to, b];
+      for (let ids = from; ids <= Math.min(to, most); ids++)
+        times[ids] = a + ((b - a) * (ids - from)) / (to - from || 1);
+    }
+    for (let ids = most - 1; ids >= 0; ids--) times[ids] = Math.min(times[ids] ?? 0, times[ids + 1] ?? 0);
+    return times;
+  }
+}

@@ -1,0 +1,88 @@
+// How long drafts are and when they rest, with times that are made up.
+import test from 'ava';
+import { Times } from '../lib/draft/averages.ts';
+import { DraftCosts, Pace } from '../lib/draft/pace.ts';
+
+/** Drafts of all lengths, of which `right` of the ids are right by turns, at `drafting` ms an id and `verifying` ms a pass. */
+function drafts(pace: Pace, rounds: number, right: (ids: number) => number, verifying: (read: number) => number): void {
+  for (let round = 0; round < rounds; round++) {
+    const ids = 1 + ((round * 7) % 15);
+    const ms = { drafting: 0.05 * ids, verifying: verifying(ids + 1) };
+    pace.learn(new Array(ids).fill(0.8), right(ids), ms);
+  }
+}
+
+/** A pass takes as long as one of the next multiple of eight. */
+const inEights = (read: number) => 0.5 + Math.ceil(read / 8);
+const most = (ids: number) => Math.round(0.8 * ids);
+
+test('a draft goes on to the end of a group of ids that cost the same', (t) => {
+  const costs = new DraftCosts();
+  costs.plain.add(8, 8);
+  const pace = new Pace(costs);
+  drafts(pace, 60, most, inEights);
+  const least = pace.leastUpTo(15);
+  t.is(least.length, 16);
+  t.is(least[0], 0);
+  // Seven ids and the verifier's own are eight; another would begin the next group.
+  for (let n = 1; n < 7; n++) t.true((least[n] ?? 1) < 0.3, `${n}: ${least[n]}`);
+  t.true((least[7] ?? 0) > 0.4, `7: ${least[7]}`);
+  for (let n = 8; n < 15; n++) t.true((least[n] ?? 1) < (least[7] ?? 0), `${n}: ${least[n]}`);
+});
+
+test('drafts rest where plain decoding is faster, longer each time, and not where it is slower', (t) => {
+  const rests = (plainMs: number) => {
+    const costs = new DraftCosts();
+    costs.plain.add(1, plainMs);
+    const pace = new Pace(costs);
+    const found: number[] = [];
+    for (let trial = 0; trial < 3; trial++) {
+      drafts(pace, 10, most, inEights);
+      found.push(pace.rest);
+      pace.plain(pace.rest, pace.rest * plainMs);
+    }
+    return found;
+  };
+  t.deepEqual(rests(0.05), [8, 32, 128]);
+  t.deepEqual(rests(5), [0, 0, 0]);
+});
+
+test('the first text begins with plain decoding, to know its cost, and the next goes on with what is known', (t) => {
+  const costs = new DraftCosts();
+  const first = new Pace(costs);
+  t.is(first.rest, 8);
+  first.plain(8, 8);
+  t.is(first.rest, 0);
+  drafts(first, 60, most, inEights);
+  const next = new Pace(costs);
+  t.is(next.rest, 0);
+  drafts(next, 1, most, inEights);
+  t.true((next.leastUpTo(15)[7] ?? 0) > (next.leastUpTo(15)[3] ?? 1));
+});
+
+test('without costs nothing depends on times', (t) => {
+  const run = (slow: number) => {
+    const pace = new Pace(undefined);
+    t.is(pace.rest, 0);
+    drafts(pace, 30, most, (read) => slow * inEights(read));
+    pace.plain(3, 100 * slow);
+    return { least: [...pace.leastUpTo(15)], rest: pace.rest };
+  };
+  t.deepEqual(run(1), run(1000));
+  const failing = new Pace(undefined);
+  drafts(failing, 10, () => 0, inEights);
+  t.is(failing.rest, 8);
+});
+
+test('times are those that were seen, linear between them, and never more than for more ids', (t) => {
+  const times = new Times();
+  t.is(times.upTo(4), undefined);
+  times.add(2, 4);
+  times.add(4, 6);
+  t.deepEqual([...(times.upTo(6) ?? [])], [4, 4, 4, 5, 6, 6.75, 7.5]);
+  t.deepEqual([...(times.upTo(3) ?? [])], [4, 4, 4, 5]);
+  for (let i = 0; i < 40; i++) times.add(6, 3);
+  t.deepEqual([...(times.upTo(6) ?? [])].map(Math.round), [3, 3, 3, 3, 3, 3, 3]);
+  times.add(6, 300);
+  t.true((times.upTo(6)?.[6] ?? 9) < 3.2); // a disturbance
+});
