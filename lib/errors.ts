@@ -263,12 +263,11 @@ function checkRange(
   kind: string,
   isKind: (value: number) => boolean,
 ): number {
-  const shouldBe = `be ${kind}${rangeWords(range)}`;
-  if (typeof value !== 'number') throw new TypeError(expected(where, name, shouldBe, describe(value)));
   const { min = -Infinity, max = Infinity, above = -Infinity, below = Infinity } = range;
-  const inside = value >= min && value <= max && value > above && value < below;
-  if (!isKind(value) || !inside) throw new RangeError(expected(where, name, shouldBe, describe(value)));
-  return value;
+  const isNumber = typeof value === 'number';
+  if (isNumber && isKind(value) && value >= min && value <= max && value > above && value < below) return value;
+  const message = expected(where, name, `be ${kind}${rangeWords(range)}`, describe(value));
+  throw isNumber ? new RangeError(message) : new TypeError(message);
 }
 
 function rangeWords({ min, max, above, below }: NumberRange): string {
