@@ -315,7 +315,9 @@ struct DotWords : DotQuantized<DotWords> {
   struct Total {
     __m512d first, second;
   };
-  static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4, kRows8 = 2;
+  // Eight rows go as four and four, whose activations stay in registers for all weight rows: with eight, loads are the
+  // bound.
+  static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4, kRows8 = 0;
   // Of this many columns, sums of four lanes, each of up to 64 pairs of products 128 * 32639, stay below 2^31.
   static constexpr int64_t kMostColumns = 2048;
   static constexpr int64_t kHead = 64;  // a prepared row: the scale, then q
