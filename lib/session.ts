@@ -40,6 +40,8 @@ export type DrawStart = Omit<SequenceStart, 'pending'>;
 export interface Verified {
   /** (K): what plain decoding draws after each id, given that all ids up to it were accepted. */
   drawn: Int32Array;
+  /** What the pass took, without the time to compile its plan. */
+  ms: number;
   /** (K): log-probabilities of the drawn ids. Of the last pass of its length. */
   logprobs(): Float32Array;
   /** (K, vocab): row k predicts what follows ids[k]. Of the last pass of its length. */
@@ -176,6 +178,7 @@ export class Session {
     const from = this.#memory.verifying(steps);
     const made = await this.#plans.verify(steps, penalty, settings.bias !== undefined, from);
     const { plan, draw, logits } = made;
+    const started = performance.now();
     this.#device.write(made.ids, Int32Array.from(ids));
     const rows = Array.from({ length: steps }, (_, k) => ({
       settings,
@@ -195,6 +198,7 @@ export class Session {
     this.#verified = steps;
     return {
       drawn: next,
+      ms: performance.now() - started,
       logprobs: () => this.#device.read(draw.logprob) as Float32Array,
       logits: () => plan.read(logits) as Float32Array,
     };

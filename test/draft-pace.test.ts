@@ -18,7 +18,7 @@ const most = (ids: number) => Math.round(0.8 * ids);
 
 test('a draft goes on to the end of a group of ids that cost the same', (t) => {
   const costs = new DraftCosts();
-  costs.plain.add(8, 8);
+  for (let i = 0; i < 3; i++) costs.plain.add(1);
   const pace = new Pace(costs);
   drafts(pace, 60, most, inEights);
   const least = pace.leastUpTo(15);
@@ -33,7 +33,7 @@ test('a draft goes on to the end of a group of ids that cost the same', (t) => {
 test('drafts rest where plain decoding is faster, longer each time, and not where it is slower', (t) => {
   const rests = (plainMs: number) => {
     const costs = new DraftCosts();
-    costs.plain.add(1, plainMs);
+    for (let i = 0; i < 3; i++) costs.plain.add(plainMs);
     const pace = new Pace(costs);
     const found: number[] = [];
     for (let trial = 0; trial < 3; trial++) {
@@ -47,13 +47,16 @@ test('drafts rest where plain decoding is faster, longer each time, and not wher
   t.deepEqual(rests(5), [0, 0, 0]);
 });
 
-test('the first text begins with plain decoding, to know its cost, and the next goes on with what is known', (t) => {
+test('the first texts begin with plain decoding, to know its cost, and the next go on with what is known', (t) => {
   const costs = new DraftCosts();
-  const first = new Pace(costs);
-  t.is(first.rest, 8);
-  first.plain(8, 8);
-  t.is(first.rest, 0);
-  drafts(first, 60, most, inEights);
+  for (let text = 0; text < 3; text++) {
+    const first = new Pace(costs);
+    t.is(first.rest, 8);
+    first.plain(8, text === 0 ? 800 : 8); // the very first run may wait for much
+    t.is(first.rest, 0);
+    drafts(first, 20, most, inEights);
+  }
+  t.is(costs.plain.value, 1);
   const next = new Pace(costs);
   t.is(next.rest, 0);
   drafts(next, 1, most, inEights);
@@ -81,8 +84,8 @@ test('times are those that were seen, linear between them, and never more than f
   times.add(4, 6);
   t.deepEqual([...(times.upTo(6) ?? [])], [4, 4, 4, 5, 6, 6.75, 7.5]);
   t.deepEqual([...(times.upTo(3) ?? [])], [4, 4, 4, 5]);
-  for (let i = 0; i < 40; i++) times.add(6, 3);
-  t.deepEqual([...(times.upTo(6) ?? [])].map(Math.round), [3, 3, 3, 3, 3, 3, 3]);
+  for (let i = 0; i < 4; i++) times.add(6, 3);
+  t.deepEqual([...(times.upTo(6) ?? [])], [3, 3, 3, 3, 3, 3, 3]);
   times.add(6, 300);
   t.true((times.upTo(6)?.[6] ?? 9) < 3.2); // a disturbance
 });

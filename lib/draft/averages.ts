@@ -30,13 +30,6 @@ export class Line {
   #y = 0;
   #xx = 0;
   #xy = 0;
-  readonly #least: number;
-
-  /** @param least slope that is believed, as a share of the mean y / x */
-  constructor(least: number) {
-    this.#least = least;
-  }
-
   add(x: number, y: number): void {
     this.#n = MEMORY * this.#n + 1;
     this.#x = MEMORY * this.#x + x;
@@ -45,24 +38,39 @@ export class Line {
     this.#xy = MEMORY * this.#xy + x * y;
   }
 
-  /** b, but no more than if a were 0, as it is taken to be while all x are alike; undefined before the first point. */
+  /** b, but at least 0 and no more than if a were 0, as while all x are alike; undefined before the first point. */
   get slope(): number | undefined {
     if (this.#x === 0) return undefined;
     const mean = this.#y / this.#x;
     const spread = this.#n * this.#xx - this.#x * this.#x;
     if (spread < 1e-9 * this.#n * this.#xx) return mean;
-    return Math.min(mean, Math.max(mean * this.#least, (this.#n * this.#xy - this.#x * this.#y) / spread));
+    return Math.min(mean, Math.max(0, (this.#n * this.#xy - this.#x * this.#y) / spread));
+  }
+}
+
+/** Of so many values the least counts. */
+const FIRST = 3;
+
+/** A time that others only make longer, never shorter: so less is believed sooner than more, and the least of the first at once. */
+export class Undisturbed {
+  value: number | undefined;
+  samples = 0;
+
+  add(ms: number): void {
+    const known = this.value ?? ms;
+    const share = ms > known ? 0.1 : this.samples < FIRST ? 1 : 0.5;
+    this.value = known + share * (Math.min(ms, 1.5 * known) - known);
+    this.samples++;
   }
 }
 
 /** Times by a number of ids, which need not lie on a line: kernels take ids in groups. */
 export class Times {
-  readonly #ms: number[] = [];
+  readonly #by: Undisturbed[] = [];
 
-  /** What disturbs a run makes it longer, never shorter: so less is believed sooner than more. */
   add(ids: number, ms: number): void {
-    const known = this.#ms[ids] ?? ms;
-    this.#ms[ids] = known + (ms < known ? 0.5 : 0.1) * (Math.min(ms, 1.5 * known) - known);
+    this.#by[ids] ??= new Undisturbed();
+    this.#by[ids].add(ms);
   }
 
   /**
@@ -70,7 +78,7 @@ export class Times {
    * those half of a proportional share for each. Undefined before the first.
    */
   upTo(most: number): Float64Array | undefined {
-    const seen = this.#ms.flatMap((ms, ids) => [[ids, ms] as const]);
+    const seen = this.#by.flatMap(({ value = 0 }, ids) => [[ids, value] as const]);
     const [first, last] = [seen[0], seen.at(-1)];
     if (!first || !last) return undefined;
     const each = (0.5 * last[1]) / last[0];

@@ -1,5 +1,5 @@
 // How long drafts are, and when drafting rests.
-import { Average, Line, Times } from './averages.ts';
+import { Average, Line, Times, Undisturbed } from './averages.ts';
 
 /** The chance that a draft is right so far at which one id more is worth its time, while times are not known. */
 const WORTH = 0.3;
@@ -10,6 +10,8 @@ const MOST_POWER = 8;
 /** Plain ids between failing trials: at first, how they grow, and at most. */
 const REST = 8;
 const REST_GROWTH = 4;
+/** Texts that begin with plain ids, to know what these cost. */
+const FIRST_TEXTS = 3;
 const LONGEST_REST = 1024;
 /** Most plain ids after a drafter had nothing to propose. */
 const SILENT_REST = 16;
@@ -24,10 +26,10 @@ const MOST_RIGHT = 0.98;
 
 /** What drafting with one drafter for one verifier costs. The next text goes on with what is known. */
 export class DraftCosts {
-  /** Milliseconds of plain decoding by its ids: to begin takes time too, and who never drafts begins once. */
-  readonly plain = new Line(0.5);
+  /** Milliseconds of an id of plain decoding. */
+  readonly plain = new Undisturbed();
   /** Of a draft by its ids, and of a verify pass by the ids that it reads. */
-  readonly drafting = new Line(0);
+  readonly drafting = new Line();
   readonly verifying = new Times();
 }
 
@@ -55,7 +57,7 @@ export class Pace {
   /** @param costs what is known of them; undefined: the output may not depend on times */
   constructor(costs: DraftCosts | undefined) {
     this.#costs = costs;
-    this.#rest = costs && costs.plain.slope === undefined ? REST : 0; // to know what a plain id costs
+    this.#rest = costs && costs.plain.samples < FIRST_TEXTS ? REST : 0;
   }
 
   /**
@@ -78,7 +80,7 @@ export class Pace {
   /** `ids` were made by plain decoding. */
   plain(ids: number, ms: number): void {
     this.#rest = Math.max(0, this.#rest - ids);
-    if (ids > 0) this.#costs?.plain.add(ids, ms);
+    if (ids > 0) this.#costs?.plain.add(ms / ids);
   }
 
   /** The drafter had nothing to propose. */
@@ -126,7 +128,7 @@ export class Pace {
   }
 
   get #pays(): boolean {
-    const plain = this.#costs?.plain.slope;
+    const plain = this.#costs?.plain.value;
     if (plain === undefined) return this.#failures < TRIAL;
     return (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
   }

@@ -173,9 +173,9 @@ export class SpeculativeSteps implements Steps {
     this.#stats.drafted += draft.length;
     this.#stats.accepted += right;
     this.#stats.verified += made.length;
-    const verifying = performance.now() - started;
-    this.#stats.verifierMs += verifying;
-    this.#pace.learn(this.#draft.confidence.slice(0, draft.length), right, { drafting: this.#draftingMs, verifying });
+    this.#stats.verifierMs += performance.now() - started;
+    const ms = { drafting: this.#draftingMs, verifying: verified.ms };
+    this.#pace.learn(this.#draft.confidence.slice(0, draft.length), right, ms);
     if (!logprobs) return { ids: made, logprobs: [] };
     return {
       ids: made,
@@ -199,11 +199,12 @@ export class SpeculativeSteps implements Steps {
     const text = { pending: this.#pending, seen: [...(this.#seen ?? [])], made: this.#made, tail: this.#tail };
     const started = performance.now();
     this.#loop = await DecodeSteps.start(this.#session, this.#options, text, this.#tokenizer);
+    const ready = performance.now();
     const made = await this.#loop.next(most, this.#pace.rest || 1);
-    const ms = performance.now() - started;
-    this.#stats.plainMs += ms;
+    const end = performance.now();
+    this.#stats.plainMs += end - started;
     this.#stats.plain += made.ids.length;
-    this.#pace.plain(made.ids.length, ms);
+    this.#pace.plain(made.ids.length, end - ready);
     return made;
   }
 }
