@@ -177,10 +177,9 @@ async function decode(
         read = true;
         await drafter?.reset(ids, ended);
         const text = { pending: last, seen: ids };
-        const costs = options.draft?.costs(model);
         steps =
-          drafter && costs
-            ? new SpeculativeSteps(session, drafter, costs, options, text, model.tokenizer)
+          options.draft && drafter
+            ? new SpeculativeSteps(session, drafter, options.draft.costs(model), options, text, model.tokenizer)
             : await DecodeSteps.start(session, options, { ...text, made: 0, tail: [] }, model.tokenizer);
         prefillEnd = performance.now();
         while (made < options.maxBytes && drawn < options.maxBytes && !aborted()) {

@@ -1,5 +1,5 @@
 // What a training run is told: defaults, checks, and the part that a resumed run must agree with.
-import type { DatasetOptions } from '../data/dataset.ts';
+import { type DatasetOptions, DEFAULT_SEPARATOR } from '../data/dataset.ts';
 import type { EncodeProgress } from '../data/token-dataset.ts';
 import type { Sampling } from '../data/windows.ts';
 import {
@@ -240,7 +240,7 @@ export function newSettings(options: TrainOptions, bytesPerUnit: number): TrainS
     clip: checkNumber(WHERE, 'clip', options.clip ?? 1, { min: 0 }),
     seed: checkInteger(WHERE, 'seed', options.seed ?? 0, { min: 0 }),
     sampling: checkChoice(WHERE, 'sampling', options.sampling ?? 'document', ['document', 'uniform']),
-    separator: options.separator === undefined ? '\n\f\n' : options.separator,
+    separator: options.separator === undefined ? DEFAULT_SEPARATOR : options.separator,
   };
 }
 

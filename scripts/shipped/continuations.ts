@@ -9,6 +9,7 @@
  */
 import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
+import { DEFAULT_SEPARATOR } from '../../lib/data/dataset.ts';
 import { checkInteger, checkNumber } from '../../lib/errors.ts';
 import { loadModel } from '../../lib/index.ts';
 import { Philox } from '../../lib/rng.ts';
@@ -16,7 +17,6 @@ import { Philox } from '../../lib/rng.ts';
 const PROMPT_BYTES = 96;
 /** Prompts of one call: as many as decode together on a GPU. */
 const TOGETHER = 256;
-const SEPARATOR = '\n\f\n';
 const SPACE = 0x20;
 const FORM_FEED = 0x0c;
 
@@ -51,7 +51,7 @@ for (let round = 0; written < wanted; round++) {
   for (const [i, { bytes }] of results.entries()) {
     const end = bytes.indexOf(FORM_FEED); // a document of its own would begin here
     const made = end < 0 ? bytes : bytes.subarray(0, end);
-    written += writeSync(file, Buffer.concat([prompts[i] ?? bytes, made, Buffer.from(SEPARATOR)]));
+    written += writeSync(file, Buffer.concat([prompts[i] ?? bytes, made, Buffer.from(DEFAULT_SEPARATOR)]));
   }
   const seconds = (performance.now() - started) / 1000;
   console.log(`${(written / 1e6).toFixed(1)} MB at ${temperature}, ${(written / 1e6 / seconds).toFixed(3)} MB/s`);
