@@ -263,6 +263,25 @@ everywhere(
 );
 
 for (const target of supported) {
+  test.serial(`a row of bf16 products has the same bits among any others · ${target}`, (t) =>
+    withDevice('cpu', { threads: 2, target }, async (device) => {
+      const random = new Random(31);
+      const M = 33;
+      for (const K of [16, 40, 257]) {
+        const weight = given('bf16', [M, K], random.normal(M * K));
+        const x = random.normal(32 * K);
+        const run = async (from: number, to: number) => {
+          const ins = { weight, x: given('f32', [to - from, K], x.slice(from * K, to * K)) };
+          return values(await runCase(device, op('linear', { y: blank([to - from, M]) }, ins, {})), 'y');
+        };
+        const alone: number[] = [];
+        for (let r = 0; r < 32; r++) alone.push(...(await run(r, r + 1)));
+        for (const R of [2, 3, 4, 5, 8, 13, 32]) {
+          t.deepEqual([...(await run(0, R))], alone.slice(0, R * M), `${R} rows of ${K}`);
+        }
+      }
+    }),
+  );
   test.serial(`any number of threads and every run give the same bits · ${target}`, async (t) => {
     const chosen = [...casesByOp].flatMap(([, list]) => list.filter((_, i) => i % 16 === 0 || i === list.length - 1));
     const runs: Outcome[][] = [];

@@ -538,45 +538,76 @@ MB_INLINE void dot_store(const DotOutput& out, const float* sums, int64_t r, int
 }
 
 #if MB_LEVEL == MB_LEVEL_avx512
-// bf16 weight rows of kBytes = 16 or 32 bytes that lie without gaps (dt_proj of small models) fill a register several
-// at a time; `repeat` gives the activations in the same arrangement.
-MB_INLINE __m512i repeat(const char* p, int bytes) {
-  if (bytes == 16) return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-template <int kBytes>
-MB_INLINE void narrow_tile(const uint16_t* w, const char* x, float* sums) {
-  constexpr int kVectors = kBytes / 4, kStep = 32;
-  const __m512bh repeated = as_bf16(repeat(x, kBytes));
-  V parts[kVectors];
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; i++) {
-    parts[i] = {_mm512_dpbf16_ps(_mm512_setzero_ps(), as_bf16(DotBf16::weights(w + i * kStep)), repeated)};
-  }
-  V y = fold(parts);  // lane 4 j + i: the sum of the j-th quarter of parts[i]
-  __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  if constexpr (kBytes == 32) {
-    y = {join_two(y.v, fold(parts + 4).v)};
-    order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  }
-  store(sums, V{_mm512_permutexvar_ps(order, y.v)});
+// Short bf16 weight rows (dt_proj): summing the lanes of a register would take longer than the products. So lanes are
+// 16 weight rows, and a register holds one pair of columns of each.
+#ifdef MB_TILES
+constexpr int64_t kShortColumns = 16;  // longer ones are for matrix tiles
+#else
+constexpr int64_t kShortColumns = 64;
+#endif
+static bool has_short_rows(const Tensor& weight) {
+  return weight.dtype == DType::bf16 && weight.cols() <= kShortColumns && weight.cols() % 8 == 0 &&
+         weight.rows() >= kTileRows;
 }
 
-// Bytes of a row where narrow_tile fits, else 0.
-static int narrow_bytes(const Tensor& weight) {
-  const int64_t bytes = weight.cols() * 2;
-  const bool tight = weight.row_stride == weight.cols() && weight.rows() >= kTileRows;
-  return weight.dtype == DType::bf16 && tight && (bytes == 16 || bytes == 32) ? static_cast<int>(bytes) : 0;
+// pairs[p]: columns 2 p and 2 p + 1 of the rows at w + m * stride.
+MB_INLINE void pairs_of_rows(const uint16_t* w, int64_t stride, int64_t k, __m512i* pairs) {
+  for (int64_t j = 0; j < k; j += 8) {
+    __m512i four[4];  // 128 bits l of four[i]: row 4 l + i
+    MB_UNROLL
+    for (int i = 0; i < 4; i++) {
+      const auto part = [&](int l) __attribute__((always_inline)) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + (4 * l + i) * stride + j));
+      };
+      const __m256i low = _mm256_inserti32x4(_mm256_castsi128_si256(part(0)), part(1), 1);
+      const __m256i high = _mm256_inserti32x4(_mm256_castsi128_si256(part(2)), part(3), 1);
+      four[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpacklo_epi32(four[2], four[3]);
+    const __m512i c = _mm512_unpackhi_epi32(four[0], four[1]), d = _mm512_unpackhi_epi32(four[2], four[3]);
+    pairs[j / 2] = _mm512_unpacklo_epi64(a, b);
+    pairs[j / 2 + 1] = _mm512_unpackhi_epi64(a, b);
+    pairs[j / 2 + 2] = _mm512_unpacklo_epi64(c, d);
+    pairs[j / 2 + 3] = _mm512_unpackhi_epi64(c, d);
+  }
 }
 
-template <int kBytes>
-static void dot_narrow(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
+// sums[r][m] for kRows activation rows; even and odd pairs of columns are summed apart.
+template <int kRows>
+MB_INLINE void short_sums(const __m512i* pairs, int64_t k, const char* x, int64_t x_bytes, float (*sums)[kTileRows]) {
+  __m512 even[kRows], odd[kRows];
+  MB_UNROLL
+  for (int r = 0; r < kRows; r++) even[r] = odd[r] = _mm512_setzero_ps();
+  const auto pair_of = [&](int r, int64_t j) __attribute__((always_inline)) {
+    int32_t bits;
+    memcpy(&bits, x + r * x_bytes + 2 * j, 4);
+    return as_bf16(_mm512_set1_epi32(bits));
+  };
+  for (int64_t j = 0; j < k; j += 4) {
+    MB_UNROLL
+    for (int r = 0; r < kRows; r++) {
+      even[r] = _mm512_dpbf16_ps(even[r], as_bf16(pairs[j / 2]), pair_of(r, j));
+      odd[r] = _mm512_dpbf16_ps(odd[r], as_bf16(pairs[j / 2 + 1]), pair_of(r, j + 2));
+    }
+  }
+  MB_UNROLL
+  for (int r = 0; r < kRows; r++) _mm512_storeu_ps(sums[r], _mm512_add_ps(even[r], odd[r]));
+}
+
+static void dot_short(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   for (int64_t m = begin; m < end; m += kTileRows) {
-    const int64_t from = min64(m, weight.rows() - kTileRows);
-    for (int64_t r = 0; r < x.rows; r++) {
-      float sums[kTileRows];
-      narrow_tile<kBytes>(weight.row<uint16_t>(from), x.data + r * x.row_bytes, sums);
-      dot_store(out, sums + (m - from), r, m, min64(kTileRows, end - m));
+    const int64_t from = min64(m, weight.rows() - kTileRows), n = min64(kTileRows, end - m);
+    __m512i pairs[kShortColumns / 2];
+    pairs_of_rows(weight.row<uint16_t>(from), weight.row_stride, x.k, pairs);
+    for (int64_t r = 0; r < x.rows;) {
+      float sums[8][kTileRows];
+      const char* rows = x.data + r * x.row_bytes;
+      const int64_t left = x.rows - r, done = left >= 8 ? 8 : left >= 4 ? 4 : 1;
+      if (done == 8) short_sums<8>(pairs, x.k, rows, x.row_bytes, sums);
+      if (done == 4) short_sums<4>(pairs, x.k, rows, x.row_bytes, sums);
+      if (done == 1) short_sums<1>(pairs, x.k, rows, x.row_bytes, sums);
+      for (int64_t i = 0; i < done; i++) dot_store(out, sums[i] + (m - from), r + i, m, n);
+      r += done;
     }
   }
 }
@@ -588,9 +619,7 @@ __attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x
   using Elem = typename F::Elem;
 #if MB_LEVEL == MB_LEVEL_avx512
   if constexpr (sizeof(Elem) == 2) {
-    const int narrow = narrow_bytes(weight);
-    if (narrow == 16) return dot_narrow<16>(weight, x, begin, end, out);
-    if (narrow == 32) return dot_narrow<32>(weight, x, begin, end, out);
+    if (has_short_rows(weight)) return dot_short(weight, x, begin, end, out);
   }
 #endif
   const int64_t m_count = weight.rows(), stride = weight.row_stride;

@@ -48,7 +48,7 @@ struct AmxFew {
 // an order of their own, so they take any number of rows or none; i8 sums are exact, and for up to four rows, which
 // leave most columns of a tile empty, vector dot products are faster.
 static bool amx_few(const Tensor& weight, int64_t rows) {
-  if (weight.rows() < kTileRows || rows > 32 || narrow_bytes(weight) > 0) return false;
+  if (weight.rows() < kTileRows || rows > 32 || has_short_rows(weight)) return false;
   return weight.dtype == DType::bf16 || (weight.dtype == DType::i8 && rows >= 5);
 }
 

@@ -55,6 +55,10 @@ const large = [
   { R: 130, K: 600, M: 80, weight: 'i8', bias: false, add: false, pad: 1, padOut: 0 },
   { R: 1, K: 8, M: 33, weight: 'bf16', bias: false, add: false, pad: 0, padOut: 0 },
   { R: 2, K: 16, M: 40, weight: 'bf16', bias: true, add: false, pad: 1, padOut: 0 },
+  { R: 1, K: 40, M: 72, weight: 'bf16', bias: false, add: false, pad: 0, padOut: 0 },
+  { R: 8, K: 40, M: 80, weight: 'bf16', bias: false, add: true, pad: 3, padOut: 1 },
+  { R: 13, K: 56, M: 33, weight: 'bf16', bias: true, add: false, pad: 0, padOut: 0 },
+  { R: 5, K: 24, M: 16, weight: 'bf16', bias: false, add: false, pad: 1, padOut: 0 },
   { R: 1, K: 16, M: 72, weight: 'i8', bias: false, add: true, pad: 0, padOut: 1 },
   { R: 2, K: 32, M: 40, weight: 'i8', bias: true, add: false, pad: 0, padOut: 0 },
   // projections of a small model over a chunk of text

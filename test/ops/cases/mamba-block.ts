@@ -46,6 +46,20 @@ const whole = [
     kept: false,
     state: 'in place',
   },
+  {
+    B: 1,
+    T: 8,
+    D: 64,
+    E: 80,
+    N: 16,
+    K: 4,
+    R: 40,
+    weight: 'bf16',
+    norm: 'layer',
+    convBias: true,
+    kept: true,
+    state: 'in and out',
+  },
 ] as const;
 /** One step of more sequences than are summed row by row: a GPU has kernels of its own for them, the CPU none. */
 const batches = [
