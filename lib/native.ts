@@ -24,6 +24,8 @@ export interface RunOptions {
 
 export interface NativePlan {
   run(options?: RunOptions): Promise<RunResult>;
+  /** As `run`, on the JS thread; undefined: it did not, since runs of the device are under way. */
+  runStepsHere(options?: RunOptions): RunResult | undefined;
   /**
    * Runs once on the JS thread; false: it did not, since runs of the device are under way. The contents of tensor `watch`
    * go to `out`; with `wait` false and none of these it may return before the run has ended.

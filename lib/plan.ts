@@ -8,6 +8,8 @@ const ALIGN = 256; // what a GPU's widest loads and copies like
 
 /** Runs that take less (ms) are not handed to another thread where it matters: there and back takes up to a tenth of it. */
 const BRIEF_MS = 1;
+/** The same for runs of several steps, which are not as often. */
+const BRIEF_STEPS_MS = 2;
 /** How long (ms) such runs may keep timers, signals and everything else of the JS thread waiting. */
 const TURN_MS = 4;
 /** When the first brief run since the event loop's last turn began. */
@@ -23,6 +25,8 @@ async function turnIfDue(): Promise<void> {
     turnBegan = undefined;
   });
 }
+
+type StepOptions = Omit<RunOptions, 'watch'> & { watch?: Tensor };
 
 /** An i32 or f32 tensor, and where its contents after a run go. */
 interface Watched {
@@ -119,22 +123,26 @@ export class Plan {
    * Runs the plan, `steps` times in a row if asked, off the JS thread. `watch` names an i32 tensor whose contents are
    * returned after every step.
    */
-  async run(options: Omit<RunOptions, 'watch'> & { watch?: Tensor } = {}): Promise<RunResult> {
-    const { watch, ...rest } = options;
-    try {
-      const index = watch && this.#indexOf(watch);
-      const start = performance.now();
-      const result = await this.#native.run(index === undefined ? rest : { ...rest, watch: index });
-      this.#ran(result.steps, performance.now() - start);
-      return result;
-    } catch (cause) {
-      throw typedError(cause);
-    }
+  run(options: StepOptions = {}): Promise<RunResult> {
+    return this.#timed(() => this.#native.run(this.#named(options)));
   }
 
   /**
-   * Runs the plan once, on the JS thread where its last run was brief and the device rests; else as `run` does. For what is
-   * run again and again with something to decide in between.
+   * The same, on the JS thread where it takes as little as the last run lets expect and the device rests. For what is run
+   * again and again with something to decide in between.
+   */
+  async runStepsBrief(options: StepOptions): Promise<RunResult> {
+    const { steps = 1 } = options;
+    if (!(this.#last * steps < BRIEF_STEPS_MS)) return this.run(options);
+    await turnIfDue();
+    return this.#timed(() => {
+      const named = this.#named(options);
+      return this.#native.runStepsHere(named) ?? this.#native.run(named);
+    });
+  }
+
+  /**
+   * Runs the plan once, on the JS thread where that is brief and the device rests; else as `run` does.
    *
    * @param watched what to hand over, sooner than a `read` has it; readable as there
    * @throws TypeError when `out` is no array for what is watched
@@ -153,6 +161,21 @@ export class Plan {
    */
   async startBrief(): Promise<void> {
     if (!(await this.#runHere(false))) await this.run();
+  }
+
+  #named({ watch, ...rest }: StepOptions): RunOptions {
+    return watch ? { ...rest, watch: this.#indexOf(watch) } : rest;
+  }
+
+  async #timed(run: () => RunResult | Promise<RunResult>): Promise<RunResult> {
+    const start = performance.now();
+    try {
+      const result = await run();
+      this.#ran(result.steps, performance.now() - start);
+      return result;
+    } catch (cause) {
+      throw typedError(cause);
+    }
   }
 
   /** Whether it ran on this thread. */

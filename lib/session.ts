@@ -248,7 +248,7 @@ export class Session {
         decode = await next();
         await this.prepare();
         const steps = Math.min(options.steps, this.#memory.room, this.stretch);
-        const result = await decode.plan.run({ ...options, steps, watch: draw.ids });
+        const result = await decode.plan.runStepsBrief({ ...options, steps, watch: draw.ids });
         this.#memory.advanced(result.steps);
         return result;
       },

@@ -12,6 +12,7 @@ import { add, mul, scale, silu } from '../lib/ops/elementwise.ts';
 import { embedding } from '../lib/ops/embedding.ts';
 import { linear } from '../lib/ops/linear.ts';
 import { rmsNorm } from '../lib/ops/norm.ts';
+import { SAMPLE_COLUMNS, sample } from '../lib/ops/sample.ts';
 import { Arena, arenaBytes, compile, evaluate } from '../lib/plan.ts';
 import { rootOf, type Tensor } from '../lib/tensor.ts';
 import { Random } from './support/random.ts';
@@ -271,6 +272,36 @@ test('a brief run hands over what it watches, and may be started alone', async (
   const other = device.tensor([2], 'f32', 'other');
   await t.throwsAsync(() => plan.runBrief({ watch: other, out }), { message: /other is not part/ });
   t.is(plan.steps, 7);
+});
+
+test('several brief steps are a run of them, with what it watches and its stops', async (t) => {
+  using device = open();
+  const ids = device.tensor([1], 'i32', 'ids');
+  const draw = {
+    ids,
+    params: device.tensor([1, SAMPLE_COLUMNS], 'f32', 'params'), // temperature 0
+    rng: device.tensor([1, 4], 'i32', 'rng'),
+    logprob: device.tensor([1], 'f32', 'logprob'),
+  };
+  const after = Float32Array.from({ length: 25 }, (_, i) => (((i % 5) - Math.floor(i / 5) - 1) % 5 === 0 ? 1 : 0));
+  const g = new Graph();
+  sample(g, { ...draw, logits: embedding(g, ids, device.tensorFrom(after, [5, 5], 'f32', 'after')) });
+  using plan = await compile(device, g);
+  await plan.run({ steps: 5 });
+  for (const steps of [1, 3, 5]) {
+    device.write(ids, Int32Array.of(0));
+    const here = await plan.runStepsBrief({ steps, watch: ids });
+    t.deepEqual([...here.watched], [1, 2, 3, 4, 0].slice(0, steps));
+  }
+  device.write(ids, Int32Array.of(0));
+  const stops = [Int32Array.of(2, 3)];
+  const { watched, ...rest } = await plan.runStepsBrief({ steps: 5, watch: ids, stops });
+  t.deepEqual([...watched], [1, 2, 3]);
+  t.deepEqual(rest, { steps: 3, stop: 0, cancelled: false });
+  await Promise.all([plan.run({ steps: 1000 }), plan.runStepsBrief({ steps: 10 })]);
+  t.is(plan.steps, 5 + 9 + 3 + 1010);
+  const other = device.tensor([1], 'i32', 'other');
+  await t.throwsAsync(() => plan.runStepsBrief({ watch: other }), { message: /other is not part/ });
 });
 
 test('brief runs are runs: in turn with others, and timers go on meanwhile', async (t) => {

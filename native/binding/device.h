@@ -82,7 +82,8 @@ class Plan : public Napi::ObjectWrap<Plan> {
  private:
   Napi::Value run(const Napi::CallbackInfo& info);       // (options) -> Promise
   Napi::Value run_here(const Napi::CallbackInfo& info);  // () -> whether it ran
-  Napi::Value profile(const Napi::CallbackInfo& info);   // () -> Float64Array of seconds
+  Napi::Value run_steps_here(const Napi::CallbackInfo& info);
+  Napi::Value profile(const Napi::CallbackInfo& info);  // () -> Float64Array of seconds
   void cancel(const Napi::CallbackInfo& info);
   void dispose(const Napi::CallbackInfo& info);
 };

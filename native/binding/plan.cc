@@ -10,33 +10,32 @@ namespace {
 // Runs a plan up to `steps` times. After each run the i32 tensor `watch` is copied out: the sampled classes of a decode
 // step. Ends early when cancelled, when `max_ms` have passed, or when a sequence's output ends in one of `stops`
 // (checked for a single sequence only; batches are watched by lib/).
-struct RunJob : Job {
-  RunJob(Napi::Env env, std::shared_ptr<PlanState> p) : plan(std::move(p)), deferred(env) {}
-
+struct StepsRun {
   std::shared_ptr<PlanState> plan;
-  Napi::Promise::Deferred deferred;
   int64_t steps = 1;
   double max_ms = 0;
   const Tensor* watch = nullptr;
   std::vector<int32_t> stops, stop_ends;  // as in Run
   std::vector<int32_t> history;           // what came before this call, for stops that began there
   size_t skip = 0;
+  const std::atomic<bool>* job_cancelled = nullptr;
   std::chrono::steady_clock::time_point start;
 
   Status status;
   Run run;
 
   bool stopping() const {
-    return cancelled.load(std::memory_order_relaxed) || plan->cancelled.load(std::memory_order_relaxed);
+    return (job_cancelled && job_cancelled->load(std::memory_order_relaxed)) ||
+           plan->cancelled.load(std::memory_order_relaxed);
   }
 
   static bool go_on(void* context) {
-    const auto& job = *static_cast<RunJob*>(context);
-    const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - job.start;
-    return !job.stopping() && !(job.max_ms > 0 && spent.count() > job.max_ms);
+    const auto& self = *static_cast<StepsRun*>(context);
+    const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - self.start;
+    return !self.stopping() && !(self.max_ms > 0 && spent.count() > self.max_ms);
   }
 
-  void execute() override {
+  void execute() {
     skip = history.size();
     if (stopping()) return;
     start = std::chrono::steady_clock::now();
@@ -55,12 +54,8 @@ struct RunJob : Job {
     history.resize(skip + size_t(run.done) * ids);
   }
 
-  void finish(Napi::Env env) override {
-    Napi::HandleScope scope(env);
-    if (!status.ok()) {
-      deferred.Reject(to_error(env, status).Value());
-      return;
-    }
+  // { steps, cancelled, stop, watched }
+  Napi::Object result(Napi::Env env) const {
     Napi::Object result = Napi::Object::New(env);
     result["steps"] = Napi::Number::New(env, double(run.done));
     result["cancelled"] = Napi::Boolean::New(env, run.stopped_by < 0 && run.done < steps && stopping());
@@ -68,11 +63,58 @@ struct RunJob : Job {
     Napi::Int32Array out = Napi::Int32Array::New(env, history.size() - skip);
     if (history.size() > skip) std::memcpy(out.Data(), history.data() + skip, (history.size() - skip) * 4);
     result["watched"] = out;
-    deferred.Resolve(result);
+    return result;
+  }
+};
+
+struct RunJob : Job {
+  RunJob(Napi::Env env, StepsRun what) : run(std::move(what)), deferred(env) { run.job_cancelled = &cancelled; }
+
+  StepsRun run;
+  Napi::Promise::Deferred deferred;
+
+  void execute() override { run.execute(); }
+
+  void finish(Napi::Env env) override {
+    Napi::HandleScope scope(env);
+    if (run.status.ok()) {
+      deferred.Resolve(run.result(env));
+    } else {
+      deferred.Reject(to_error(env, run.status).Value());
+    }
   }
 };
 
 std::vector<int32_t> to_vector(const Napi::Int32Array& a) { return {a.Data(), a.Data() + a.ElementLength()}; }
+
+// What { steps, maxMs, watch, stops, history } asks of a plan.
+StepsRun steps_of(Napi::Env env, std::shared_ptr<PlanState> plan, const Napi::Value& options) {
+  StepsRun run;
+  run.plan = std::move(plan);
+  run.plan->cancelled.store(false);
+  if (!options.IsObject()) return run;
+  const auto o = options.As<Napi::Object>();
+  if (o.Get("steps").IsNumber()) run.steps = o.Get("steps").As<Napi::Number>().Int64Value();
+  if (o.Get("maxMs").IsNumber()) run.max_ms = o.Get("maxMs").As<Napi::Number>().DoubleValue();
+  if (o.Get("watch").IsNumber()) {
+    const auto i = size_t(o.Get("watch").As<Napi::Number>().Int64Value());
+    const std::vector<Tensor>& tensors = run.plan->tensors;
+    if (i >= tensors.size() || tensors[i].dtype != DType::i32 || !tensors[i].contiguous()) {
+      throw Napi::TypeError::New(env, "native: expected watch to name a contiguous int32 tensor of the plan");
+    }
+    run.watch = &tensors[i];
+  }
+  if (o.Get("history").IsTypedArray()) run.history = to_vector(o.Get("history").As<Napi::Int32Array>());
+  if (o.Get("stops").IsArray()) {
+    const auto list = o.Get("stops").As<Napi::Array>();
+    for (uint32_t i = 0; i < list.Length(); i++) {
+      const auto stop = to_vector(list.Get(i).As<Napi::Int32Array>());
+      run.stops.insert(run.stops.end(), stop.begin(), stop.end());
+      run.stop_ends.push_back(int32_t(run.stops.size()));
+    }
+  }
+  return run;
+}
 
 }  // namespace
 
@@ -83,8 +125,8 @@ PlanState::~PlanState() {
 Napi::Function Plan::define(Napi::Env env) {
   return DefineClass(env, "Plan",
                      {InstanceMethod<&Plan::run>("run"), InstanceMethod<&Plan::run_here>("runHere"),
-                      InstanceMethod<&Plan::profile>("profile"), InstanceMethod<&Plan::cancel>("cancel"),
-                      InstanceMethod<&Plan::dispose>("dispose")});
+                      InstanceMethod<&Plan::run_steps_here>("runStepsHere"), InstanceMethod<&Plan::profile>("profile"),
+                      InstanceMethod<&Plan::cancel>("cancel"), InstanceMethod<&Plan::dispose>("dispose")});
 }
 
 Plan::Plan(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -97,32 +139,22 @@ Napi::Value Plan::run(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Executor* executor = Device::Unwrap(device.Value())->executor;
   if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
-  auto job = std::make_unique<RunJob>(env, state);
-  if (info[0].IsObject()) {
-    const auto o = info[0].As<Napi::Object>();
-    if (o.Get("steps").IsNumber()) job->steps = o.Get("steps").As<Napi::Number>().Int64Value();
-    if (o.Get("maxMs").IsNumber()) job->max_ms = o.Get("maxMs").As<Napi::Number>().DoubleValue();
-    if (o.Get("watch").IsNumber()) {
-      const auto i = size_t(o.Get("watch").As<Napi::Number>().Int64Value());
-      if (i >= state->tensors.size() || state->tensors[i].dtype != DType::i32 || !state->tensors[i].contiguous()) {
-        throw Napi::TypeError::New(env, "native: expected watch to name a contiguous int32 tensor of the plan");
-      }
-      job->watch = &state->tensors[i];
-    }
-    if (o.Get("history").IsTypedArray()) job->history = to_vector(o.Get("history").As<Napi::Int32Array>());
-    if (o.Get("stops").IsArray()) {
-      const auto list = o.Get("stops").As<Napi::Array>();
-      for (uint32_t i = 0; i < list.Length(); i++) {
-        const auto stop = to_vector(list.Get(i).As<Napi::Int32Array>());
-        job->stops.insert(job->stops.end(), stop.begin(), stop.end());
-        job->stop_ends.push_back(int32_t(job->stops.size()));
-      }
-    }
-  }
-  state->cancelled.store(false);
+  auto job = std::make_unique<RunJob>(env, steps_of(env, state, info[0]));
   Napi::Promise promise = job->deferred.Promise();
   executor->submit(std::move(job));
   return promise;
+}
+
+// runStepsHere(options as for run) -> what run's promise resolves to; undefined while jobs of the device are under way.
+Napi::Value Plan::run_steps_here(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const Executor* executor = Device::Unwrap(device.Value())->executor;
+  if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
+  if (!executor->idle()) return env.Undefined();
+  StepsRun run = steps_of(env, state, info[0]);
+  run.execute();
+  check(env, run.status);
+  return run.result(env);
 }
 
 // runHere(wait, watch, out) -> whether it ran: not while jobs of the device are under way. The contents of tensor
