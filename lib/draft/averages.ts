@@ -2,6 +2,8 @@
 
 /** Weight of the past against one more value. */
 const MEMORY = 0.9;
+/** The same for a line: points differ by more than its slope, so that it takes many to see it. */
+const LINE_MEMORY = 0.98;
 
 /** A mean. */
 export class Average {
@@ -31,11 +33,11 @@ export class Line {
   #xx = 0;
   #xy = 0;
   add(x: number, y: number): void {
-    this.#n = MEMORY * this.#n + 1;
-    this.#x = MEMORY * this.#x + x;
-    this.#y = MEMORY * this.#y + y;
-    this.#xx = MEMORY * this.#xx + x * x;
-    this.#xy = MEMORY * this.#xy + x * y;
+    this.#n = LINE_MEMORY * this.#n + 1;
+    this.#x = LINE_MEMORY * this.#x + x;
+    this.#y = LINE_MEMORY * this.#y + y;
+    this.#xx = LINE_MEMORY * this.#xx + x * x;
+    this.#xy = LINE_MEMORY * this.#xy + x * y;
   }
 
   /** b, but at least 0 and no more than if a were 0, as while all x are alike; undefined before the first point. */
