@@ -121,13 +121,25 @@ export class Session {
     await this.read('state', [ids], ids.length, signal);
   }
 
+  /** Whether `consumeAll` can be asked for. */
+  get readsTogether(): boolean {
+    return architectureOf(this.#config).pads === true;
+  }
+
+  /** Reads as many sequences as the session has, of any lengths, each from the state of its own. Where `readsTogether`. */
+  async consumeAll(rows: readonly ArrayLike<number>[], signal?: AbortSignal): Promise<void> {
+    const longest = Math.max(0, ...rows.map((ids) => ids.length));
+    await this.read('state', rows, longest, signal, { ends: true });
+  }
+
   /** Reads one sequence of ids and returns the logits after each: (T, vocab). */
   async logits(ids: ArrayLike<number>, signal?: AbortSignal): Promise<Float32Array> {
     const V = this.#config.vocab;
     const out = new Float32Array(ids.length * V);
-    await this.read('logits', [ids], ids.length, signal, (at, logits) => {
+    const use = (at: number, logits: Float32Array) => {
       out.set(logits.subarray(0, (ids.length - at) * V), at * V);
-    });
+    };
+    await this.read('logits', [ids], ids.length, signal, { use });
     return out;
   }
 
@@ -147,12 +159,13 @@ export class Session {
     const out = rows.map((ids) => new Float32Array(Math.max(0, ids.length - 1 - skip)));
     await this.read('state', rows, Math.min(skip, steps), signal);
     const rest = rows.map((ids) => Array.prototype.slice.call(ids, skip) as number[]);
-    await this.read('nll', rest, Math.max(0, steps - skip), signal, (at, nll) => {
+    const use = (at: number, nll: Float32Array) => {
       const size = nll.length / this.batch;
       out.forEach((own, b) => {
         if (at < own.length) own.set(nll.subarray(b * size, b * size + Math.min(size, own.length - at)), at);
       });
-    });
+    };
+    await this.read('nll', rest, Math.max(0, steps - skip), signal, { use });
     return out;
   }
 
@@ -336,13 +349,17 @@ export class Session {
     this.#memory.dispose();
   }
 
-  /** Reads the first `steps` ids of every sequence, in chunks; `use` gets what each chunk gives back. */
+  /**
+   * Reads the first `steps` ids of every sequence, in chunks.
+   * @param how.use gets what each chunk gives back
+   * @param how.ends sequences that are shorter end; left out: they are read as if zeros followed
+   */
   private async read(
     output: ChunkOutput,
     rows: readonly ArrayLike<number>[],
     steps: number,
     signal: AbortSignal | undefined,
-    use?: (at: number, result: Float32Array) => void,
+    { use, ends = false }: { use?: (at: number, result: Float32Array) => void; ends?: boolean } = {},
   ): Promise<void> {
     if (steps > 0) await this.reserve(steps);
     const skipped = output === 'state' ? (this.#memory.skippable?.(steps) ?? 0) : 0;
@@ -355,7 +372,8 @@ export class Session {
         const most = skips ? skipped - at : Math.min(steps - at, this.stretch);
         const whole = spans || (at < singles ? 1 : 0);
         const { size, ids } = whole ? { size: whole, ids: whole } : this.#plans.next(steps - at, most);
-        const result = await this.runChunk(skips ? 'skip' : output, { size, ids, at }, rows, spans > 0);
+        const lengths = rows.map((row) => (ends ? Math.max(0, Math.min(ids, row.length - at)) : ids));
+        const result = await this.runChunk(skips ? 'skip' : output, { size, ids, at, lengths }, rows, spans > 0);
         use?.(at, result);
         at += ids;
       }
@@ -368,18 +386,19 @@ export class Session {
 
   private async runChunk(
     output: ChunkOutput,
-    { size, ids, at }: { size: number; ids: number; at: number },
+    { size, ids, at, lengths }: { size: number; ids: number; at: number; lengths: readonly number[] },
     rows: readonly ArrayLike<number>[],
     spans: boolean,
   ): Promise<Float32Array> {
     const passage = output === 'skip' ? this.#memory.skipping : spans ? this.#memory.spanning : undefined;
-    const chunk = await this.#plans.chunk(output, size, passage ?? this.#memory.reading(size), ids < size);
+    const padded = lengths.some((length) => length < size);
+    const chunk = await this.#plans.chunk(output, size, passage ?? this.#memory.reading(size), padded);
     this.#verified = 0;
     const from = (start: number) =>
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
     this.#device.write(chunk.ids, from(at));
     if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
-    if (chunk.lengths) this.#device.write(chunk.lengths, new Int32Array(this.batch).fill(ids));
+    if (chunk.lengths) this.#device.write(chunk.lengths, Int32Array.from(lengths));
     if (!passage) await this.prepare();
     await chunk.plan.run();
     if (output === 'skip') this.#memory.skipped?.(size);

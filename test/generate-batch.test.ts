@@ -14,6 +14,9 @@ const text = prose(4000, 5);
 const prompts = (n: number) =>
   Array.from({ length: n }, (_, i) => text.subarray(i * 17, i * 17 + 1 + ((i * 53) % 300)));
 
+/** Prompts of 41 to 49 bytes: reading them together reads little in vain. */
+const alike = (n: number) => Array.from({ length: n }, (_, i) => text.subarray(i * 19, i * 19 + 41 + ((i * 5) % 9)));
+
 type Options = Omit<GenerateOptions, 'state' | 'logprobs' | 'onText' | 'seed'> & { seed: number };
 
 async function alone(list: readonly Uint8Array[], options: Options) {
@@ -34,7 +37,7 @@ const summary = (
     made: stats.bytes,
   }));
 
-const cases: [title: string, count: number, options: Options][] = [
+const cases: [title: string, count: number, options: Options, make?: typeof prompts][] = [
   ['a few', 5, { seed: 1, maxBytes: 60 }],
   ['as many as slots', 32, { seed: 2, maxBytes: 20 }],
   ['more than slots, with stops that let others join', 75, { seed: 3, maxBytes: 200, stop: ['e', '\u0007', 'qu'] }],
@@ -43,10 +46,14 @@ const cases: [title: string, count: number, options: Options][] = [
   ['a penalty and a bias', 35, { seed: 5, maxBytes: 120, repetitionPenalty: 1.3, logitBias: { 101: 2 }, stop: 'x' }],
   ['greedy', 4, { seed: 6, maxBytes: 80, temperature: 0 }],
   ['nothing to make', 3, { seed: 7, maxBytes: 0 }],
+  ['read together', 7, { seed: 8, maxBytes: 30 }, alike],
+  ['read together, more than slots, that end together', 70, { seed: 10, maxBytes: 20 }, alike],
+  ['read together, more than slots, with stops', 70, { seed: 11, maxBytes: 100, stop: 'e' }, alike],
+  ['read together, nothing to make', 3, { seed: 12, maxBytes: 0 }, alike],
 ];
-for (const [title, count, options] of cases) {
+for (const [title, count, options, make = prompts] of cases) {
   test(`a batch gives what its sequences give alone · ${title}`, async (t) => {
-    const list = prompts(count);
+    const list = make(count);
     const got = await model.generateBatch(list, options);
     t.deepEqual(summary(got), summary(await alone(list, options)));
     for (const [b, { stats }] of got.entries()) {

@@ -1,6 +1,6 @@
 // Several prompts at a time: every decode step reads the weights once for all sequences in the batch. A sequence that ends
 // leaves its slot to the next prompt that waits; when none waits and half of the slots are empty, the rest moves to a
-// smaller batch.
+// smaller batch. Prompts that begin a batch are read together where that reads little in vain.
 import { performance } from 'node:perf_hooks';
 import type { BackendName } from '../device.ts';
 import type { Model } from '../model.ts';
@@ -12,6 +12,9 @@ import { CHUNK_MS, CHUNK_STEPS } from './steps.ts';
 
 /** Most sequences that decode together. Beyond the rows of a fused block a CPU gains nothing, a GPU still does. */
 const SLOTS: Readonly<Record<BackendName, number>> = { ref: 32, cpu: 32, cuda: 256 };
+
+/** How many times the bytes of the prompts may be read when shorter ones are read on as long as the longest. */
+const PADDING: Readonly<Record<BackendName, number>> = { ref: 1.1, cpu: 1.1, cuda: 4 };
 
 /** Steps that must lie ahead for the move to a smaller batch, which copies states, to pay. */
 const WORTH_MOVING = 32;
@@ -119,6 +122,7 @@ class Batch {
   async run(): Promise<void> {
     const limit = SLOTS[this.#model.runtime.info.backend];
     while (!this.aborted && this.#ready.length + this.#waiting.length > 0) {
+      if (this.#ready.length === 0 && (await this.begunTogether(limit))) continue;
       while (this.#ready.length < limit) {
         const row = await this.next();
         if (!row) break;
@@ -128,6 +132,38 @@ class Batch {
       if (rows.length > 0) await this.#model.withSession((session) => this.decode(session, rows), rows.length);
     }
     for (const row of [...this.#ready, ...this.#waiting]) row.end('abort');
+  }
+
+  /** Decodes the next waiting rows from prompts read together, where that pays. */
+  private async begunTogether(limit: number): Promise<boolean> {
+    const rows = this.#waiting.slice(0, limit);
+    const lengths = rows.map((row) => row.prompt.length - 1);
+    const bytes = lengths.reduce((sum, length) => sum + length, 0);
+    const padded = rows.length * Math.max(...lengths);
+    const alike = rows.some((row) => (this.#shared.get(keyOf(row))?.rows ?? 0) > 1);
+    const { backend } = this.#model.runtime.info;
+    if (rows.length < 2 || alike || padded > PADDING[backend] * bytes || this.#options.maxBytes === 0) return false;
+    return this.#model.withSession(async (session) => {
+      if (!session.readsTogether) return false;
+      this.#waiting.splice(0, rows.length);
+      if (await this.readTogether(session, rows)) await this.decode(session, rows);
+      return true;
+    }, rows.length);
+  }
+
+  private async readTogether(session: Session, rows: readonly Row[]): Promise<boolean> {
+    const start = performance.now();
+    try {
+      await session.clear();
+      const prompts = rows.map((row) => row.prompt.subarray(0, -1));
+      await session.consumeAll(prompts, this.#options.signal);
+    } catch (error) {
+      for (const row of rows) row.end('abort');
+      if (this.aborted) return false;
+      throw error;
+    }
+    for (const row of rows) row.prefillMs = performance.now() - start;
+    return true;
   }
 
   private get aborted(): boolean {
@@ -175,7 +211,10 @@ class Batch {
     return state;
   }
 
-  /** Decodes until all rows have ended, or so many that the others go on in a smaller batch. */
+  /**
+   * Decodes until all rows have ended, or so many that the others go on in a smaller batch.
+   * @param rows in the order of the session's sequences, each with its state unless it is there already
+   */
   private async decode(session: Session, rows: readonly Row[]): Promise<void> {
     const { signal, settings, maxBytes } = this.#options;
     const slots: (Row | undefined)[] = [...rows];
@@ -186,7 +225,7 @@ class Batch {
       drawn: row.made,
     });
     const place = async (row: Row, b: number) => {
-      await session.writeSequence(b, row.state ?? new Float32Array(0));
+      if (row.state) await session.writeSequence(b, row.state);
       row.state = undefined;
       row.decodeStart ||= performance.now();
     };
@@ -215,7 +254,10 @@ class Batch {
           if (!row) continue;
           const drawn = Uint8Array.from({ length: step.steps }, (_, i) => step.watched[i * slots.length + b] ?? 0);
           row.push(drawn, maxBytes);
-          if (row.stopReason === undefined) continue;
+        }
+        if (running.every((row) => row.stopReason !== undefined)) return;
+        for (const [b, row] of slots.entries()) {
+          if (row?.stopReason === undefined) continue;
           const next = await this.next();
           slots[b] = next;
           if (!next) {
