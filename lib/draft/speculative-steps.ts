@@ -65,6 +65,7 @@ export class SpeculativeSteps implements Steps {
   #tail: number[] = [];
   #draft: Draft = { ids: [], confidence: [] };
   #draftingMs = 0;
+  /** Plain decoding, which goes on where it was as long as no pass comes in between. */
   #loop: DecodeSteps | undefined;
   /** What the drafter has yet to hear of. */
   #news: number[] = [];
@@ -163,6 +164,7 @@ export class SpeculativeSteps implements Steps {
     const ids = [this.#pending, ...draft];
     const started = performance.now();
     this.unsettled = true;
+    this.#loop = undefined;
     const verified = await this.#session.verify(ids, { settings, seen: [...(this.#seen ?? [])], drawn: this.#made });
     const judged = speculation.beta === undefined ? undefined : verified.logits();
     let right = 0;
@@ -193,12 +195,16 @@ export class SpeculativeSteps implements Steps {
     return rank(scoresOf(logits.slice(row * V, (row + 1) * V), seen, settings), id) < speculation.beta;
   }
 
+  #startLoop(): Promise<DecodeSteps> {
+    const text = { pending: this.#pending, seen: [...(this.#seen ?? [])], made: this.#made, tail: this.#tail };
+    return DecodeSteps.start(this.#session, this.#options, text, this.#tokenizer);
+  }
+
   async #decode(most: number): Promise<MadeIds> {
     this.#read = 0;
     this.unsettled = true;
-    const text = { pending: this.#pending, seen: [...(this.#seen ?? [])], made: this.#made, tail: this.#tail };
     const started = performance.now();
-    this.#loop = await DecodeSteps.start(this.#session, this.#options, text, this.#tokenizer);
+    this.#loop ??= await this.#startLoop();
     const ready = performance.now();
     const made = await this.#loop.next(most, this.#pace.rest || 1);
     const end = performance.now();
