@@ -24,19 +24,6 @@ struct Team {
     int64_t begin, end;
   };
   Range share(int64_t n) const { return {n * index / size, n * (index + 1) / size}; }
-
-  // Calls f(begin, end) for ranges that are all n tasks together, once at most between two barriers. Equal shares do
-  // not take equal times: a thread begins with a range of its own, and the last tasks are for whoever is done with it.
-  template <class F>
-  void each(int64_t n, F f) const {
-    const int64_t own = size > 1 ? n - n / 4 : n;
-    const Range mine = share(own);
-    if (mine.begin < mine.end) f(mine.begin, mine.end);
-    if (size == 1) return;
-    for (int64_t i = own + claim(); i < n; i = own + claim()) f(i, i + 1);
-  }
-  // 0, 1, ... : no thread gets what another got since the last barrier.
-  int64_t claim() const;
 };
 
 // A kernel may use internal barriers; the plan puts one after every node.

@@ -44,7 +44,6 @@ void Barrier::wait() {
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
-    claimed_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
     phase_.notify_all();
     return;
@@ -55,7 +54,6 @@ void Barrier::wait() {
 void Team::barrier() const {
   if (size > 1) barrier_->wait();
 }
-int64_t Team::claim() const { return barrier_->claim(); }
 
 ThreadPool::ThreadPool(int threads) {
   for (int i = 1; i < threads; i++) {

@@ -18,14 +18,11 @@ class Barrier {
  public:
   explicit Barrier(int size) : size_(size) {}
   void wait();
-  // 0, 1, ... since all threads last met here.
-  int64_t claim() { return claimed_.fetch_add(1, std::memory_order_relaxed); }
 
  private:
   const int size_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
-  alignas(64) std::atomic<int64_t> claimed_{0};
 };
 
 class ThreadPool {

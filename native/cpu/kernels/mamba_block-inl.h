@@ -178,11 +178,8 @@ static void k_mamba_block(const Node& node, const Team& team) {
   char* input = own + s.own_input;
 
   const Tensor &x = node.in(in::x), &y = node.out(to::y);
-  // Calls f(c0, c1) for ranges of channels that this thread takes.
-  const auto each_channels = [&](auto f) {
-    team.each((s.e + kBlockChannels - 1) / kBlockChannels,
-              [&](int64_t begin, int64_t end) { f(begin * kBlockChannels, min64(s.e, end * kBlockChannels)); });
-  };
+  const Team::Range blocks = team.share((s.e + kBlockChannels - 1) / kBlockChannels);
+  const int64_t c0 = min64(s.e, blocks.begin * kBlockChannels), c1 = min64(s.e, blocks.end * kBlockChannels);
   const auto scale_of = [&](int i) { return node.in(i).ptr<float>(); };
 
   const float eps = static_cast<float>(node.attr(at::mamba_block::attr::eps));
@@ -193,12 +190,10 @@ static void k_mamba_block(const Node& node, const Team& team) {
   const Tensor& in_proj = node.in(in::in_proj);
   const DotInput norm_input = dot_prepare(in_proj, normed, s.d, s.rows, input);
   const DotOutput in_output{projected, 2 * s.e, nullptr, scale_of(in::in_scale), nullptr, 0};
-  each_channels([&](int64_t c0, int64_t c1) {
-    // Row e + c of in_proj is the gate of channel c.
-    dot_run(in_proj, norm_input, c0, c1, in_output);
-    dot_run(in_proj, norm_input, s.e + c0, s.e + c1, in_output);
-    block_conv(node, s, projected, conv_out, c0, c1);
-  });
+  // Row e + c of in_proj is the gate of channel c.
+  dot_run(in_proj, norm_input, c0, c1, in_output);
+  dot_run(in_proj, norm_input, s.e + c0, s.e + c1, in_output);
+  block_conv(node, s, projected, conv_out, c0, c1);
   team.barrier();
 
   const Tensor& x_proj = node.in(in::x_proj);
@@ -207,18 +202,16 @@ static void k_mamba_block(const Node& node, const Team& team) {
   dot_run(x_proj, conv_input, 0, selected_cols, {selected, selected_cols, nullptr, scale_of(in::x_scale), nullptr, 0});
   const Tensor& dt_proj = node.in(in::dt_proj);
   const DotInput dt_input = dot_prepare(dt_proj, selected, selected_cols, s.rows, input);
-  each_channels([&](int64_t c0, int64_t c1) {
-    dot_run(dt_proj, dt_input, c0, c1, {delta, s.e, nullptr, scale_of(in::dt_scale), nullptr, 0});
-    block_scan(node, s, {conv_out, delta, selected, projected + s.e, scanned}, c0, c1);
-  });
+  dot_run(dt_proj, dt_input, c0, c1, {delta, s.e, nullptr, scale_of(in::dt_scale), nullptr, 0});
+  block_scan(node, s, {conv_out, delta, selected, projected + s.e, scanned}, c0, c1);
   team.barrier();
 
   const Tensor& out_proj = node.in(in::out_proj);
+  const Team::Range tiles = team.share((s.d + kTileRows - 1) / kTileRows);
+  if (tiles.begin == tiles.end) return;
   const DotInput out_input = dot_prepare(out_proj, scanned, s.e, s.rows, input);
-  const DotOutput output{y.ptr<float>(), y.row_stride, nullptr, scale_of(in::out_scale), x.ptr<float>(), x.row_stride};
-  team.each((s.d + kTileRows - 1) / kTileRows, [&](int64_t begin, int64_t end) {
-    dot_run(out_proj, out_input, begin * kTileRows, min64(s.d, end * kTileRows), output);
-  });
+  dot_run(out_proj, out_input, tiles.begin * kTileRows, min64(s.d, tiles.end * kTileRows),
+          {y.ptr<float>(), y.row_stride, nullptr, scale_of(in::out_scale), x.ptr<float>(), x.row_stride});
 }
 
 }  // namespace mb::cpu::MB_TARGET
