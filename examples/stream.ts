@@ -8,6 +8,7 @@ const run = model.generate(process.argv[2] ?? 'It was a dark and', {
   temperature: 0.8,
   topP: 0.95,
   stop: '\n\n',
+  seed: 7,
   signal,
   onAbort: 'return',
 });
