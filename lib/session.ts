@@ -121,12 +121,7 @@ export class Session {
     await this.read('state', [ids], ids.length, signal);
   }
 
-  /** Whether `consumeAll` can be asked for. */
-  get readsTogether(): boolean {
-    return architectureOf(this.#config).pads === true;
-  }
-
-  /** Reads as many sequences as the session has, of any lengths, each from the state of its own. Where `readsTogether`. */
+  /** Reads up to `batch` sequences of any lengths, each from the state of its own. Of architectures that pad. */
   async consumeAll(rows: readonly ArrayLike<number>[], signal?: AbortSignal): Promise<void> {
     const longest = Math.max(0, ...rows.map((ids) => ids.length));
     await this.read('state', rows, longest, signal, { ends: true });
@@ -372,7 +367,8 @@ export class Session {
         const most = skips ? skipped - at : Math.min(steps - at, this.stretch);
         const whole = spans || (at < singles ? 1 : 0);
         const { size, ids } = whole ? { size: whole, ids: whole } : this.#plans.next(steps - at, most);
-        const lengths = rows.map((row) => (ends ? Math.max(0, Math.min(ids, row.length - at)) : ids));
+        const left = (b: number) => (ends ? Math.max(0, (rows[b]?.length ?? 0) - at) : ids);
+        const lengths = Int32Array.from({ length: this.batch }, (_, b) => Math.min(ids, left(b)));
         const result = await this.runChunk(skips ? 'skip' : output, { size, ids, at, lengths }, rows, spans > 0);
         use?.(at, result);
         at += ids;
@@ -386,7 +382,7 @@ export class Session {
 
   private async runChunk(
     output: ChunkOutput,
-    { size, ids, at, lengths }: { size: number; ids: number; at: number; lengths: readonly number[] },
+    { size, ids, at, lengths }: { size: number; ids: number; at: number; lengths: Int32Array },
     rows: readonly ArrayLike<number>[],
     spans: boolean,
   ): Promise<Float32Array> {
@@ -398,7 +394,7 @@ export class Session {
       Int32Array.from({ length: this.batch * size }, (_, i) => rows[Math.floor(i / size)]?.[start + (i % size)] ?? 0);
     this.#device.write(chunk.ids, from(at));
     if (chunk.targets) this.#device.write(chunk.targets, from(at + 1));
-    if (chunk.lengths) this.#device.write(chunk.lengths, Int32Array.from(lengths));
+    if (chunk.lengths) this.#device.write(chunk.lengths, lengths);
     if (!passage) await this.prepare();
     await chunk.plan.run();
     if (output === 'skip') this.#memory.skipped?.(size);

@@ -1,6 +1,8 @@
 // Batches: every sequence gets the bytes that it would get alone, whoever joins, leaves or moves beside it.
 import test from 'ava';
 import { createModel, type GenerateOptions, type Model } from '../lib/index.ts';
+import { compare } from './support/close.ts';
+import { SAME_F32 } from './support/language-models.ts';
 import { prose } from './support/prose.ts';
 
 let model: Model;
@@ -62,6 +64,23 @@ for (const [title, count, options, make = prompts] of cases) {
     }
   });
 }
+
+test('a session reads fewer sequences than it has, each to its own end', async (t) => {
+  const [first, second] = [text.subarray(0, 90), text.subarray(200, 263)];
+  const together = await model.withSession(async (session) => {
+    await session.clear();
+    await session.consumeAll([first, second]);
+    return session.readSequences();
+  }, 3);
+  const stateAfter = (ids: Uint8Array) =>
+    model.withSession(async (session) => {
+      await session.clear();
+      await session.consume(ids);
+      return session.readState();
+    });
+  for (const [b, ids] of [first, second, new Uint8Array(0)].entries())
+    t.is(compare(together[b] ?? [], await stateAfter(ids), SAME_F32), undefined, `sequence ${b}`);
+});
 
 test('more sequences than a fused block takes run op by op, to the same bytes', async (t) => {
   const B = 40;

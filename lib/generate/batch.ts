@@ -4,6 +4,7 @@
 import { performance } from 'node:perf_hooks';
 import type { BackendName } from '../device.ts';
 import type { Model } from '../model.ts';
+import { architectureOf } from '../models/architectures.ts';
 import type { Session } from '../session.ts';
 import type { GenerateResult, StopReason } from './generation.ts';
 import type { ResolvedOptions } from './options.ts';
@@ -143,20 +144,24 @@ class Batch {
     const alike = rows.some((row) => (this.#shared.get(keyOf(row))?.rows ?? 0) > 1);
     const { backend } = this.#model.runtime.info;
     if (rows.length < 2 || alike || padded > PADDING[backend] * bytes || this.#options.maxBytes === 0) return false;
-    return this.#model.withSession(async (session) => {
-      if (!session.readsTogether) return false;
-      this.#waiting.splice(0, rows.length);
-      if (await this.readTogether(session, rows)) await this.decode(session, rows);
-      return true;
+    if (!architectureOf(this.#model.config).pads) return false;
+    this.#waiting.splice(0, rows.length);
+    await this.#model.withSession(async (session) => {
+      const read = await this.prefilled(rows, async () => {
+        await session.clear();
+        const prompts = rows.map((row) => row.prompt.subarray(0, -1));
+        await session.consumeAll(prompts, this.#options.signal);
+      });
+      if (read) await this.decode(session, rows);
     }, rows.length);
+    return true;
   }
 
-  private async readTogether(session: Session, rows: readonly Row[]): Promise<boolean> {
+  /** Times the reading of the rows' prompts; false when that was aborted, which ends them. */
+  private async prefilled(rows: readonly Row[], read: () => Promise<void>): Promise<boolean> {
     const start = performance.now();
     try {
-      await session.clear();
-      const prompts = rows.map((row) => row.prompt.subarray(0, -1));
-      await session.consumeAll(prompts, this.#options.signal);
+      await read();
     } catch (error) {
       for (const row of rows) row.end('abort');
       if (this.aborted) return false;
@@ -175,24 +180,13 @@ class Batch {
     for (;;) {
       const row = this.aborted ? undefined : this.#waiting.shift();
       if (!row) return undefined;
-      if (!(await this.readPrompt(row))) return undefined;
-      if (row.stopReason === undefined) return row;
+      const read = await this.prefilled([row], async () => {
+        row.state = await this.stateOf(row);
+      });
+      if (!read) return undefined;
+      if (this.#options.maxBytes > 0) return row;
+      row.end('length');
     }
-  }
-
-  private async readPrompt(row: Row): Promise<boolean> {
-    const { maxBytes } = this.#options;
-    const start = performance.now();
-    try {
-      row.state = await this.stateOf(row);
-    } catch (error) {
-      row.end('abort');
-      if (this.aborted) return false;
-      throw error;
-    }
-    row.prefillMs = performance.now() - start;
-    if (maxBytes === 0) row.end('length');
-    return true;
   }
 
   private async stateOf(row: Row): Promise<Float32Array> {
