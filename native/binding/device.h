@@ -80,6 +80,7 @@ class Plan : public Napi::ObjectWrap<Plan> {
   Napi::ObjectReference device;  // keeps the JS Device, and so its executor, alive
 
  private:
+  Executor& opened(Napi::Env env) const;
   Napi::Value run(const Napi::CallbackInfo& info);       // (options) -> Promise
   Napi::Value run_here(const Napi::CallbackInfo& info);  // () -> whether it ran
   Napi::Value run_steps_here(const Napi::CallbackInfo& info);

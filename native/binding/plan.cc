@@ -91,7 +91,6 @@ std::vector<int32_t> to_vector(const Napi::Int32Array& a) { return {a.Data(), a.
 StepsRun steps_of(Napi::Env env, std::shared_ptr<PlanState> plan, const Napi::Value& options) {
   StepsRun run;
   run.plan = std::move(plan);
-  run.plan->cancelled.store(false);
   if (!options.IsObject()) return run;
   const auto o = options.As<Napi::Object>();
   if (o.Get("steps").IsNumber()) run.steps = o.Get("steps").As<Napi::Number>().Int64Value();
@@ -134,24 +133,31 @@ Plan::Plan(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   device = Napi::Persistent(info[0].As<Napi::Object>());
 }
 
+// What runs the plan's jobs; throws for a plan that was disposed of, or whose device was.
+Executor& Plan::opened(Napi::Env env) const {
+  Executor* executor = Device::Unwrap(device.Value())->executor;
+  if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
+  return *executor;
+}
+
 // run({ steps, maxMs, watch, stops, history }) -> Promise<{ steps, cancelled, stop, watched }>
 Napi::Value Plan::run(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  Executor* executor = Device::Unwrap(device.Value())->executor;
-  if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
+  Executor& executor = opened(env);
   auto job = std::make_unique<RunJob>(env, steps_of(env, state, info[0]));
+  job->run.plan->cancelled.store(false);
   Napi::Promise promise = job->deferred.Promise();
-  executor->submit(std::move(job));
+  executor.submit(std::move(job));
   return promise;
 }
 
 // runStepsHere(options as for run) -> what run's promise resolves to; undefined while jobs of the device are under way.
 Napi::Value Plan::run_steps_here(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  const Executor* executor = Device::Unwrap(device.Value())->executor;
-  if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
-  if (!executor->idle()) return env.Undefined();
+  const Executor& executor = opened(env);
+  if (!executor.idle()) return env.Undefined();
   StepsRun run = steps_of(env, state, info[0]);
+  run.plan->cancelled.store(false);
   run.execute();
   check(env, run.status);
   return run.result(env);
@@ -161,8 +167,7 @@ Napi::Value Plan::run_steps_here(const Napi::CallbackInfo& info) {
 // `watch` go to `out`; both may be left out.
 Napi::Value Plan::run_here(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  const Executor* executor = Device::Unwrap(device.Value())->executor;
-  if (!state || !executor) throw to_error(env, fail(Code::device, "plan: expected an open plan, it was disposed"));
+  const Executor& executor = opened(env);
   Run once;
   once.wait = info[0].IsUndefined() || info[0].ToBoolean();
   if (info[1].IsNumber()) {
@@ -180,7 +185,7 @@ Napi::Value Plan::run_here(const Napi::CallbackInfo& info) {
     once.watch = t;
     once.watched = reinterpret_cast<int32_t*>(bytes(info, 2, "out").data());
   }
-  if (!executor->idle()) return Napi::Boolean::New(env, false);
+  if (!executor.idle()) return Napi::Boolean::New(env, false);
   check(env, state->device->backend->run(state->device->handle, state->handle, once));
   return Napi::Boolean::New(env, true);
 }
