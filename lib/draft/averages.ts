@@ -32,6 +32,7 @@ export class Line {
   #y = 0;
   #xx = 0;
   #xy = 0;
+
   add(x: number, y: number): void {
     this.#n = LINE_MEMORY * this.#n + 1;
     this.#x = LINE_MEMORY * this.#x + x;
