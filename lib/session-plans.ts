@@ -9,6 +9,7 @@ import { crossEntropy } from './ops/cross-entropy.ts';
 import { BATCH_ROWS, BLOCK_ROWS } from './ops/mamba-block.ts';
 import { SAMPLE_COLUMNS, sample } from './ops/sample.ts';
 import { Arena, compile, type Plan } from './plan.ts';
+import { PlanCache } from './plan-cache.ts';
 import type { DType, Tensor } from './tensor.ts';
 
 /** Ids that one plan reads of all sequences together at most: a GPU needs thousands of rows to be full. */
@@ -137,7 +138,7 @@ export class SessionPlans {
   readonly #arena: Arena;
   /** What plans read and write beside the memory: it outlives them. */
   readonly #tensors = new Map<string, Tensor>();
-  readonly #made = new Map<string, Promise<{ plan: Plan }>>();
+  readonly #plans = new PlanCache<{ plan: Plan }>();
 
   /** @param period what chunks of more than one id are a multiple of */
   constructor(device: Device, config: ModelConfig, weights: Weights, batch: number, period: number) {
@@ -171,7 +172,7 @@ export class SessionPlans {
 
   /** Reads `size` ids of every sequence; with `padded` only as many of them as `lengths` says. */
   chunk(output: ChunkOutput, size: number, from: Passage, padded = false): Promise<ChunkPlan> {
-    return this.once(`${output} ${size} ${from.key} ${padded}`, async () => {
+    return this.#plans.once(`${output} ${size} ${from.key} ${padded}`, async () => {
       const ids = this.tensor(`ids ${size}`, [this.#batch, size], 'i32');
       const lengths = padded ? this.tensor('lengths', [this.#batch], 'i32') : undefined;
       const ins = { ids, lengths };
@@ -191,7 +192,7 @@ export class SessionPlans {
 
   /** Reads `steps` ids of one sequence in a single pass, any prefix of which can be accepted. */
   verify(steps: number, penalty: boolean, biased: boolean, from: Passage): Promise<VerifyPlan> {
-    return this.once(`verify ${steps} ${penalty} ${biased} ${from.key}`, async () => {
+    return this.#plans.once(`verify ${steps} ${penalty} ${biased} ${from.key}`, async () => {
       const ids = this.tensor(`ids ${steps}`, [1, steps], 'i32');
       const draw = this.drawTensors('verify', steps, penalty, biased);
       const g = new Graph();
@@ -204,7 +205,7 @@ export class SessionPlans {
 
   /** Reads one id of one sequence. */
   step(from: Passage): Promise<StepPlan> {
-    return this.once(`step ${from.key}`, async () => {
+    return this.#plans.once(`step ${from.key}`, async () => {
       const ids = this.tensor('ids 1', [1, 1], 'i32');
       const g = new Graph();
       const x = await this.backbone(g, ids, from);
@@ -215,7 +216,7 @@ export class SessionPlans {
 
   /** Reads the last id of every sequence and draws the next. */
   decode(penalty: boolean, biased: boolean, from: Passage): Promise<DecodePlan> {
-    return this.once(`decode ${penalty} ${biased} ${from.key}`, async () => {
+    return this.#plans.once(`decode ${penalty} ${biased} ${from.key}`, async () => {
       const B = this.#batch;
       const draw = this.drawTensors('decode', B, penalty, biased);
       const g = new Graph();
@@ -229,7 +230,7 @@ export class SessionPlans {
 
   /** Runs what a memory computes by itself. */
   readonly run: RunPlan = async (key, rows, record) => {
-    const { plan } = await this.once(key, async () => {
+    const { plan } = await this.#plans.once(key, async () => {
       const g = new Graph();
       const weights = await prepared(this.#device, this.#config, this.#weights);
       record(g, weights, this.forward(rows));
@@ -239,11 +240,8 @@ export class SessionPlans {
   };
 
   /** Drops all plans: what they read and write of the memory lies elsewhere now. */
-  async forget(): Promise<void> {
-    const made = [...this.#made.values()];
-    this.#made.clear();
-    const drop = ({ plan }: { plan: Plan }) => plan.dispose();
-    await Promise.all(made.map((entry) => entry.then(drop, () => undefined)));
+  forget(): Promise<void> {
+    return this.#plans.forget();
   }
 
   dispose(): void {
@@ -273,17 +271,6 @@ export class SessionPlans {
       this.#tensors.set(name, t);
     }
     return t;
-  }
-
-  private once<T extends { plan: Plan }>(key: string, make: () => Promise<T>): Promise<T> {
-    let entry = this.#made.get(key) as Promise<T> | undefined;
-    if (!entry) {
-      entry = make();
-      this.#made.set(key, entry);
-      // Memory that was short may be there the next time.
-      entry.catch(() => this.#made.delete(key));
-    }
-    return entry;
   }
 
   private compile(g: Graph, ...outputs: Tensor[]): Promise<Plan> {

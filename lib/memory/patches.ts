@@ -4,6 +4,7 @@ import type { Device } from '../device.ts';
 import { expected, ModelFormatError } from '../errors.ts';
 import { Graph } from '../graph.ts';
 import { compile, type Plan } from '../plan.ts';
+import { PlanCache } from '../plan-cache.ts';
 import type { Tensor } from '../tensor.ts';
 import { CacheMemory, type CacheShape, type CacheState, cacheFloats, steps } from './cache.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
@@ -158,7 +159,7 @@ export class PatchMemory implements Memory {
   /** Ids read before the last verify pass, and which of its patches is this memory's own now. */
   #verifiedFrom = 0;
   #held = 0;
-  readonly #accepts = new Map<number, Promise<Plan>>();
+  readonly #accepts = new PlanCache<{ plan: Plan }>();
 
   constructor(device: Device, shape: PatchShape, batch: number, dtype: CacheDType, mostVerified: number) {
     this.period = shape.patch;
@@ -285,16 +286,12 @@ export class PatchMemory implements Memory {
   async accept(ids: number): Promise<void> {
     const patch = this.#patchOnTheWay(ids);
     if (patch !== this.#held) {
-      let plan = this.#accepts.get(patch);
-      if (!plan) {
+      const { plan } = await this.#accepts.once(`${patch}`, async () => {
         const g = new Graph();
         copyPatch(g, this.#keptSlots().slots[patch] as PatchState, this.patch);
-        plan = compile(this.#device, g);
-        this.#accepts.set(patch, plan);
-        // Memory that was short may be there the next time.
-        plan.catch(() => this.#accepts.delete(patch));
-      }
-      await (await plan).startBrief(); // whatever reads the patch comes after it
+        return { plan: await compile(this.#device, g) };
+      });
+      await plan.startBrief(); // whatever reads the patch comes after it
       this.#held = patch;
     }
     this.moveTo(0, this.#verifiedFrom + ids);
@@ -337,12 +334,7 @@ export class PatchMemory implements Memory {
   }
 
   dispose(): void {
-    for (const plan of this.#accepts.values()) {
-      plan.then(
-        (p) => p.dispose(),
-        () => undefined,
-      );
-    }
+    void this.#accepts.forget();
     this.#global.dispose();
     this.#own.dispose();
     this.#kept?.dispose();

@@ -3,6 +3,7 @@
 import type { Device } from '../device.ts';
 import { Graph } from '../graph.ts';
 import { compile, type Plan } from '../plan.ts';
+import { PlanCache } from '../plan-cache.ts';
 import { elements, type Tensor } from '../tensor.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
 import { region } from './region.ts';
@@ -52,7 +53,7 @@ export class RecurrentMemory<S> implements Memory {
   readonly #most: number;
   readonly #memory: Tensor;
   readonly #tensors: Tensor[][];
-  readonly #plans = new Map<string, Promise<Plan>>();
+  readonly #plans = new PlanCache<{ plan: Plan }>();
   #zeros: Tensor | undefined;
   /** By layer the states after every step of the last verify pass, each of them contiguous as fused kernels write them. */
   #kept: Tensor | undefined;
@@ -128,12 +129,7 @@ export class RecurrentMemory<S> implements Memory {
   }
 
   dispose(): void {
-    for (const plan of this.#plans.values()) {
-      plan.then(
-        (p) => p.dispose(),
-        () => undefined,
-      );
-    }
+    void this.#plans.forget();
     for (const t of [this.#memory, this.#zeros, this.#kept]) if (t) this.#device.release(t);
   }
 
@@ -163,17 +159,13 @@ export class RecurrentMemory<S> implements Memory {
 
   /** Writes `parts` one after another to the memory; `name` tells such plans apart. */
   async #join(name: string, parts: () => readonly Tensor[]): Promise<void> {
-    let plan = this.#plans.get(name);
-    if (!plan) {
+    const { plan } = await this.#plans.once(name, async () => {
       const g = new Graph();
       const rows = parts().map((t) => t.reshape(1, t.elems));
       g.op('concat', { y: this.#memory.reshape(1, this.#memory.elems) }, { parts_: rows });
-      plan = compile(this.#device, g);
-      this.#plans.set(name, plan);
-      // Memory that was short may be there the next time.
-      plan.catch(() => this.#plans.delete(name));
-    }
-    await (await plan).startBrief(); // whatever reads the state comes after it
+      return { plan: await compile(this.#device, g) };
+    });
+    await plan.startBrief(); // whatever reads the state comes after it
   }
 }
 

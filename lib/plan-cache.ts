@@ -1,0 +1,25 @@
+import type { Plan } from './plan.ts';
+
+/** Plans with what belongs to them, by name, each compiled on first use. */
+export class PlanCache<T extends { plan: Plan }> {
+  readonly #made = new Map<string, Promise<T>>();
+
+  once<U extends T>(name: string, make: () => Promise<U>): Promise<U> {
+    let made = this.#made.get(name) as Promise<U> | undefined;
+    if (!made) {
+      made = make();
+      this.#made.set(name, made);
+      // Memory that was short may be there the next time.
+      made.catch(() => this.#made.delete(name));
+    }
+    return made;
+  }
+
+  /** Disposes of all plans. */
+  async forget(): Promise<void> {
+    const made = [...this.#made.values()];
+    this.#made.clear();
+    const drop = ({ plan }: T) => plan.dispose();
+    await Promise.all(made.map((entry) => entry.then(drop, () => undefined)));
+  }
+}
