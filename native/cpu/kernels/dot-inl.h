@@ -7,9 +7,8 @@
 // Formats by weight dtype:
 //   f32   f32 products everywhere.
 //   bf16  AVX-512: activations rounded to bf16, products by vdpbf16ps. Elsewhere: weights widened, f32 products.
-//   i8    AVX-512: activations quantised per row to 16-bit integers, x = s q, s = absmax / 32639, and their products
-//         with the weights summed exactly. The only errors are the rounding of x to 16 bits and one of the sum, so that
-//         all ways to it give the same bits. Elsewhere: weights widened, f32 products.
+//   i8    AVX-512: exact sums of activations quantised to 16 bits (dot_bytes-inl.h). Elsewhere: weights widened, f32
+//         products.
 #pragma once
 
 namespace mb::cpu::MB_TARGET {
@@ -28,44 +27,27 @@ struct DotInput {
   const char* data;
   int64_t row_bytes;
   int64_t rows, k;
-  const char* tiles = nullptr;  // the rows once more, as columns of matrix tiles (few_rows-inl.h)
+  const char* columns = nullptr;  // the rows once more, as columns (dot_bytes-inl.h)
 };
 
 // sums[m] = the sum of the lanes of parts[m].
 #if MB_LEVEL == MB_LEVEL_avx512
-template <class Add>
-MB_INLINE __m512 sum_sixteen(const __m512 (&parts)[16], const Add& add) {
+MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
   __m512 pair[8], quad[4];
-#pragma GCC unroll 8
+  MB_UNROLL
   for (int i = 0; i < 8; i++) {
-    const __m512 a = parts[2 * i], b = parts[2 * i + 1];
-    pair[i] = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 a = parts[2 * i].v, b = parts[2 * i + 1].v;
+    pair[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   }
-#pragma GCC unroll 4
+  MB_UNROLL
   for (int i = 0; i < 4; i++) {
     const __m512d a = _mm512_castps_pd(pair[2 * i]), b = _mm512_castps_pd(pair[2 * i + 1]);
-    quad[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    quad[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
   }
   const auto fold_two = [&](__m512 a, __m512 b) __attribute__((always_inline)) {
-    return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   };
-  return fold_two(fold_two(quad[0], quad[1]), fold_two(quad[2], quad[3]));
-}
-MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
-  __m512 v[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) v[i] = parts[i].v;
-  const auto add = [](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_add_ps(a, b); };
-  _mm512_storeu_ps(sums, sum_sixteen(v, add));
-}
-MB_INLINE __m512i sum_lanes(const __m512i (&parts)[16]) {
-  __m512 v[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) v[i] = _mm512_castsi512_ps(parts[i]);
-  const auto add = [](__m512 a, __m512 b) __attribute__((always_inline)) {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
-  };
-  return _mm512_castps_si512(sum_sixteen(v, add));
+  _mm512_storeu_ps(sums, fold_two(fold_two(quad[0], quad[1]), fold_two(quad[2], quad[3])));
 }
 #elif MB_LEVEL == MB_LEVEL_avx2
 MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
@@ -91,8 +73,7 @@ struct DotWiden {
   struct Acc {
     V sum;
   };
-  static constexpr int kStep = W, kInputBytes = 4;
-  static constexpr int64_t kMostColumns = 0;  // that one sum holds; 0: any number
+  static constexpr int kStep = W;
   // Weight rows held at once for 1, 2, 4 and 8 activation rows: what the registers allow.
   static constexpr int kRows1 = W == 16 ? 16 : 8, kRows2 = W == 16 ? 8 : 4, kRows4 = W == 16 ? 4 : 2;
   static constexpr int kRows8 = W == 16 ? 2 : 1;
@@ -104,21 +85,20 @@ struct DotWiden {
   MB_INLINE V weights_n(const uint16_t* p, int n) { return load_bf16_n(p, n); }
   MB_INLINE V weights_n(const int8_t* p, int n) { return load_i8_n(p, n); }
 
-  MB_INLINE Acc start(const char*) { return {zero()}; }
+  MB_INLINE Acc start() { return {zero()}; }
   MB_INLINE void step(Acc& acc, V w, const char* x, int64_t j) {
     acc.sum = fma(load(reinterpret_cast<const float*>(x) + j), w, acc.sum);
   }
   MB_INLINE void step_n(Acc& acc, V w, const char* x, int64_t j, int n) {
     acc.sum = fma(load_n(reinterpret_cast<const float*>(x) + j, n), w, acc.sum);
   }
-  MB_INLINE void sum_tile(const Acc (&acc)[16], const char*, float* sums) {
+  MB_INLINE void sum_tile(const Acc (&acc)[16], float* sums) {
     V parts[16];
 #pragma GCC unroll 16
     for (int m = 0; m < 16; m++) parts[m] = acc[m].sum;
     sum_lanes(parts, sums);
   }
 
-  static int64_t row_bytes(int64_t) { return 0; }
   static DotInput prepare(const float* x, int64_t stride, int64_t rows, int64_t k, char*) {
     return {reinterpret_cast<const char*>(x), stride * 4, rows, k};
   }
@@ -137,20 +117,20 @@ struct DotBf16 {
   struct Acc {
     __m512 sum;
   };
-  static constexpr int kStep = 32, kInputBytes = 2;
-  static constexpr int64_t kMostColumns = 0;
+  static constexpr int kStep = 32;
+  static constexpr int64_t kHead = 0;  // bytes before a prepared row's columns
   static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4, kRows8 = 2;
 
   MB_INLINE __m512i weights(const uint16_t* p) { return _mm512_loadu_si512(p); }
   MB_INLINE __m512i weights_n(const uint16_t* p, int n) {
     return _mm512_maskz_loadu_epi16(static_cast<__mmask32>(first_n64(n)), p);
   }
-  MB_INLINE Acc start(const char*) { return {_mm512_setzero_ps()}; }
+  MB_INLINE Acc start() { return {_mm512_setzero_ps()}; }
   MB_INLINE void step(Acc& acc, __m512i w, const char* x, int64_t j) {
     acc.sum = _mm512_dpbf16_ps(acc.sum, as_bf16(w), as_bf16(_mm512_loadu_si512(x + 2 * j)));
   }
   MB_INLINE void step_n(Acc& acc, __m512i w, const char* x, int64_t j, int) { step(acc, w, x, j); }
-  MB_INLINE void sum_tile(const Acc (&acc)[16], const char*, float* sums) {
+  MB_INLINE void sum_tile(const Acc (&acc)[16], float* sums) {
     V parts[16];
 #pragma GCC unroll 16
     for (int m = 0; m < 16; m++) parts[m] = {acc[m].sum};
@@ -173,221 +153,8 @@ struct DotBf16 {
   }
 };
 
-// acc + groups of four products, u unsigned by x signed bytes. In assembly because GCC 12 wraps the intrinsic in
-// copies of the accumulator that cost more than the product.
-MB_INLINE void dot_bytes(__m512i& acc, __m512i u, __m512i x) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(x));
-}
-
-MB_INLINE __m512 rounded(__m512d first, __m512d second) {
-  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(first)), _mm512_cvtpd_ps(second), 1);
-}
-
-// How a row is taken as 16-bit integers.
-struct DotScale {
-  float scale, inverse;
-  static DotScale of(const float* x, int64_t k) {
-    V largest = zero(), poison = zero();
-    const auto weigh = [&](V v) __attribute__((always_inline)) {
-      largest = max({_mm512_abs_ps(v.v)}, largest);
-      poison = fma(v, zero(), poison);  // NaN once any value is not finite
-    };
-    const int64_t even = k - k % W;
-    for (int64_t j = 0; j < even; j += W) weigh(load(x + j));
-    if (even < k) weigh(load_n(x + even, static_cast<int>(k - even)));
-    const float absmax = reduce_max(largest);
-    // 127 * 256 + 127, so that hi stays a signed byte. Rows smaller than 1e-30 count as zero: 1 / s would overflow.
-    return {absmax / 32639.0f + reduce_add(poison), absmax > 1e-30f ? 32639.0f / absmax : 0.0f};
-  }
-};
-// 64 numbers, or the n that are left and zeros, as integers.
-MB_INLINE void quantize64(const float* x, int64_t n, const DotScale& s, __m512i (&q)[4]) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    const V v = n >= 64 ? load(x + 16 * i) : load_n(x + 16 * i, static_cast<int>(max64(0, min64(n - 16 * i, 16))));
-    q[i] = _mm512_cvtps_epi32((v * set1(s.inverse)).v);
-  }
-}
-
-// What both ways to multiply by i8 weights share. A prepared row: kHead bytes of F's own, then two for each q.
-template <class F>
-struct DotQuantized {
-  using Elem = int8_t;
-  static constexpr int kStep = 64, kInputBytes = 2;
-
-  static int64_t row_bytes(int64_t k) { return F::kHead + 2 * round_up(k, kStep); }
-  static DotInput prepare(const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
-    const int64_t bytes = row_bytes(k);
-    for (int64_t r = 0; r < rows; r++) F::prepare_row(x + r * stride, k, to + r * bytes);
-    return {to, bytes, rows, k};
-  }
-};
-
-// q in two signed bytes, 256 hi + lo, multiplied by vpdpbusd with the weights as w + 128; the surplus 128 q is taken
-// off in advance. For few rows of activations: weights need no widening. Matrix tiles take bytes too (dot_amx-inl.h).
-struct DotBytes : DotQuantized<DotBytes> {
-  using Weights = __m512i;
-  struct Acc {
-    __m512i high, low;
-  };
-  static constexpr int64_t kMostColumns = 0;
-  static constexpr int kRows1 = 8, kRows2 = 4, kRows4 = 2, kRows8 = 0;  // eight are for DotWords
-  // A prepared row: the negated surplus of every lane for hi and lo (64 bytes each), the scale (64 bytes), then hi and
-  // lo bytes by turns, 64 each.
-  static constexpr int64_t kHead = 192;
-
-  MB_INLINE __m512i biased(__m512i w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-  MB_INLINE __m512i weights(const int8_t* p) { return biased(_mm512_loadu_si512(p)); }
-  MB_INLINE __m512i weights_n(const int8_t* p, int n) { return biased(_mm512_maskz_loadu_epi8(first_n64(n), p)); }
-  MB_INLINE Acc start(const char* x) { return {_mm512_loadu_si512(x), _mm512_loadu_si512(x + 64)}; }
-  MB_INLINE void step(Acc& acc, __m512i w, const char* x, int64_t j) {
-    dot_bytes(acc.high, w, _mm512_loadu_si512(x + kHead + 2 * j));
-    dot_bytes(acc.low, w, _mm512_loadu_si512(x + kHead + 2 * j + 64));
-  }
-  MB_INLINE void step_n(Acc& acc, __m512i w, const char* x, int64_t j, int) { step(acc, w, x, j); }
-  // 256 high + low, rounded once.
-  MB_INLINE V join_parts(__m512i high, __m512i low) {
-    const auto joined = [](__m256i h, __m256i l) __attribute__((always_inline)) {
-      return _mm512_fmadd_pd(_mm512_cvtepi32_pd(h), _mm512_set1_pd(256.0), _mm512_cvtepi32_pd(l));
-    };
-    return {rounded(joined(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low)),
-                    joined(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1)))};
-  }
-  // Lanes are summed as integers, exactly, as matrix tiles do.
-  MB_INLINE void sum_tile(const Acc (&acc)[16], const char* x, float* sums) {
-    __m512i high[16], low[16];
-#pragma GCC unroll 16
-    for (int m = 0; m < 16; m++) {
-      high[m] = acc[m].high;
-      low[m] = acc[m].low;
-    }
-    store(sums, join_parts(sum_lanes(high), sum_lanes(low)) * set1(scale(x)));
-  }
-  MB_INLINE float scale(const char* x) {
-    float s;
-    memcpy(&s, x + 128, 4);
-    return s;
-  }
-
-  static void prepare_row(const float* x, int64_t k, char* to) {
-    const DotScale s = DotScale::of(x, k);
-    __m512i sum_high = _mm512_setzero_si512(), sum_low = _mm512_setzero_si512();
-    for (int64_t j = 0; j < k; j += kStep) {
-      __m512i q[4];
-      quantize64(x + j, k - j, s, q);
-      // Packing takes 128 bits of either operand by turns; the permutation puts the groups of four bytes back in order.
-      const __m512i a = _mm512_packs_epi32(q[0], q[1]), b = _mm512_packs_epi32(q[2], q[3]);
-      const __m512i low_a = _mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8);
-      const __m512i low_b = _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8);
-      const __m512i high_a = _mm512_srai_epi16(_mm512_sub_epi16(a, low_a), 8);
-      const __m512i high_b = _mm512_srai_epi16(_mm512_sub_epi16(b, low_b), 8);
-      const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-      const __m512i high = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(high_a, high_b));
-      const __m512i low = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low_a, low_b));
-      char* block = to + kHead + 2 * j;
-      _mm512_storeu_si512(block, high);
-      _mm512_storeu_si512(block + 64, low);
-      const __m512i surplus = _mm512_set1_epi8(-128);  // 128 as an unsigned byte
-      dot_bytes(sum_high, surplus, high);
-      dot_bytes(sum_low, surplus, low);
-    }
-    _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sum_high));
-    _mm512_storeu_si512(to + 64, _mm512_sub_epi32(_mm512_setzero_si512(), sum_low));
-    memcpy(to + 128, &s.scale, 4);
-  }
-};
-
-// acc + pairs of products of 16-bit integers; in assembly as dot_bytes is.
-MB_INLINE void dot_words(__m512i& acc, __m512i w, __m512i x) {
-  asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
-}
-
-// q as it is, multiplied by vpdpwssd with the weights widened to 16 bits. For eight rows of activations and more, which
-// share the widening: one sum where bytes need two.
-struct DotWords : DotQuantized<DotWords> {
-  struct Weights {
-    __m512i first, second;
-  };
-  struct Acc {
-    __m512i sum;
-  };
-  // Exact sums of 16 weight rows.
-  struct Total {
-    __m512d first, second;
-  };
-  // Eight rows go as four and four, whose activations stay in registers for all weight rows: with eight, loads are the
-  // bound.
-  static constexpr int kRows1 = 16, kRows2 = 8, kRows4 = 4, kRows8 = 0;
-  // Of this many columns, sums of four lanes, each of up to 64 pairs of products 128 * 32639, stay below 2^31.
-  static constexpr int64_t kMostColumns = 2048;
-  static constexpr int64_t kHead = 64;  // a prepared row: the scale, then q
-
-  MB_INLINE __m512i widen(__m256i w) { return _mm512_cvtepi8_epi16(w); }
-  MB_INLINE Weights weights(const int8_t* p) {
-    const __m256i* halves = reinterpret_cast<const __m256i*>(p);
-    return {widen(_mm256_loadu_si256(halves)), widen(_mm256_loadu_si256(halves + 1))};
-  }
-  MB_INLINE Weights weights_n(const int8_t* p, int n) {
-    const __m512i w = _mm512_maskz_loadu_epi8(first_n64(n), p);
-    return {widen(_mm512_castsi512_si256(w)), widen(_mm512_extracti64x4_epi64(w, 1))};
-  }
-  MB_INLINE Acc start(const char*) { return {_mm512_setzero_si512()}; }
-  MB_INLINE void step(Acc& acc, Weights w, const char* x, int64_t j) {
-    dot_words(acc.sum, w.first, _mm512_loadu_si512(x + kHead + 2 * j));
-    dot_words(acc.sum, w.second, _mm512_loadu_si512(x + kHead + 2 * j + 64));
-  }
-  MB_INLINE void step_n(Acc& acc, Weights w, const char* x, int64_t j, int) { step(acc, w, x, j); }
-
-  MB_INLINE Total none() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
-  MB_INLINE void add_tile(const Acc (&acc)[16], Total& total) {
-    __m512i pair[8], quad[4];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-      const __m512i a = acc[2 * i].sum, b = acc[2 * i + 1].sum;
-      pair[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      const __m512i a = pair[2 * i], b = pair[2 * i + 1];
-      quad[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    }
-    // Every 128 bits of quad[i] hold a part of the sums of weight rows 4 i to 4 i + 3.
-    const auto halves = [](__m512i q) __attribute__((always_inline)) {
-      return _mm512_add_pd(_mm512_cvtepi32_pd(_mm512_castsi512_si256(q)),
-                           _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(q, 1)));
-    };
-    const auto sums = [&](__m512i low, __m512i high) __attribute__((always_inline)) {
-      const __m512d a = halves(low), b = halves(high);
-      return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
-    };
-    total.first = _mm512_add_pd(total.first, sums(quad[0], quad[1]));
-    total.second = _mm512_add_pd(total.second, sums(quad[2], quad[3]));
-  }
-  MB_INLINE void finish(const Total& total, const char* x, float* sums) {
-    float scale;
-    memcpy(&scale, x, 4);
-    store(sums, V{rounded(total.first, total.second)} * set1(scale));
-  }
-
-  static void prepare_row(const float* x, int64_t k, char* to) {
-    const DotScale s = DotScale::of(x, k);
-    memcpy(to, &s.scale, 4);
-    // Packing takes 128 bits of either operand by turns.
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    for (int64_t j = 0; j < k; j += kStep) {
-      __m512i q[4];
-      quantize64(x + j, k - j, s, q);
-      char* block = to + kHead + 2 * j;
-      _mm512_storeu_si512(block, _mm512_permutexvar_epi64(order, _mm512_packs_epi32(q[0], q[1])));
-      _mm512_storeu_si512(block + 64, _mm512_permutexvar_epi64(order, _mm512_packs_epi32(q[2], q[3])));
-    }
-  }
-};
-
 #else
 using DotBf16 = DotWiden<uint16_t>;
-using DotBytes = DotWiden<int8_t>;
-using DotWords = DotWiden<int8_t>;
 #endif
 using DotF32 = DotWiden<float>;
 
@@ -402,7 +169,7 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
 #pragma GCC unroll 16
   for (int r = 0; r < RR; r++) {
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; m++) acc[r][m] = F::start(x + r * x_bytes);
+    for (int m = 0; m < MR; m++) acc[r][m] = F::start();
   }
   const Elem* p[kGroups];
 #pragma GCC unroll 16
@@ -456,33 +223,19 @@ template <class F, int MR, int RR, bool kFetch>
 __attribute__((noinline)) void dot_tile(const typename F::Elem* w, int64_t stride, const char* x, int64_t x_bytes,
                                         int64_t k, float (*sums)[kTileRows]) {
   typename F::Acc parts[RR][kTileRows];
-  const auto multiply = [&](int64_t from, int64_t n) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-    for (int m = 0; m < kTileRows; m += MR) {
-      typename F::Acc some[RR][kTileRows];
-      const char* fetch = reinterpret_cast<const char*>(w + m * stride + MR * from);
-      dot_rows<F, MR, RR, kFetch>(w + m * stride + from, stride, x + from * F::kInputBytes, x_bytes, n, fetch, some);
+  for (int m = 0; m < kTileRows; m += MR) {
+    typename F::Acc some[RR][kTileRows];
+    const char* fetch = reinterpret_cast<const char*>(w + m * stride);
+    dot_rows<F, MR, RR, kFetch>(w + m * stride, stride, x, x_bytes, k, fetch, some);
 #pragma GCC unroll 16
-      for (int r = 0; r < RR; r++) {
+    for (int r = 0; r < RR; r++) {
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; i++) parts[r][m + i] = some[r][i];
-      }
+      for (int i = 0; i < MR; i++) parts[r][m + i] = some[r][i];
     }
-  };
-  if constexpr (F::kMostColumns > 0) {
-    typename F::Total totals[RR];
-    for (int r = 0; r < RR; r++) totals[r] = F::none();
-    for (int64_t from = 0; from < k; from += F::kMostColumns) {
-      multiply(from, min64(k - from, F::kMostColumns));
-#pragma GCC unroll 8
-      for (int r = 0; r < RR; r++) F::add_tile(parts[r], totals[r]);
-    }
-    for (int r = 0; r < RR; r++) F::finish(totals[r], x + r * x_bytes, sums[r]);
-  } else {
-    multiply(0, k);
-#pragma GCC unroll 8
-    for (int r = 0; r < RR; r++) F::sum_tile(parts[r], x + r * x_bytes, sums[r]);
   }
+#pragma GCC unroll 8
+  for (int r = 0; r < RR; r++) F::sum_tile(parts[r], sums[r]);
 }
 
 // As many activation rows from r on as go together; returns how many those are.
@@ -491,15 +244,13 @@ MB_INLINE int64_t dot_next_rows(const typename F::Elem* w, int64_t stride, const
                                 float (*sums)[kTileRows]) {
   const char* row = x.data + r * x.row_bytes;
   const int64_t left = x.rows - r;
-  if constexpr (F::kRows8 > 0) {
-    if (left >= 8) {
-      if (r == 0) {
-        dot_tile<F, F::kRows8, 8, true>(w, stride, row, x.row_bytes, x.k, sums);
-      } else {
-        dot_tile<F, F::kRows8, 8, false>(w, stride, row, x.row_bytes, x.k, sums);
-      }
-      return 8;
+  if (left >= 8) {
+    if (r == 0) {
+      dot_tile<F, F::kRows8, 8, true>(w, stride, row, x.row_bytes, x.k, sums);
+    } else {
+      dot_tile<F, F::kRows8, 8, false>(w, stride, row, x.row_bytes, x.k, sums);
     }
+    return 8;
   }
   if (left >= 4) {
     dot_tile<F, F::kRows4, 4, true>(w, stride, row, x.row_bytes, x.k, sums);
@@ -613,15 +364,11 @@ static void dot_short(const Tensor& weight, const DotInput& x, int64_t begin, in
 }
 #endif
 
-template <class F>
-__attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end,
-                                         const DotOutput& out) {
-  using Elem = typename F::Elem;
-#if MB_LEVEL == MB_LEVEL_avx512
-  if constexpr (sizeof(Elem) == 2) {
-    if (has_short_rows(weight)) return dot_short(weight, x, begin, end, out);
-  }
-#endif
+// Weight rows [begin, end) in tiles of 16: next(w, stride, r, sums) multiplies those at w with as many activation rows
+// from r on as it takes together, and returns how many those are.
+template <class Elem, class Next>
+MB_INLINE void dot_tiles(const Tensor& weight, int64_t begin, int64_t end, int64_t rows, const DotOutput& out,
+                         const Next& next) {
   const int64_t m_count = weight.rows(), stride = weight.row_stride;
   for (int64_t m = begin; m < end; m += kTileRows) {
     const int64_t n = min64(kTileRows, end - m);
@@ -631,8 +378,8 @@ __attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x
       const Elem* w = weight.row<Elem>(from + one);
       const int64_t s = m_count >= kTileRows ? stride : 0;
       float sums[8][kTileRows];
-      for (int64_t r = 0; r < x.rows;) {
-        const int64_t done = dot_next_rows<F>(w, s, x, r, sums);
+      for (int64_t r = 0; r < rows;) {
+        const int64_t done = next(w, s, r, sums);
         for (int64_t i = 0; i < done; i++) {
           if (s == 0) {
             dot_store(out, sums[i], r + i, m + one, 1);
@@ -644,6 +391,21 @@ __attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x
       }
     }
   }
+}
+
+template <class F>
+__attribute__((noinline)) void dot_range(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end,
+                                         const DotOutput& out) {
+  using Elem = typename F::Elem;
+#if MB_LEVEL == MB_LEVEL_avx512
+  if constexpr (sizeof(Elem) == 2) {
+    if (has_short_rows(weight)) return dot_short(weight, x, begin, end, out);
+  }
+#endif
+  const auto next = [&](const Elem* w, int64_t stride, int64_t r, float(*sums)[kTileRows]) {
+    return dot_next_rows<F>(w, stride, x, r, sums);
+  };
+  dot_tiles<Elem>(weight, begin, end, x.rows, out, next);
 }
 
 }  // namespace mb::cpu::MB_TARGET

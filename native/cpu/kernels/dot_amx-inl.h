@@ -2,7 +2,7 @@
 // in memory, so nothing is packed but the activations: their tiles hold one 32-bit group of k (two bf16 or four bytes)
 // a row and one activation row a column. i8 weights take two columns an activation row, hi and lo of DotBytes.
 #pragma once
-#include "dot-inl.h"
+#include "dot_bytes-inl.h"
 
 #ifdef MB_TILES
 namespace mb::cpu::MB_TARGET {
@@ -28,21 +28,14 @@ __attribute__((target("amx-tile"), noinline)) static void amx_begin(int narrow, 
 }
 __attribute__((target("amx-tile"), noinline)) static void amx_end() { _tile_release(); }
 
-// How activation rows are laid out in tiles: `tiles` column tiles (1, 2 or 4) of `rows` activation rows each. A tile of
-// i8 has the hi parts of its eight rows in the first eight columns, the lo parts in the others.
-struct AmxFew {
-  int64_t depths, rows, tiles, cols;
-  AmxFew(DType weight, int64_t count, int64_t k) {
-    const bool bytes = weight == DType::i8;
-    const int64_t most = bytes ? 8 : 16;
-    depths = (k + 64 / dtype_size(weight) - 1) / (64 / dtype_size(weight));
-    tiles = count <= most ? 1 : count <= 2 * most ? 2 : 4;
-    rows = bytes ? most : min64(count, most);
-    cols = bytes ? 16 : rows;
-  }
-  int64_t tile_bytes() const { return 64 * cols; }
-  int64_t bytes() const { return depths * tiles * tile_bytes(); }
-};
+// Tiles of activation rows, of which there may be 1, 2 or 4. One of i8 has the hi parts of its eight rows in the first
+// eight columns, the lo parts in the others.
+static DotColumns amx_columns(DType weight, int64_t count, int64_t k) {
+  const bool bytes = weight == DType::i8;
+  const int64_t most = bytes ? 8 : 16, in_depth = 64 / dtype_size(weight), rows = bytes ? most : min64(count, most);
+  const int64_t tiles = count <= most ? 1 : count <= 2 * most ? 2 : 4;
+  return {(k + in_depth - 1) / in_depth, rows, tiles, bytes ? 16 : rows};
+}
 
 // Products fit when whole tiles of weight rows do and the columns fill at most four tiles. Tiles add bf16 products in
 // an order of their own, so they take any number of rows or none; i8 sums are exact, and for up to four rows, which
@@ -52,49 +45,27 @@ static bool amx_few(const Tensor& weight, int64_t rows) {
   return weight.dtype == DType::bf16 || (weight.dtype == DType::i8 && rows >= 5);
 }
 
-// [depth][column tile][group of k][column] from rows prepared for F, whose chunks of 64 bytes lie kParts after another.
-template <class F, int kParts, int64_t kHead>
-MB_INLINE void amx_pack_few(const DotInput& x, const AmxFew& s, char* to) {
-  for (int64_t tile = 0; tile < s.tiles; tile++) {
-    const char* from[W];  // by column; null: zeros
-    for (int c = 0; c < W; c++) {
-      const int64_t row = tile * s.rows + c % s.rows, part = c / s.rows;
-      from[c] = c < s.cols && row < x.rows ? x.data + row * x.row_bytes + kHead + part * 64 : nullptr;
-    }
-    for (int64_t i = 0; i < s.depths; i++) {
-      V t[W];
-#pragma GCC unroll 16
-      for (int c = 0; c < W; c++) {
-        t[c] = from[c] ? load(reinterpret_cast<const float*>(from[c] + i * kParts * 64)) : zero();
-      }
-      transpose(t);
-      float* group = reinterpret_cast<float*>(to + (i * s.tiles + tile) * s.tile_bytes());
-      for (int g = 0; g < 16; g++) store_n(group + g * s.cols, t[g], static_cast<int>(s.cols));
-    }
-  }
-}
-
 static int64_t amx_few_bytes(DType weight, int64_t rows, int64_t k) {
   const int64_t row = weight == DType::bf16 ? DotBf16::row_bytes(k) : DotBytes::row_bytes(k);
-  return rows * row + AmxFew(weight, rows, k).bytes();
+  return rows * row + amx_columns(weight, rows, k).bytes();
 }
 
 static DotInput amx_prepare(DType weight, const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
-  const AmxFew s(weight, rows, k);
-  char* tiles = to + rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : DotBytes::row_bytes(k));
+  const DotColumns s = amx_columns(weight, rows, k);
+  char* columns = to + rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : DotBytes::row_bytes(k));
   DotInput input;
   if (weight == DType::bf16) {
     input = DotBf16::prepare(x, stride, rows, k, to);
     if (rows == 1) {
-      tiles = to;  // one column: groups of k in order, as they are
+      columns = to;  // one column: groups of k in order, as they are
     } else {
-      amx_pack_few<DotBf16, 1, 0>(input, s, tiles);
+      pack_columns<DotBf16, 1>(input, s, columns);
     }
   } else {
     input = DotBytes::prepare(x, stride, rows, k, to);
-    amx_pack_few<DotBytes, 2, DotBytes::kHead>(input, s, tiles);
+    pack_columns<DotBytes, 2>(input, s, columns);
   }
-  input.tiles = tiles;
+  input.columns = columns;
   return input;
 }
 
@@ -180,8 +151,8 @@ __attribute__((target("amx-tile,amx-bf16,amx-int8"), noinline)) static void amx_
 }
 
 // One tile of sums [weight row][column] of bf16 to sums of activation rows, 16 weight rows each.
-MB_INLINE void amx_bf16_store(const float* tile, const AmxFew& s, const DotInput& x, int64_t first_row, int64_t skip,
-                              const DotOutput& out, int64_t begin, int64_t n) {
+MB_INLINE void amx_bf16_store(const float* tile, const DotColumns& s, const DotInput& x, int64_t first_row,
+                              int64_t skip, const DotOutput& out, int64_t begin, int64_t n) {
   if (s.cols == 1) return dot_store(out, tile + skip, first_row, begin, n);
   V t[W];
   for (int m = 0; m < 16; m++) t[m] = load_n(tile + m * s.cols, static_cast<int>(s.cols));
@@ -230,7 +201,7 @@ MB_INLINE void amx_i8_store(const float* tile, const DotInput& x, int64_t first_
 }
 
 template <bool kInt, int kTiles>
-static void amx_few_range(const Tensor& weight, const DotInput& x, const AmxFew& s, int64_t begin, int64_t end,
+static void amx_few_range(const Tensor& weight, const DotInput& x, const DotColumns& s, int64_t begin, int64_t end,
                           const DotOutput& out) {
   constexpr int kSide = amx_side(kTiles);
   const int64_t size = dtype_size(weight.dtype), stride = weight.row_stride * size;
@@ -245,7 +216,7 @@ static void amx_few_range(const Tensor& weight, const DotInput& x, const AmxFew&
       from[i] = min64(m + i * kTileRows, weight.rows() - kTileRows);  // a short tile is moved back to whole rows
       w[i] = base + from[i] * stride;
     }
-    amx_few_sums<kInt, kTiles>(w, stride, x.k * size, x.tiles, s.tile_bytes(), sums);
+    amx_few_sums<kInt, kTiles>(w, stride, x.k * size, x.columns, s.tile_bytes(), sums);
     for (int i = 0; i < kSide && m + i * kTileRows < end; i++) {
       const int64_t at = m + i * kTileRows, n = min64(kTileRows, end - at);
       for (int64_t tile = 0; tile < kTiles && tile * s.rows < x.rows; tile++) {
@@ -259,7 +230,7 @@ static void amx_few_range(const Tensor& weight, const DotInput& x, const AmxFew&
 }
 
 static void amx_few_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
-  const AmxFew s(weight.dtype, x.rows, x.k);
+  const DotColumns s = amx_columns(weight.dtype, x.rows, x.k);
   if (weight.dtype == DType::bf16) {
     if (s.tiles == 1) return amx_few_range<false, 1>(weight, x, s, begin, end, out);
     return amx_few_range<false, 2>(weight, x, s, begin, end, out);

@@ -3,22 +3,22 @@
 #pragma once
 #include "dot-inl.h"
 #include "dot_amx-inl.h"
+#include "dot_bytes-inl.h"
 
 namespace mb::cpu::MB_TARGET {
 
-// Which of the two formats for i8 weights suits a number of rows.
-MB_INLINE bool dot_by_bytes(DType weight, int64_t rows) { return weight == DType::i8 && rows < 8; }
-
 // Scratch for prepared activations, enough for every format.
-static int64_t dot_input_bytes(DType weight, int64_t rows, int64_t k) {
-  if (weight != DType::bf16 && weight != DType::i8) return rows * DotF32::row_bytes(k);
-#ifdef MB_TILES
-  return round_up(amx_few_bytes(weight, rows, k), 64);
-#else
-  return round_up(
-      rows * (weight == DType::bf16 ? DotBf16::row_bytes(k) : max64(DotBytes::row_bytes(k), DotWords::row_bytes(k))),
-      64);
+static int64_t dot_input_bytes([[maybe_unused]] DType weight, [[maybe_unused]] int64_t rows,
+                               [[maybe_unused]] int64_t k) {
+  int64_t bytes = 0;
+#if MB_LEVEL == MB_LEVEL_avx512
+  if (weight == DType::bf16) bytes = rows * DotBf16::row_bytes(k);
+  if (weight == DType::i8) bytes = byte_input_bytes(rows, k);
 #endif
+#ifdef MB_TILES
+  if (weight == DType::bf16 || weight == DType::i8) bytes = max64(bytes, amx_few_bytes(weight, rows, k));
+#endif
+  return round_up(bytes, 64);
 }
 
 static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride, int64_t rows, char* to) {
@@ -26,20 +26,24 @@ static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride
 #ifdef MB_TILES
   if (amx_few(weight, rows)) return amx_prepare(weight.dtype, x, stride, rows, k, to);
 #endif
+#if MB_LEVEL == MB_LEVEL_avx512
   if (weight.dtype == DType::bf16) return DotBf16::prepare(x, stride, rows, k, to);
-  if (dot_by_bytes(weight.dtype, rows)) return DotBytes::prepare(x, stride, rows, k, to);
-  if (weight.dtype == DType::i8) return DotWords::prepare(x, stride, rows, k, to);
+  if (weight.dtype == DType::i8) return byte_input(x, stride, rows, k, to);
+#endif
   return DotF32::prepare(x, stride, rows, k, to);
 }
 
 static void dot_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   if (begin >= end) return;
 #ifdef MB_TILES
-  if (x.tiles) return amx_few_run(weight, x, begin, end, out);
+  if (amx_few(weight, x.rows)) return amx_few_run(weight, x, begin, end, out);
 #endif
   if (weight.dtype == DType::bf16) return dot_range<DotBf16>(weight, x, begin, end, out);
-  if (dot_by_bytes(weight.dtype, x.rows)) return dot_range<DotBytes>(weight, x, begin, end, out);
-  if (weight.dtype == DType::i8) return dot_range<DotWords>(weight, x, begin, end, out);
+#if MB_LEVEL == MB_LEVEL_avx512
+  if (weight.dtype == DType::i8) return dot_bytes_run(weight, x, begin, end, out);
+#else
+  if (weight.dtype == DType::i8) return dot_range<DotWiden<int8_t> >(weight, x, begin, end, out);
+#endif
   dot_range<DotF32>(weight, x, begin, end, out);
 }
 
