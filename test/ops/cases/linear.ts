@@ -61,6 +61,11 @@ const large = [
   { R: 5, K: 24, M: 16, weight: 'bf16', bias: false, add: false, pad: 1, padOut: 0 },
   { R: 1, K: 16, M: 72, weight: 'i8', bias: false, add: true, pad: 0, padOut: 1 },
   { R: 2, K: 32, M: 40, weight: 'i8', bias: true, add: false, pad: 0, padOut: 0 },
+  // rows of bytes as lanes: every number of rows, columns that fill no group
+  { R: 4, K: 192, M: 48, weight: 'i8', bias: false, add: true, pad: 0, padOut: 0 },
+  { R: 5, K: 129, M: 33, weight: 'i8', bias: false, add: false, pad: 1, padOut: 0 },
+  { R: 6, K: 80, M: 17, weight: 'i8', bias: true, add: false, pad: 0, padOut: 1 },
+  { R: 12, K: 640, M: 40, weight: 'i8', bias: false, add: true, pad: 0, padOut: 0 },
   // projections of a small model over a chunk of text
   { R: 200, K: 64, M: 256, weight: 'bf16', bias: false, add: false, pad: 0, padOut: 0 },
   { R: 200, K: 128, M: 36, weight: 'bf16', bias: false, add: false, pad: 128, padOut: 0 },
