@@ -6,10 +6,11 @@ import { DTYPES, dtypeBytes, rootOf, type Storage, type Tensor, type TypedArray 
 
 const ALIGN = 256; // what a GPU's widest loads and copies like
 
-/** Runs that take less (ms) are not handed to another thread where it matters: there and back takes up to a tenth of it. */
-const BRIEF_MS = 1;
-/** The same for runs of several steps, which are not as often. */
-const BRIEF_STEPS_MS = 2;
+/**
+ * Runs that take less (ms) are not handed to another thread where it matters. There and back takes up to 0.1 ms, and on a
+ * CPU whose cores are all in use now and then several: the thread that waits may find its core taken.
+ */
+const BRIEF_MS = 8;
 /** How long (ms) such runs may keep timers, signals and everything else of the JS thread waiting. */
 const TURN_MS = 4;
 /** When the first brief run since the event loop's last turn began. */
@@ -133,7 +134,7 @@ export class Plan {
    */
   async runStepsBrief(options: StepOptions): Promise<RunResult> {
     const { steps = 1 } = options;
-    if (!(this.#last * steps < BRIEF_STEPS_MS)) return this.run(options);
+    if (!(this.#last * steps < BRIEF_MS)) return this.run(options);
     await turnIfDue();
     return this.#timed(() => {
       const named = this.#named(options);
