@@ -310,9 +310,10 @@ MB_INLINE void pairs_of_rows(const uint16_t* w, int64_t stride, int64_t k, __m51
       const auto part = [&](int l) __attribute__((always_inline)) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + (4 * l + i) * stride + j));
       };
-      const __m256i low = _mm256_inserti32x4(_mm256_castsi128_si256(part(0)), part(1), 1);
-      const __m256i high = _mm256_inserti32x4(_mm256_castsi128_si256(part(2)), part(3), 1);
-      four[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+      four[i] = _mm512_castsi128_si512(part(0));
+      four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x00f0, part(1));
+      four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x0f00, part(2));
+      four[i] = _mm512_mask_broadcast_i32x4(four[i], 0xf000, part(3));
     }
     const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpacklo_epi32(four[2], four[3]);
     const __m512i c = _mm512_unpackhi_epi32(four[0], four[1]), d = _mm512_unpackhi_epi32(four[2], four[3]);
@@ -349,7 +350,10 @@ static void dot_short(const Tensor& weight, const DotInput& x, int64_t begin, in
   for (int64_t m = begin; m < end; m += kTileRows) {
     const int64_t from = min64(m, weight.rows() - kTileRows), n = min64(kTileRows, end - m);
     __m512i pairs[kShortColumns / 2];
-    pairs_of_rows(weight.row<uint16_t>(from), weight.row_stride, x.k, pairs);
+    const uint16_t* w = weight.row<uint16_t>(from);
+    for (int64_t at = 0; at < kTileRows * weight.row_stride * 2; at += 64)
+      prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + at);
+    pairs_of_rows(w, weight.row_stride, x.k, pairs);
     for (int64_t r = 0; r < x.rows;) {
       float sums[8][kTileRows];
       const char* rows = x.data + r * x.row_bytes;
