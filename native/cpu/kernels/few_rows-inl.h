@@ -33,6 +33,17 @@ static DotInput dot_prepare(const Tensor& weight, const float* x, int64_t stride
   return DotF32::prepare(x, stride, rows, k, to);
 }
 
+// Weight rows [begin, end) will be multiplied soon. As many as the products themselves fetch ahead come from memory
+// meanwhile, since a range's first rows are not fetched by those before it.
+constexpr int64_t kFetchedSooner = 20480;
+static void dot_fetch(const Tensor& weight, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  const int64_t row_bytes = weight.row_stride * dtype_size(weight.dtype);
+  const int64_t bytes = min64(kFetchedSooner, (end - begin) * row_bytes);
+  const char* p = weight.ptr<char>() + begin * row_bytes;
+  for (int64_t at = 0; at < bytes; at += 64) prefetch_far(p + at);
+}
+
 static void dot_run(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   if (begin >= end) return;
 #ifdef MB_TILES

@@ -182,32 +182,36 @@ static void k_mamba_block(const Node& node, const Team& team) {
   const int64_t c0 = min64(s.e, blocks.begin * kBlockChannels), c1 = min64(s.e, blocks.end * kBlockChannels);
   const auto scale_of = [&](int i) { return node.in(i).ptr<float>(); };
 
+  const Tensor& in_proj = node.in(in::in_proj);
+  dot_fetch(in_proj, c0, c1);
   const float eps = static_cast<float>(node.attr(at::mamba_block::attr::eps));
   for (int64_t r = 0; r < s.rows; r++) {
     block_norm(x.row<float>(r), node.in(in::norm_weight).ptr<float>(), node.in(in::norm_bias).ptr<float>(), s.d, eps,
                normed + r * s.d);
   }
-  const Tensor& in_proj = node.in(in::in_proj);
   const DotInput norm_input = dot_prepare(in_proj, normed, s.d, s.rows, input);
   const DotOutput in_output{projected, 2 * s.e, nullptr, scale_of(in::in_scale), nullptr, 0};
   // Row e + c of in_proj is the gate of channel c.
+  dot_fetch(in_proj, s.e + c0, s.e + c1);
   dot_run(in_proj, norm_input, c0, c1, in_output);
   dot_run(in_proj, norm_input, s.e + c0, s.e + c1, in_output);
+  const Tensor& x_proj = node.in(in::x_proj);
+  const int64_t selected_cols = s.rank + 2 * s.n;
+  dot_fetch(x_proj, 0, selected_cols);
   block_conv(node, s, projected, conv_out, c0, c1);
   team.barrier();
 
-  const Tensor& x_proj = node.in(in::x_proj);
   const DotInput conv_input = dot_prepare(x_proj, conv_out, s.e, s.rows, input);
-  const int64_t selected_cols = s.rank + 2 * s.n;
   dot_run(x_proj, conv_input, 0, selected_cols, {selected, selected_cols, nullptr, scale_of(in::x_scale), nullptr, 0});
   const Tensor& dt_proj = node.in(in::dt_proj);
+  const Tensor& out_proj = node.in(in::out_proj);
+  const Team::Range tiles = team.share((s.d + kTileRows - 1) / kTileRows);
+  dot_fetch(out_proj, tiles.begin * kTileRows, min64(s.d, tiles.end * kTileRows));
   const DotInput dt_input = dot_prepare(dt_proj, selected, selected_cols, s.rows, input);
   dot_run(dt_proj, dt_input, c0, c1, {delta, s.e, nullptr, scale_of(in::dt_scale), nullptr, 0});
   block_scan(node, s, {conv_out, delta, selected, projected + s.e, scanned}, c0, c1);
   team.barrier();
 
-  const Tensor& out_proj = node.in(in::out_proj);
-  const Team::Range tiles = team.share((s.d + kTileRows - 1) / kTileRows);
   if (tiles.begin == tiles.end) return;
   const DotInput out_input = dot_prepare(out_proj, scanned, s.e, s.rows, input);
   dot_run(out_proj, out_input, tiles.begin * kTileRows, min64(s.d, tiles.end * kTileRows),
