@@ -15,8 +15,8 @@ namespace mb::cpu::MB_TARGET {
 
 constexpr int kTileRows = 16;  // weight rows of one tile; ranges of tiles are what threads share
 // How far ahead of the products weights are fetched: into the first-level cache along the rows, all rows of a tile
-// together, or rows of bytes, which are short, in the order in which they lie; and into the second in that order.
-constexpr int kPrefetchBytes = 2048, kPrefetchInOrder = 8192, kPrefetchFar = 65536;
+// together; and into the second in the order in which they lie, since memory gives soonest what lies in order.
+constexpr int kPrefetchBytes = 2048, kPrefetchFar = 65536, kPrefetchFarBytes = 16384;
 
 MB_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 MB_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -32,22 +32,39 @@ struct DotInput {
 
 // sums[m] = the sum of the lanes of parts[m].
 #if MB_LEVEL == MB_LEVEL_avx512
-MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
+template <class Add>
+MB_INLINE __m512 sum_sixteen(const __m512 (&parts)[16], const Add& add) {
   __m512 pair[8], quad[4];
-  MB_UNROLL
+#pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
-    const __m512 a = parts[2 * i].v, b = parts[2 * i + 1].v;
-    pair[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 a = parts[2 * i], b = parts[2 * i + 1];
+    pair[i] = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   }
-  MB_UNROLL
+#pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
     const __m512d a = _mm512_castps_pd(pair[2 * i]), b = _mm512_castps_pd(pair[2 * i + 1]);
-    quad[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    quad[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
   }
   const auto fold_two = [&](__m512 a, __m512 b) __attribute__((always_inline)) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    return add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
   };
-  _mm512_storeu_ps(sums, fold_two(fold_two(quad[0], quad[1]), fold_two(quad[2], quad[3])));
+  return fold_two(fold_two(quad[0], quad[1]), fold_two(quad[2], quad[3]));
+}
+MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
+  __m512 v[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) v[i] = parts[i].v;
+  const auto add = [](__m512 a, __m512 b) __attribute__((always_inline)) { return _mm512_add_ps(a, b); };
+  _mm512_storeu_ps(sums, sum_sixteen(v, add));
+}
+MB_INLINE __m512i sum_lanes(const __m512i (&parts)[16]) {
+  __m512 v[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) v[i] = _mm512_castsi512_ps(parts[i]);
+  const auto add = [](__m512 a, __m512 b) __attribute__((always_inline)) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  };
+  return _mm512_castps_si512(sum_sixteen(v, add));
 }
 #elif MB_LEVEL == MB_LEVEL_avx2
 MB_INLINE void sum_lanes(const V (&parts)[16], float* sums) {
@@ -92,7 +109,7 @@ struct DotWiden {
   MB_INLINE void step_n(Acc& acc, V w, const char* x, int64_t j, int n) {
     acc.sum = fma(load_n(reinterpret_cast<const float*>(x) + j, n), w, acc.sum);
   }
-  MB_INLINE void sum_tile(const Acc (&acc)[16], float* sums) {
+  MB_INLINE void sum_tile(const Acc (&acc)[16], const char*, float* sums) {
     V parts[16];
 #pragma GCC unroll 16
     for (int m = 0; m < 16; m++) parts[m] = acc[m].sum;
@@ -130,7 +147,7 @@ struct DotBf16 {
     acc.sum = _mm512_dpbf16_ps(acc.sum, as_bf16(w), as_bf16(_mm512_loadu_si512(x + 2 * j)));
   }
   MB_INLINE void step_n(Acc& acc, __m512i w, const char* x, int64_t j, int) { step(acc, w, x, j); }
-  MB_INLINE void sum_tile(const Acc (&acc)[16], float* sums) {
+  MB_INLINE void sum_tile(const Acc (&acc)[16], const char*, float* sums) {
     V parts[16];
 #pragma GCC unroll 16
     for (int m = 0; m < 16; m++) parts[m] = {acc[m].sum};
@@ -179,9 +196,7 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   constexpr int64_t kAhead = kPrefetchBytes / MR / sizeof(Elem), kStepBytes = F::kStep * sizeof(Elem);
   // Near the end of the rows the fetches go on at the head of the next tile.
   const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
-  // Memory gives soonest what lies in order. Rows of bytes are so short that the rows behind these can be fetched like
-  // that; of wider weights as many would not fit the first-level cache, so they come by way of the second.
-  fetch += sizeof(Elem) == 1 ? kPrefetchInOrder : kPrefetchFar;
+  fetch += sizeof(Elem) == 1 ? kPrefetchFarBytes : kPrefetchFar;
   for (int64_t j = 0; j < whole; j += F::kStep) {
     const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16
@@ -190,10 +205,8 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
       for (int i = 0; i < kGroup; i++) {
         const typename F::Weights weights = F::weights(p[g] + i * stride);
         if constexpr (kFetch && kStepBytes >= 32) {
-          const char* in_order = fetch + (g * kGroup + i) * kStepBytes;
-          if constexpr (sizeof(Elem) == 1) prefetch(in_order);
-          if constexpr (sizeof(Elem) > 1) prefetch(p[g] + i * stride + ahead);
-          if constexpr (sizeof(Elem) > 1 && kStepBytes == 64) prefetch_far(in_order);
+          prefetch(p[g] + i * stride + ahead);
+          if constexpr (kStepBytes == 64) prefetch_far(fetch + (g * kGroup + i) * kStepBytes);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < RR; r++) F::step(acc[r][g * kGroup + i], weights, x + r * x_bytes, j);
@@ -235,7 +248,7 @@ __attribute__((noinline)) void dot_tile(const typename F::Elem* w, int64_t strid
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < RR; r++) F::sum_tile(parts[r], sums[r]);
+  for (int r = 0; r < RR; r++) F::sum_tile(parts[r], x + r * x_bytes, sums[r]);
 }
 
 // As many activation rows from r on as go together; returns how many those are.

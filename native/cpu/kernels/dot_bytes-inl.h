@@ -16,9 +16,8 @@
 #if MB_LEVEL == MB_LEVEL_avx512
 namespace mb::cpu::MB_TARGET {
 
-// How far ahead of the products weights are fetched: into the first-level cache by columns, as they are read, and into
-// the second in the order in which they lie, as memory gives them soonest.
-constexpr int64_t kBytesAhead = 128, kBytesFar = 16384;
+constexpr int64_t kAlongRows = 2;       // activation rows for which lanes are columns
+constexpr int64_t kColumnsAhead = 128;  // that are fetched into the first-level cache
 
 // acc + groups of four products, u unsigned by x signed bytes. In assembly because GCC 12 wraps the intrinsics in
 // copies of the accumulator that cost more than the product.
@@ -61,6 +60,13 @@ MB_INLINE void quantize64(const float* x, int64_t n, const DotScale& s, __m512i 
 }
 
 struct DotBytes {
+  using Elem = int8_t;
+  using Weights = __m512i;
+  struct Acc {
+    __m512i high, low;
+  };
+  static constexpr int kStep = 64;
+  static constexpr int kRows1 = 8, kRows2 = 4;
   // A prepared row: the scale and the negated surplus of hi and of lo (4 bytes each), then hi and lo by turns, 64 each.
   static constexpr int64_t kHead = 64;
 
@@ -97,6 +103,33 @@ struct DotBytes {
     memcpy(to + 4, surplus, 8);
   }
 
+  MB_INLINE __m512i biased(__m512i w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
+  MB_INLINE __m512i weights(const int8_t* p) { return biased(_mm512_loadu_si512(p)); }
+  MB_INLINE __m512i weights_n(const int8_t* p, int n) { return biased(_mm512_maskz_loadu_epi8(first_n64(n), p)); }
+  MB_INLINE Acc start() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+  MB_INLINE void step(Acc& acc, __m512i w, const char* x, int64_t j) {
+    dot_bytes(acc.high, w, _mm512_loadu_si512(x + kHead + 2 * j));
+    dot_bytes(acc.low, w, _mm512_loadu_si512(x + kHead + 2 * j + 64));
+  }
+  MB_INLINE void step_n(Acc& acc, __m512i w, const char* x, int64_t j, int) { step(acc, w, x, j); }
+  MB_INLINE void sum_tile(const Acc (&acc)[16], const char* x, float* sums) {
+    __m512i high[16], low[16];
+#pragma GCC unroll 16
+    for (int m = 0; m < 16; m++) {
+      high[m] = acc[m].high;
+      low[m] = acc[m].low;
+    }
+    store(sums, finish(sum_lanes(high), sum_lanes(low), x));
+  }
+
+  // Sums of 16 weight rows without the surplus, as numbers.
+  MB_INLINE V finish(__m512i high, __m512i low, const char* row) {
+    int32_t surplus[2];
+    memcpy(surplus, row + 4, 8);
+    return join_parts(_mm512_add_epi32(high, _mm512_set1_epi32(surplus[0])),
+                      _mm512_add_epi32(low, _mm512_set1_epi32(surplus[1]))) *
+           set1(scale(row));
+  }
   MB_INLINE float scale(const char* row) {
     float s;
     memcpy(&s, row, 4);
@@ -149,7 +182,7 @@ static int64_t byte_input_bytes(int64_t rows, int64_t k) {
 }
 static DotInput byte_input(const float* x, int64_t stride, int64_t rows, int64_t k, char* to) {
   DotInput input = DotBytes::prepare(x, stride, rows, k, to);
-  if (rows == 1) return input;
+  if (rows <= kAlongRows) return input;
   char* columns = to + rows * input.row_bytes;
   pack_columns<DotBytes, 2>(input, byte_columns(rows, k), columns);
   input.columns = columns;
@@ -183,11 +216,9 @@ MB_INLINE void turn_bytes(const int8_t* w, int64_t stride, __m512i (&t)[4]) {
 template <int kRows>
 __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const DotInput& x, int64_t first,
                                          float (*sums)[kTileRows]) {
-  constexpr int64_t kGroup = kRows == 1 ? 4 : 64,
-                    kLow = kRows == 1 ? 64 : 32;  // bytes to the next group, from hi to lo
-  const int64_t k = x.k, depth_bytes = kRows == 1 ? 128 : byte_columns(x.rows, k).tiles * 1024;
-  const char* q = kRows == 1 ? x.data + first * x.row_bytes + DotBytes::kHead : x.columns + first / 8 * 1024;
-  const char* far = reinterpret_cast<const char*>(w) + kBytesFar;
+  const int64_t k = x.k, depth_bytes = byte_columns(x.rows, k).tiles * 1024;
+  const char* q = x.columns + first / 8 * 1024;
+  const char* far = reinterpret_cast<const char*>(w) + kPrefetchFarBytes;
   __m512i high[kRows], low[kRows];
   MB_UNROLL
   for (int r = 0; r < kRows; r++) high[r] = low[r] = _mm512_setzero_si512();
@@ -200,11 +231,11 @@ __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const 
     for (int g = 0; g < 4; g++) {
       prefetch_far(far + 64 * g);
       prefetch(ahead + g * stride);
-      const __m512i u = _mm512_xor_si512(t[g], _mm512_set1_epi8(-128));
+      const __m512i u = DotBytes::biased(t[g]);
       MB_UNROLL
       for (int r = 0; r < kRows; r++) {
-        dot_bytes(high[r], u, group + g * kGroup + 4 * r);
-        dot_bytes(low[r], u, group + g * kGroup + 4 * r + kLow);
+        dot_bytes(high[r], u, group + 64 * g + 4 * r);
+        dot_bytes(low[r], u, group + 64 * g + 4 * r + 32);
       }
     }
     far += 256;
@@ -212,18 +243,18 @@ __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const 
   int64_t j = 0;
   for (; j + 64 <= k; j += 64) {
     // Near the end of the rows the fetches go on at the head of the next tile.
-    const int8_t* ahead = w + j + kBytesAhead + (j + kBytesAhead < k ? 0 : kTileRows * stride - k);
+    const int8_t* ahead = w + j + kColumnsAhead + (j + kColumnsAhead < k ? 0 : kTileRows * stride - k);
     const char* group = q;
     for (int64_t i = 0; i < 64; i += 16) {
       multiply(w + j + i, stride, group, ahead);
-      group += 4 * kGroup;
+      group += 256;
       ahead += 4 * stride;
     }
     q += depth_bytes;
   }
   for (; j + 16 <= k; j += 16) {
     multiply(w + j, stride, q, w + j);
-    q += 4 * kGroup;
+    q += 256;
   }
   if (j < k) {
     // Past the end of a row may lie anything, or nothing.
@@ -237,11 +268,7 @@ __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const 
   MB_UNROLL
   for (int r = 0; r < kRows; r++) {
     const char* row = x.data + (first + r) * x.row_bytes;
-    int32_t surplus[2];
-    memcpy(surplus, row + 4, 8);
-    const V sum = DotBytes::join_parts(_mm512_add_epi32(high[r], _mm512_set1_epi32(surplus[0])),
-                                       _mm512_add_epi32(low[r], _mm512_set1_epi32(surplus[1])));
-    store(sums[r], sum * set1(DotBytes::scale(row)));
+    store(sums[r], DotBytes::finish(high[r], low[r], row));
   }
 }
 
@@ -251,7 +278,13 @@ static void dot_bytes_run(const Tensor& weight, const DotInput& x, int64_t begin
                                      byte_sums<5>, byte_sums<6>, byte_sums<7>, byte_sums<8>};
   const auto next = [&](const int8_t* w, int64_t stride, int64_t r, float(*sums)[kTileRows]) {
     const int64_t rows = min64(8, x.rows - r);
-    by_rows[rows](w, stride, x, r, sums);
+    if (x.columns) {
+      by_rows[rows](w, stride, x, r, sums);
+    } else if (rows == 1) {
+      dot_tile<DotBytes, DotBytes::kRows1, 1, true>(w, stride, x.data, x.row_bytes, x.k, sums);
+    } else {
+      dot_tile<DotBytes, DotBytes::kRows2, 2, true>(w, stride, x.data, x.row_bytes, x.k, sums);
+    }
     return rows;
   };
   dot_tiles<int8_t>(weight, begin, end, x.rows, out, next);
