@@ -16,7 +16,7 @@ namespace mb::cpu::MB_TARGET {
 constexpr int kTileRows = 16;  // weight rows of one tile; ranges of tiles are what threads share
 // How far ahead of the products weights are fetched: into the first-level cache along the rows, all rows of a tile
 // together; and into the second in the order in which they lie, since memory gives soonest what lies in order.
-constexpr int kPrefetchBytes = 2048, kPrefetchFar = 65536, kPrefetchFarBytes = 16384;
+constexpr int kPrefetchBytes = 2048, kPrefetchFar = 16384;
 
 MB_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 MB_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -196,7 +196,7 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   constexpr int64_t kAhead = kPrefetchBytes / MR / sizeof(Elem), kStepBytes = F::kStep * sizeof(Elem);
   // Near the end of the rows the fetches go on at the head of the next tile.
   const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
-  fetch += sizeof(Elem) == 1 ? kPrefetchFarBytes : kPrefetchFar;
+  fetch += kPrefetchFar;
   for (int64_t j = 0; j < whole; j += F::kStep) {
     const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16

@@ -218,7 +218,7 @@ __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const 
                                          float (*sums)[kTileRows]) {
   const int64_t k = x.k, depth_bytes = byte_columns(x.rows, k).tiles * 1024;
   const char* q = x.columns + first / 8 * 1024;
-  const char* far = reinterpret_cast<const char*>(w) + kPrefetchFarBytes;
+  const char* far = reinterpret_cast<const char*>(w) + kPrefetchFar;
   __m512i high[kRows], low[kRows];
   MB_UNROLL
   for (int r = 0; r < kRows; r++) high[r] = low[r] = _mm512_setzero_si512();
