@@ -15,7 +15,8 @@ namespace mb::cpu::MB_TARGET {
 
 constexpr int kTileRows = 16;  // weight rows of one tile; ranges of tiles are what threads share
 // How far ahead of the products weights are fetched: into the first-level cache along the rows, all rows of a tile
-// together; and into the second in the order in which they lie, since memory gives soonest what lies in order.
+// together; and into the second in the order in which they lie, since memory gives soonest what lies in order, but at
+// least two groups of rows ahead.
 constexpr int kPrefetchBytes = 2048, kPrefetchFar = 16384;
 
 MB_INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -196,7 +197,7 @@ MB_INLINE void dot_rows(const typename F::Elem* w, int64_t stride, const char* x
   constexpr int64_t kAhead = kPrefetchBytes / MR / sizeof(Elem), kStepBytes = F::kStep * sizeof(Elem);
   // Near the end of the rows the fetches go on at the head of the next tile.
   const int64_t turn = whole - kAhead, wrapped = kAhead + MR * stride - k;
-  fetch += kPrefetchFar;
+  fetch += max64(kPrefetchFar, 2 * MR * stride * static_cast<int64_t>(sizeof(Elem)));
   for (int64_t j = 0; j < whole; j += F::kStep) {
     const int64_t ahead = j < turn ? kAhead : wrapped;
 #pragma GCC unroll 16
