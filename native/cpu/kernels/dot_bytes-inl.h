@@ -7,17 +7,18 @@
 // vpdpbusd adds four products of bytes in each lane. It takes one operand without sign: so q is taken as two signed
 // bytes, 256 hi + lo, and weights as w + 128; the surplus 128 q is taken off at the end.
 //
-// Lanes are 16 weight rows. Bytes are turned in registers, 16 x 16 of them at a time, so that a lane has four
-// neighbouring columns of its row, and all lanes take the same four of an activation row, which come straight from
-// memory. Nothing is left to sum over lanes, and the turning fits in beside the products.
+// For one or two activation rows lanes are groups of columns, as they lie. For more, lanes are 16 weight rows: bytes
+// are turned in registers, 16 x 16 of them at a time, so that a lane has four neighbouring columns of its row, and all
+// lanes take the same four of an activation row, which come straight from memory. Nothing is left to sum over lanes
+// then, and the turning fits in beside the products.
 #pragma once
 #include "dot-inl.h"
 
 #if MB_LEVEL == MB_LEVEL_avx512
 namespace mb::cpu::MB_TARGET {
 
-constexpr int64_t kAlongRows = 2;       // activation rows for which lanes are columns
-constexpr int64_t kColumnsAhead = 128;  // that are fetched into the first-level cache
+constexpr int64_t kAlongRows = 2;       // up to so many activation rows lanes are columns
+constexpr int64_t kColumnsAhead = 128;  // how far ahead of the products columns are fetched into the first-level cache
 
 // acc + groups of four products, u unsigned by x signed bytes. In assembly because GCC 12 wraps the intrinsics in
 // copies of the accumulator that cost more than the product.
@@ -26,7 +27,7 @@ MB_INLINE void dot_bytes(__m512i& acc, __m512i u, __m512i x) {
 }
 // The same with four bytes at x for all lanes.
 MB_INLINE void dot_bytes(__m512i& acc, __m512i u, const char* x) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*reinterpret_cast<const int32_t(*)[1]>(x)));
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*reinterpret_cast<const char(*)[4]>(x)));
 }
 
 MB_INLINE __m512 rounded(__m512d first, __m512d second) {
@@ -211,8 +212,7 @@ MB_INLINE void turn_bytes(const int8_t* w, int64_t stride, __m512i (&t)[4]) {
   t[3] = _mm512_unpackhi_epi64(c, d);
 }
 
-// sums[r][0 .. 16) of kRows activation rows from `first` on and 16 weight rows. All but a single one are read as
-// columns.
+// sums[r][0 .. 16) of kRows activation rows from `first` on, read as columns, and 16 weight rows.
 template <int kRows>
 __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const DotInput& x, int64_t first,
                                          float (*sums)[kTileRows]) {
