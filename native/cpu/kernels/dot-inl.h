@@ -303,6 +303,28 @@ MB_INLINE void dot_store(const DotOutput& out, const float* sums, int64_t r, int
 }
 
 #if MB_LEVEL == MB_LEVEL_avx512
+// t[g]: bytes 4 g to 4 g + 3 of the 16 rows at w + m * row_bytes, a row a lane.
+MB_INLINE void turn_rows(const char* w, int64_t row_bytes, __m512i* t) {
+  __m512i four[4];  // 128 bits l of four[i]: row 4 l + i
+  MB_UNROLL
+  for (int i = 0; i < 4; i++) {
+    const auto row = [&](int l) __attribute__((always_inline)) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + (4 * l + i) * row_bytes));
+    };
+    // Loads with a mask need no shuffle, inserts do.
+    four[i] = _mm512_castsi128_si512(row(0));
+    four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x00f0, row(1));
+    four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x0f00, row(2));
+    four[i] = _mm512_mask_broadcast_i32x4(four[i], 0xf000, row(3));
+  }
+  const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpacklo_epi32(four[2], four[3]);
+  const __m512i c = _mm512_unpackhi_epi32(four[0], four[1]), d = _mm512_unpackhi_epi32(four[2], four[3]);
+  t[0] = _mm512_unpacklo_epi64(a, b);
+  t[1] = _mm512_unpackhi_epi64(a, b);
+  t[2] = _mm512_unpacklo_epi64(c, d);
+  t[3] = _mm512_unpackhi_epi64(c, d);
+}
+
 // Short bf16 weight rows (dt_proj): summing the lanes of a register would take longer than the products. So lanes are
 // 16 weight rows, and a register holds one pair of columns of each.
 #ifdef MB_TILES
@@ -313,29 +335,6 @@ constexpr int64_t kShortColumns = 64;
 static bool has_short_rows(const Tensor& weight) {
   return weight.dtype == DType::bf16 && weight.cols() <= kShortColumns && weight.cols() % 8 == 0 &&
          weight.rows() >= kTileRows;
-}
-
-// pairs[p]: columns 2 p and 2 p + 1 of the rows at w + m * stride.
-MB_INLINE void pairs_of_rows(const uint16_t* w, int64_t stride, int64_t k, __m512i* pairs) {
-  for (int64_t j = 0; j < k; j += 8) {
-    __m512i four[4];  // 128 bits l of four[i]: row 4 l + i
-    MB_UNROLL
-    for (int i = 0; i < 4; i++) {
-      const auto part = [&](int l) __attribute__((always_inline)) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + (4 * l + i) * stride + j));
-      };
-      four[i] = _mm512_castsi128_si512(part(0));
-      four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x00f0, part(1));
-      four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x0f00, part(2));
-      four[i] = _mm512_mask_broadcast_i32x4(four[i], 0xf000, part(3));
-    }
-    const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpacklo_epi32(four[2], four[3]);
-    const __m512i c = _mm512_unpackhi_epi32(four[0], four[1]), d = _mm512_unpackhi_epi32(four[2], four[3]);
-    pairs[j / 2] = _mm512_unpacklo_epi64(a, b);
-    pairs[j / 2 + 1] = _mm512_unpackhi_epi64(a, b);
-    pairs[j / 2 + 2] = _mm512_unpacklo_epi64(c, d);
-    pairs[j / 2 + 3] = _mm512_unpackhi_epi64(c, d);
-  }
 }
 
 // sums[r][m] for kRows activation rows; even and odd pairs of columns are summed apart.
@@ -363,11 +362,11 @@ MB_INLINE void short_sums(const __m512i* pairs, int64_t k, const char* x, int64_
 static void dot_short(const Tensor& weight, const DotInput& x, int64_t begin, int64_t end, const DotOutput& out) {
   for (int64_t m = begin; m < end; m += kTileRows) {
     const int64_t from = min64(m, weight.rows() - kTileRows), n = min64(kTileRows, end - m);
-    __m512i pairs[kShortColumns / 2];
-    const uint16_t* w = weight.row<uint16_t>(from);
-    for (int64_t at = 0; at < kTileRows * weight.row_stride * 2; at += 64)
-      prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + at);
-    pairs_of_rows(w, weight.row_stride, x.k, pairs);
+    __m512i pairs[kShortColumns / 2];  // pairs[p]: columns 2 p and 2 p + 1
+    const char* w = reinterpret_cast<const char*>(weight.row<uint16_t>(from));
+    const int64_t row_bytes = 2 * weight.row_stride;
+    for (int64_t at = 0; at < kTileRows * row_bytes; at += 64) prefetch(w + kPrefetchBytes + at);
+    for (int64_t j = 0; j < x.k; j += 8) turn_rows(w + 2 * j, row_bytes, pairs + j / 2);
     for (int64_t r = 0; r < x.rows;) {
       float sums[8][kTileRows];
       const char* rows = x.data + r * x.row_bytes;

@@ -190,28 +190,6 @@ static DotInput byte_input(const float* x, int64_t stride, int64_t rows, int64_t
   return input;
 }
 
-// t[g]: columns 4 g to 4 g + 3 of the 16 rows at w + m * stride, a row a lane.
-MB_INLINE void turn_bytes(const int8_t* w, int64_t stride, __m512i (&t)[4]) {
-  __m512i four[4];  // 128 bits l of four[i]: row 4 l + i
-  MB_UNROLL
-  for (int i = 0; i < 4; i++) {
-    const auto row = [&](int l) __attribute__((always_inline)) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + (4 * l + i) * stride));
-    };
-    // Loads with a mask need no shuffle, inserts do.
-    four[i] = _mm512_castsi128_si512(row(0));
-    four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x00f0, row(1));
-    four[i] = _mm512_mask_broadcast_i32x4(four[i], 0x0f00, row(2));
-    four[i] = _mm512_mask_broadcast_i32x4(four[i], 0xf000, row(3));
-  }
-  const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpacklo_epi32(four[2], four[3]);
-  const __m512i c = _mm512_unpackhi_epi32(four[0], four[1]), d = _mm512_unpackhi_epi32(four[2], four[3]);
-  t[0] = _mm512_unpacklo_epi64(a, b);
-  t[1] = _mm512_unpackhi_epi64(a, b);
-  t[2] = _mm512_unpacklo_epi64(c, d);
-  t[3] = _mm512_unpackhi_epi64(c, d);
-}
-
 // sums[r][0 .. 16) of kRows activation rows from `first` on, read as columns, and 16 weight rows.
 template <int kRows>
 __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const DotInput& x, int64_t first,
@@ -226,7 +204,7 @@ __attribute__((noinline)) void byte_sums(const int8_t* w, int64_t stride, const 
   const auto multiply = [&](const int8_t* p, int64_t p_stride, const char* group, const int8_t* ahead)
       __attribute__((always_inline)) {
     __m512i t[4];
-    turn_bytes(p, p_stride, t);
+    turn_rows(reinterpret_cast<const char*>(p), p_stride, t);
     MB_UNROLL
     for (int g = 0; g < 4; g++) {
       prefetch_far(far + 64 * g);
