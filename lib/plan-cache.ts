@@ -1,11 +1,11 @@
 import type { Plan } from './plan.ts';
 
 /** Plans with what belongs to them, by name, each compiled on first use. */
-export class PlanCache<T extends { plan: Plan }> {
-  readonly #made = new Map<string, Promise<T>>();
+export class PlanCache {
+  readonly #made = new Map<string, Promise<{ plan: Plan }>>();
 
-  once<U extends T>(name: string, make: () => Promise<U>): Promise<U> {
-    let made = this.#made.get(name) as Promise<U> | undefined;
+  once<T extends { plan: Plan }>(name: string, make: () => Promise<T>): Promise<T> {
+    let made = this.#made.get(name) as Promise<T> | undefined;
     if (!made) {
       made = make();
       this.#made.set(name, made);
@@ -19,7 +19,7 @@ export class PlanCache<T extends { plan: Plan }> {
   async forget(): Promise<void> {
     const made = [...this.#made.values()];
     this.#made.clear();
-    const drop = ({ plan }: T) => plan.dispose();
+    const drop = ({ plan }: { plan: Plan }) => plan.dispose();
     await Promise.all(made.map((entry) => entry.then(drop, () => undefined)));
   }
 }

@@ -138,7 +138,7 @@ export class SessionPlans {
   readonly #arena: Arena;
   /** What plans read and write beside the memory: it outlives them. */
   readonly #tensors = new Map<string, Tensor>();
-  readonly #plans = new PlanCache<{ plan: Plan }>();
+  readonly #plans = new PlanCache();
 
   /** @param period what chunks of more than one id are a multiple of */
   constructor(device: Device, config: ModelConfig, weights: Weights, batch: number, period: number) {

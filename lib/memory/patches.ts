@@ -3,7 +3,7 @@
 import type { Device } from '../device.ts';
 import { expected, ModelFormatError } from '../errors.ts';
 import { Graph } from '../graph.ts';
-import { compile, type Plan } from '../plan.ts';
+import { compile } from '../plan.ts';
 import { PlanCache } from '../plan-cache.ts';
 import type { Tensor } from '../tensor.ts';
 import { CacheMemory, type CacheShape, type CacheState, cacheFloats, steps } from './cache.ts';
@@ -159,7 +159,7 @@ export class PatchMemory implements Memory {
   /** Ids read before the last verify pass, and which of its patches is this memory's own now. */
   #verifiedFrom = 0;
   #held = 0;
-  readonly #accepts = new PlanCache<{ plan: Plan }>();
+  readonly #accepts = new PlanCache();
 
   constructor(device: Device, shape: PatchShape, batch: number, dtype: CacheDType, mostVerified: number) {
     this.period = shape.patch;

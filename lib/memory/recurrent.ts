@@ -2,7 +2,7 @@
 // every id, and a trail has a ring of states.
 import type { Device } from '../device.ts';
 import { Graph } from '../graph.ts';
-import { compile, type Plan } from '../plan.ts';
+import { compile } from '../plan.ts';
 import { PlanCache } from '../plan-cache.ts';
 import { elements, type Tensor } from '../tensor.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
@@ -53,7 +53,7 @@ export class RecurrentMemory<S> implements Memory {
   readonly #most: number;
   readonly #memory: Tensor;
   readonly #tensors: Tensor[][];
-  readonly #plans = new PlanCache<{ plan: Plan }>();
+  readonly #plans = new PlanCache();
   #zeros: Tensor | undefined;
   /** By layer the states after every step of the last verify pass, each of them contiguous as fused kernels write them. */
   #kept: Tensor | undefined;
