@@ -16,6 +16,7 @@ export interface DraftFlags {
   device: string;
   dtype?: string[];
   threads: string;
+  'draft-device'?: string[];
   'draft-dtype'?: string;
   'draft-threads': string;
   'draft-length'?: string[];
@@ -82,11 +83,7 @@ export async function openSetup(flags: DraftFlags, lengths: readonly DraftLength
   if (draft.length === 0) throw new Error(expected('bench draft', '--draft', "name a model or 'lookup'", 'nothing'));
   const placed = { device, threads: Number(flags.threads) };
   const verifier = await loadModel(flags.model ?? 'books', { ...placed, ...dtypeOf(flags.dtype?.[0]) });
-  const smaller = { device, threads: Number(flags['draft-threads']), ...dtypeOf(flags['draft-dtype']) };
-  const drafters: NamedDrafter[] = [];
-  for (const path of draft) {
-    drafters.push({ name: nameOf(path), source: path === 'lookup' ? path : await loadModel(path, smaller) });
-  }
+  const drafters = await openDrafters(draft, flags);
   const bytes = count('bytes', flags.bytes ?? 500);
   const { prompts, continuations } = passagesOf(text, count('prompts', flags.prompts ?? 16), bytes);
   return {
@@ -98,6 +95,23 @@ export async function openSetup(flags: DraftFlags, lengths: readonly DraftLength
     bytes,
     lengths: flags['draft-length']?.map((word) => (word === 'adaptive' ? undefined : Number(word))) ?? [...lengths],
   };
+}
+
+/** Each model on each of the devices to draft on. */
+async function openDrafters(names: readonly string[], flags: DraftFlags): Promise<NamedDrafter[]> {
+  const { device, 'draft-device': devices = [device], 'draft-threads': threads, 'draft-dtype': dtype } = flags;
+  const drafters: NamedDrafter[] = [];
+  for (const path of names) {
+    if (path === 'lookup') {
+      drafters.push({ name: path, source: path });
+      continue;
+    }
+    for (const device of devices) {
+      const source = await loadModel(path, { device, threads: Number(threads), ...dtypeOf(dtype) });
+      drafters.push({ name: devices.length > 1 ? `${nameOf(path)} on ${device}` : nameOf(path), source });
+    }
+  }
+  return drafters;
 }
 
 /** @throws RangeError naming the flag, if its value is not a number from 1 */

@@ -5,8 +5,10 @@
  * decode without --preset: MambaByte beside the Transformer of its size after contexts of growing length, on any device:
  *   decode [--device cuda] [--contexts 1024,8192] [--batch 8] [--text FILE for speculation]
  *
- * Speculative decoding, on any device; --draft is 'lookup' or a model and may come several times, as may --draft-length:
+ * Speculative decoding, on any device; --draft is 'lookup' or a model and may come several times, as may --draft-length and
+ * --draft-device:
  *   draft --model books --draft lookup --text FILE [--prompts 16] [--bytes 500] [--beta 3] [--draft-length 8]
+ *     [--device cuda] [--draft-device cpu] [--draft-threads 4]    each drafter on each of the devices named
  *   draft --check --prompts 200 ...       counts the outputs that are the plain ones; exit code 1 if any is not. --from 50 --to 100
  *                                         takes the prompts of these numbers alone; --greedy leaves out sampling
  *   draft --bandwidth --verify-cost 1:1,16:1.3 --draft-cost 0.1 ...    what it would gain at other costs
@@ -66,6 +68,7 @@ const { values, positionals } = parseArgs({
     gguf: { type: 'string' },
     model: { type: 'string' },
     draft: { type: 'string', multiple: true },
+    'draft-device': { type: 'string', multiple: true },
     'draft-dtype': { type: 'string' },
     'draft-threads': { type: 'string', default: '1' },
     'draft-length': { type: 'string', multiple: true },

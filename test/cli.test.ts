@@ -182,6 +182,7 @@ const WRONG: [title: string, args: string[], message: RegExp][] = [
   ['two prompts', generate('a', '--prompt', 'b'), /the prompt is given twice/],
   ['an unknown dtype', generate('a', '--dtype', 'f8'), /'--dtype <type>' argument 'f8' is invalid/],
   ['an unknown device', generate('a', '--device', 'gpu'), /expected device to be .*, got "gpu"/],
+  ['a place for a drafter where there is none', generate('a', '--draft-device', 'cpu'), /--draft-device needs --draft/],
   ['--json with another form of output', generate('a', '--json', '--echo'), /--json goes without --raw and --echo/],
   [
     'windows where there are none',
@@ -482,6 +483,7 @@ for (const [name, model, shown] of [
     const made = await run(generate);
     t.is(made.out.length, 100, made.err);
     t.deepEqual((await run([...generate, '--draft', latest])).out, made.out);
+    t.deepEqual((await run([...generate, '--draft', latest, '--draft-device', 'ref'])).out, made.out);
     const bench = ['bench', latest, '--repeats', '1', '--decode', '40', '--prefill', '80', '--profile', '--json'];
     const measured = await run(bench);
     t.is(measured.code, 0, measured.err);

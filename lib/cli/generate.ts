@@ -31,6 +31,7 @@ interface GenerateFlags extends ModelFlags {
   stateOut?: string;
   logprobs?: boolean;
   draft?: string;
+  draftDevice?: string;
   acceptance?: 'lossless' | 'top-beta';
   beta?: number;
   draftLength?: number;
@@ -60,6 +61,7 @@ export function generateCommand(): Command {
       '--draft <name>',
       'speculate: a smaller model (or "lookup") drafts, the model verifies; same output, sooner',
     )
+    .option('--draft-device <name>', 'where the drafter runs (default: as --device)')
     .addOption(
       new Option('--acceptance <rule>', 'lossless (default), or top-beta: nearly probable drafts stand too').choices([
         'lossless',
@@ -80,6 +82,8 @@ export function generateCommand(): Command {
 
 async function generate(argument: string | undefined, flags: GenerateFlags, signal: AbortSignal): Promise<void> {
   if (flags.logprobs && !flags.json) throw new UsageError('--logprobs needs --json');
+  if (flags.draftDevice !== undefined && flags.draft === undefined)
+    throw new UsageError('--draft-device needs --draft');
   if (flags.json && (flags.raw || flags.echo)) throw new UsageError('--json goes without --raw and --echo');
   if (flags.stateOut !== undefined) await assertWritable(flags.stateOut);
   const prompt = await readPrompt(argument, flags, signal);
@@ -120,10 +124,10 @@ async function readStdin(signal: AbortSignal): Promise<Uint8Array> {
 }
 
 /** What `--draft` names; a small model is quickest on one thread. */
-async function openDraft({ draft, device }: GenerateFlags, signal: AbortSignal) {
+async function openDraft({ draft, device, draftDevice = device }: GenerateFlags, signal: AbortSignal) {
   if (draft === undefined) return undefined;
   if (draft === 'lookup') return { model: draft, [Symbol.dispose]: () => undefined } as const;
-  const model = await openModel(draft, defined({ device, threads: 1 }), signal);
+  const model = await openModel(draft, defined({ device: draftDevice, threads: 1 }), signal);
   return { model, [Symbol.dispose]: () => model.dispose() };
 }
 
