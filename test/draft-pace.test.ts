@@ -12,14 +12,20 @@ function drafts(pace: Pace, rounds: number, right: (ids: number) => number, veri
   }
 }
 
+/** Costs of a pair that is no longer new. */
+function knownCosts(plainMs: number): DraftCosts {
+  const costs = new DraftCosts();
+  for (let i = 0; i < 3; i++) costs.plain.add(plainMs);
+  costs.passes = 100;
+  return costs;
+}
+
 /** A pass takes as long as one of the next multiple of eight. */
 const inEights = (read: number) => 0.5 + Math.ceil(read / 8);
 const most = (ids: number) => Math.round(0.8 * ids);
 
 test('a draft goes on to the end of a group of ids that cost the same', (t) => {
-  const costs = new DraftCosts();
-  for (let i = 0; i < 3; i++) costs.plain.add(1);
-  const pace = new Pace(costs);
+  const pace = new Pace(knownCosts(1));
   drafts(pace, 60, most, inEights);
   const least = pace.leastUpTo(15);
   t.is(least.length, 16);
@@ -32,9 +38,7 @@ test('a draft goes on to the end of a group of ids that cost the same', (t) => {
 
 test('drafts rest where plain decoding is faster, longer each time, and not where it is slower', (t) => {
   const rests = (plainMs: number) => {
-    const costs = new DraftCosts();
-    for (let i = 0; i < 3; i++) costs.plain.add(plainMs);
-    const pace = new Pace(costs);
+    const pace = new Pace(knownCosts(plainMs));
     const found: number[] = [];
     for (let trial = 0; trial < 3; trial++) {
       drafts(pace, 10, most, inEights);
@@ -61,6 +65,20 @@ test('the first texts begin with plain decoding, to know its cost, and the next 
   t.is(next.rest, 0);
   drafts(next, 1, most, inEights);
   t.true((next.leastUpTo(15)[7] ?? 0) > (next.leastUpTo(15)[3] ?? 1));
+});
+
+test('the first passes of a pair, which wait for much, are no reason to rest, unless nothing is right', (t) => {
+  const begun = (right: (ids: number) => number) => {
+    const costs = new DraftCosts();
+    const pace = new Pace(costs);
+    pace.plain(8, 8);
+    drafts(pace, 24, right, () => 100);
+    const rest = pace.rest;
+    drafts(pace, 40, right, inEights);
+    return [rest, pace.rest];
+  };
+  t.deepEqual(begun(most), [0, 0]);
+  t.true((begun(() => 0)[0] ?? 0) > 0);
 });
 
 test('without costs nothing depends on times', (t) => {

@@ -17,6 +17,11 @@ const LONGEST_REST = 1024;
 const SILENT_REST = 16;
 /** Drafts after a rest before it is judged whether they pay. */
 const TRIAL = 10;
+/**
+ * Passes of a pair whose times say nothing of those to come: plans are compiled, memory is touched for the first time, and
+ * JS is still being optimised, on one of the cores.
+ */
+const WARMING = 24;
 /** Weight of the past in the speed of drafting: passes make one id or ten, so that it takes many to know. */
 const MEMORY = 0.95;
 /** Limits of what an id more is worth, and of the share of ids that are right. */
@@ -31,6 +36,8 @@ export class DraftCosts {
   /** Of a draft by its ids, and of a verify pass by the ids that it reads. */
   readonly drafting = new Line();
   readonly verifying = new Times();
+  /** Passes so far. */
+  passes = 0;
 }
 
 /**
@@ -97,10 +104,14 @@ export class Pace {
     this.#costs?.drafting.add(ids, ms.drafting);
     this.#costs?.verifying.add(ids + 1, ms.verifying);
     this.#right.add(right / judged);
-    this.#made.add(right + 1);
-    this.#taken.add(ms.drafting + ms.verifying);
     this.#failures = right > 0 ? 0 : this.#failures + 1;
-    if (++this.#trial < TRIAL) return;
+    const warming = this.#costs !== undefined && ++this.#costs.passes <= WARMING;
+    if (!warming) {
+      this.#made.add(right + 1);
+      this.#taken.add(ms.drafting + ms.verifying);
+      this.#trial++;
+    }
+    if (this.#trial < TRIAL && this.#failures < TRIAL) return;
     if (this.#pays) this.#nextRest = REST;
     else this.#takeRest();
   }
@@ -129,7 +140,7 @@ export class Pace {
 
   get #pays(): boolean {
     const plain = this.#costs?.plain.value;
-    if (plain === undefined) return this.#failures < TRIAL;
+    if (plain === undefined || this.#failures >= TRIAL) return this.#failures < TRIAL;
     return (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
   }
 

@@ -8,6 +8,12 @@ import { elements, type Tensor } from '../tensor.ts';
 import type { Memory, Passage, Trail } from './memory.ts';
 import { region } from './region.ts';
 
+/**
+ * Steps that the states of a verify pass make room for, layer by layer: fewer where a pass is short, so that short ones do
+ * not touch all of the memory. The first touch of a page takes its time, of a large one up to milliseconds.
+ */
+const ROOMS = [8, 16];
+
 /** The f32 tensors that a layer carries, and how its architecture calls them. */
 export interface RecurrentLayers<S> {
   readonly layers: number;
@@ -57,6 +63,8 @@ export class RecurrentMemory<S> implements Memory {
   #zeros: Tensor | undefined;
   /** By layer the states after every step of the last verify pass, each of them contiguous as fused kernels write them. */
   #kept: Tensor | undefined;
+  /** Steps that they have room for. */
+  #room = 0;
 
   constructor(device: Device, kind: RecurrentLayers<S>, batch: number, mostVerified: number) {
     this.#device = device;
@@ -115,16 +123,19 @@ export class RecurrentMemory<S> implements Memory {
     return { key: '', state: () => this.state };
   }
   verifying(steps: number): Passage {
+    const room = ROOMS.find((most) => steps <= most) ?? this.#most;
+    this.#room = room;
     const state = () => {
-      const kept = this.#keptTensors(steps);
+      const kept = this.#keptTensors(steps, room);
       return this.#tensors.map((own, l) => this.#kind.layer(own, { kept: kept[l] ?? [] }));
     };
     return { key: '', state };
   }
 
   async accept(steps: number): Promise<void> {
-    await this.#join(`accept ${steps}`, () =>
-      this.#keptTensors(steps).flatMap((l) => l.map((t) => t.slice(steps - 1))),
+    const room = this.#room;
+    await this.#join(`accept ${steps} of ${room}`, () =>
+      this.#keptTensors(steps, room).flatMap((l) => l.map((t) => t.slice(steps - 1))),
     );
   }
 
@@ -143,15 +154,14 @@ export class RecurrentMemory<S> implements Memory {
     }
   }
 
-  #keptTensors(steps: number): Tensor[][] {
-    const most = this.#most;
-    this.#kept ??= this.#device.tensor([most * this.emptyFloats], 'f32', 'kept');
+  #keptTensors(steps: number, room: number): Tensor[][] {
+    this.#kept ??= this.#device.tensor([this.#most * this.emptyFloats], 'f32', 'kept');
     const memory = this.#kept;
     let at = 0;
     return this.#tensors.map((own, l) =>
       own.map((t, i) => {
         const kept = region(memory, `kept.${l}.${i}`, [steps, 1, t.elems], at);
-        at += most * t.elems;
+        at += room * t.elems;
         return kept;
       }),
     );
