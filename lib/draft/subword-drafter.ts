@@ -8,7 +8,12 @@ import { draw } from './draw.ts';
 /** Tokens after the last word boundary that are kept open; a longer word is settled as it was cut. */
 const OPEN_TOKENS = 6;
 /** A chance that does not pay for a step of the model: of a token to end where it may, or not to. */
-const UNLIKELY = 0.1;
+const UNLIKELY = 0.3;
+/**
+ * A beginning of a token is often a token itself, which only rare words are made of. So tokens that begin with all that is
+ * known are the likelier ones even where they weigh less, up to this factor, than a token that is known to its end.
+ */
+const BEGINNING = 0.02;
 const NOTHING = new Uint8Array(0);
 
 /**
@@ -16,9 +21,10 @@ const NOTHING = new Uint8Array(0);
  * each the most probable one (or the draw) over all tokens that agree with the bytes before it, and over the next ones where
  * a token may end.
  *
- * What is known of the text is cut into tokens anew from the last word boundary, since a corrected byte may change them,
- * and the last token is not read but taken as the beginning of one ("token healing"): "wo" may be all of a token, or
- * become "word". States of tokens that stay are still in the ring, so nothing is read twice.
+ * What is known of the text is cut into tokens anew from the last word boundary, since a corrected byte may change them.
+ * What follows there is not read but taken as the beginning of a token ("token healing"): "wo" may be all of one, or become
+ * "word". Where no likely token begins so, it is cut, and only the last token is a beginning. States of tokens that stay are
+ * still in the ring, so nothing is read twice.
  */
 export class SubwordDrafter implements Drafter {
   readonly #tokenizer: Tokenizer;
@@ -72,17 +78,51 @@ export class SubwordDrafter implements Drafter {
     this.#model.returnRing(this.#ring);
   }
 
-  /** Brings the ring to the text's last token but one; returns the bytes of the last, which may go on. */
+  /** Brings the ring to where the text's last token begins; returns its bytes, which may go on. */
   async #catchUp(): Promise<Uint8Array> {
-    const tokens = this.#tokenizer.encode(this.#open);
-    const settled = this.#settled(tokens, this.#tokenizer.stableEnd(this.#open));
+    const tokenizer = this.#tokenizer;
     this.#ring.position = this.#anchor;
-    for (const id of tokens.subarray(0, -1)) await this.#advance(id);
-    this.#anchor += settled.tokens;
-    this.#read.splice(0, settled.tokens);
-    this.#open = this.#open.slice(settled.bytes);
-    const last = tokens.at(-1);
-    return last === undefined ? NOTHING : this.#tokenizer.bytesOf(last);
+    await this.#settle(tokenizer.encode(this.#open.subarray(0, tokenizer.stableEnd(this.#open))));
+    if (this.#beginsOne(this.#open)) return this.#open;
+    const tokens = tokenizer.encode(this.#open);
+    const old = Math.max(0, tokens.length - 1 - OPEN_TOKENS);
+    await this.#settle(tokens.subarray(0, old));
+    let rest = this.#open;
+    for (const id of tokens.subarray(old, -1)) {
+      await this.#advance(id);
+      rest = rest.subarray(tokenizer.bytesOf(id).length);
+      if (this.#beginsOne(rest)) break;
+    }
+    return rest;
+  }
+
+  /** Reads the first tokens of what is open, which are not cut anew. */
+  async #settle(tokens: Int32Array): Promise<void> {
+    let bytes = 0;
+    for (const id of tokens) {
+      await this.#advance(id);
+      bytes += this.#tokenizer.bytesOf(id).length;
+    }
+    this.#anchor += tokens.length;
+    this.#read.splice(0, tokens.length);
+    this.#open = this.#open.slice(bytes);
+  }
+
+  /** Whether what comes next is rather a token that begins with all of `bytes` than one that they begin with. */
+  #beginsOne(bytes: Uint8Array): boolean {
+    const { logits } = this.#ring;
+    const { sorted } = this.#tokenizer;
+    let shorter = Number.NEGATIVE_INFINITY;
+    for (let length = 1; length < bytes.length; length++) {
+      const [from, to] = this.#tokenizer.range(bytes.subarray(0, length));
+      if (from === to) return false;
+      const id = sorted[from] ?? 0;
+      if (this.#tokenizer.bytesOf(id).length === length) shorter = Math.max(shorter, logits[id] ?? 0);
+    }
+    const [from, to] = this.#tokenizer.range(bytes);
+    let weight = 0;
+    for (const id of sorted.subarray(from, to)) weight += Math.exp((logits[id] ?? 0) - shorter);
+    return weight > BEGINNING;
   }
 
   /** How many of the tokens of a text, but for its last, are not cut anew: those before byte `stable`, and old ones. */
