@@ -336,6 +336,59 @@ test('a prompt that is one long word is not read token by token', async (t) => {
   t.true(read.length < 100, `${read.length} steps`);
 });
 
+/** Greedy drafts of a drafter, with nothing that depends on time. */
+const greedily = (most: number): DraftRequest => ({
+  most,
+  least: new Float64Array(most + 1),
+  settings: { temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1, seed: 0 },
+  drawn: 0,
+});
+
+test('a draft within a word goes on with what the word becomes', async (t) => {
+  const model = await loadModel('books-draft', { device: 'cpu', threads: 1 });
+  const drafter = model.drafterFor(await tiny);
+  for (const [known, more, next] of [
+    ['Once upon a ', 'ti', 'me '],
+    ['He told me the whole ', 'sto', 'ry '],
+    ['the King of ', 'Engl', 'and '],
+    ['There was a ', 'litt', 'le '],
+    ['in the middle of the ', 'ni', 'ght'],
+    ['she sat down ', 'besi', 'de '],
+    ['and they lived in a ', 'palac', 'e'], // no token begins so
+  ] as const) {
+    await drafter.reset(Buffer.from(known));
+    drafter.push(Buffer.from(more));
+    const { ids } = await drafter.propose(greedily(next.length));
+    t.is(Buffer.from(ids).toString(), next, known + more);
+  }
+  drafter.dispose();
+  model.dispose();
+});
+
+test('a drafter that followed a text drafts like one that begins there', async (t) => {
+  const model = await loadModel('books-draft', { device: 'cpu', threads: 1 });
+  const [following, fresh] = [model.drafterFor(await tiny), model.drafterFor(await tiny)];
+  const text = Buffer.from(`${prose(600, 3)} Pneumonoultramicroscopic 😀😀 \r\n\r\n ${prose(600, 4)}`);
+  const lengths = new Philox(5, 0);
+  let at = 20;
+  await following.reset(text.subarray(0, at));
+  while (at < text.length) {
+    const { ids } = await following.propose(greedily(9));
+    await fresh.reset(text.subarray(0, at));
+    t.deepEqual(
+      ids,
+      (await fresh.propose(greedily(9))).ids,
+      `after ${JSON.stringify(text.toString('latin1', at - 20, at))}`,
+    );
+    const length = 1 + lengths.integer(12);
+    following.push(text.subarray(at, at + length));
+    at += length;
+  }
+  following.dispose();
+  fresh.dispose();
+  model.dispose();
+});
+
 test('sampled bytes follow the model whatever drafts them: chi-square', async (t) => {
   const model = await tiny;
   const prompt = 'The ';
