@@ -110,6 +110,7 @@ export class SubwordDrafter implements Drafter {
 
   /** Whether what comes next is rather a token that begins with all of `bytes` than one that they begin with. */
   #beginsOne(bytes: Uint8Array): boolean {
+    if (bytes.length < 2) return true; // every byte is a token
     const { logits } = this.#ring;
     const { sorted } = this.#tokenizer;
     let shorter = Number.NEGATIVE_INFINITY;
@@ -121,7 +122,8 @@ export class SubwordDrafter implements Drafter {
     }
     const [from, to] = this.#tokenizer.range(bytes);
     let weight = 0;
-    for (const id of sorted.subarray(from, to)) weight += Math.exp((logits[id] ?? 0) - shorter);
+    for (let at = from; at < to && weight <= BEGINNING; at++)
+      weight += Math.exp((logits[sorted[at] ?? 0] ?? 0) - shorter);
     return weight > BEGINNING;
   }
 

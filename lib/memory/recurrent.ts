@@ -123,7 +123,7 @@ export class RecurrentMemory<S> implements Memory {
     return { key: '', state: () => this.state };
   }
   verifying(steps: number): Passage {
-    const room = ROOMS.find((most) => steps <= most) ?? this.#most;
+    const room = Math.min(this.#most, ROOMS.find((most) => steps <= most) ?? this.#most);
     this.#room = room;
     const state = () => {
       const kept = this.#keptTensors(steps, room);
