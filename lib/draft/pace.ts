@@ -139,9 +139,9 @@ export class Pace {
   }
 
   get #pays(): boolean {
+    if (this.#failures >= TRIAL) return false;
     const plain = this.#costs?.plain.value;
-    if (plain === undefined || this.#failures >= TRIAL) return this.#failures < TRIAL;
-    return (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
+    return plain === undefined || (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
   }
 
   #takeRest(): void {

@@ -51,14 +51,17 @@ export class SubwordDrafter implements Drafter {
   }
 
   async reset(ids: ArrayLike<number>, signal?: AbortSignal): Promise<void> {
+    const tokenizer = this.#tokenizer;
     const bytes = Uint8Array.from(ids);
-    const tokens = this.#tokenizer.encode(bytes);
-    const settled = this.#settled(tokens, this.#tokenizer.stableEnd(bytes));
+    const stable = tokenizer.stableEnd(bytes);
+    const settled = [
+      ...tokenizer.encode(bytes.subarray(0, stable)),
+      ...oldOf(tokenizer.encode(bytes.subarray(stable))),
+    ];
     // A model without a token for the beginning of a text takes a line's end for it.
-    const read = settled.tokens > 0 ? tokens.subarray(0, settled.tokens) : this.#tokenizer.encode('\n').slice(-1);
-    await this.#ring.reset(read, signal);
+    await this.#ring.reset(settled.length > 0 ? settled : tokenizer.encode('\n').slice(-1), signal);
     this.#anchor = this.#ring.position;
-    this.#open = bytes.slice(settled.bytes);
+    this.#open = bytes.slice(tokenizer.decode(settled).length);
     this.#read = [];
   }
 
@@ -85,10 +88,10 @@ export class SubwordDrafter implements Drafter {
     await this.#settle(tokenizer.encode(this.#open.subarray(0, tokenizer.stableEnd(this.#open))));
     if (this.#beginsOne(this.#open)) return this.#open;
     const tokens = tokenizer.encode(this.#open);
-    const old = Math.max(0, tokens.length - 1 - OPEN_TOKENS);
-    await this.#settle(tokens.subarray(0, old));
+    const old = oldOf(tokens);
+    await this.#settle(old);
     let rest = this.#open;
-    for (const id of tokens.subarray(old, -1)) {
+    for (const id of tokens.subarray(old.length, -1)) {
       await this.#advance(id);
       rest = rest.subarray(tokenizer.bytesOf(id).length);
       if (this.#beginsOne(rest)) break;
@@ -98,14 +101,10 @@ export class SubwordDrafter implements Drafter {
 
   /** Reads the first tokens of what is open, which are not cut anew. */
   async #settle(tokens: Int32Array): Promise<void> {
-    let bytes = 0;
-    for (const id of tokens) {
-      await this.#advance(id);
-      bytes += this.#tokenizer.bytesOf(id).length;
-    }
+    for (const id of tokens) await this.#advance(id);
     this.#anchor += tokens.length;
     this.#read.splice(0, tokens.length);
-    this.#open = this.#open.slice(bytes);
+    this.#open = this.#open.slice(this.#tokenizer.decode(tokens).length);
   }
 
   /** Whether what comes next is rather a token that begins with all of `bytes` than one that they begin with. */
@@ -125,18 +124,6 @@ export class SubwordDrafter implements Drafter {
     for (let at = from; at < to && weight <= BEGINNING; at++)
       weight += Math.exp((logits[sorted[at] ?? 0] ?? 0) - shorter);
     return weight > BEGINNING;
-  }
-
-  /** How many of the tokens of a text, but for its last, are not cut anew: those before byte `stable`, and old ones. */
-  #settled(tokens: Int32Array, stable: number): { tokens: number; bytes: number } {
-    const last = tokens.length - 1;
-    let settled = { tokens: 0, bytes: 0 };
-    let end = 0;
-    for (let i = 0; i < last; i++) {
-      end += this.#tokenizer.bytesOf(tokens[i] ?? 0).length;
-      if (end <= stable || last - i > OPEN_TOKENS) settled = { tokens: i + 1, bytes: end };
-    }
-    return settled;
   }
 
   async #draft(prefix: Uint8Array, { most, least, settings, drawn }: DraftRequest): Promise<Draft> {
@@ -193,4 +180,9 @@ export class SubwordDrafter implements Drafter {
     this.#read.push(id);
     await ring.step(id);
   }
+}
+
+/** Of the tokens behind the last word boundary those that are not cut anew. */
+function oldOf(tokens: Int32Array): Int32Array {
+  return tokens.subarray(0, Math.max(0, tokens.length - 1 - OPEN_TOKENS));
 }
