@@ -3,12 +3,13 @@ import test from 'ava';
 import { Times } from '../lib/draft/averages.ts';
 import { DraftCosts, Pace } from '../lib/draft/pace.ts';
 
+const passMs = (drafting: number, verifying: number) => ({ drafting, verifying, all: drafting + verifying });
+
 /** Drafts of all lengths, of which `right` of the ids are right by turns, at `drafting` ms an id and `verifying` ms a pass. */
 function drafts(pace: Pace, rounds: number, right: (ids: number) => number, verifying: (read: number) => number): void {
   for (let round = 0; round < rounds; round++) {
     const ids = 1 + ((round * 7) % 15);
-    const ms = { drafting: 0.05 * ids, verifying: verifying(ids + 1) };
-    pace.learn(new Array(ids).fill(0.8), right(ids), ms);
+    pace.learn(new Array(ids).fill(0.8), right(ids), passMs(0.05 * ids, verifying(ids + 1)));
   }
 }
 
@@ -49,6 +50,43 @@ test('drafts rest where plain decoding is faster, longer each time, and not wher
   };
   t.deepEqual(rests(0.05), [8, 32, 128]);
   t.deepEqual(rests(5), [0, 0, 0]);
+});
+
+test('one pass in which the machine did something else is no reason to rest', (t) => {
+  const pace = new Pace(knownCosts(1));
+  drafts(pace, 30, most, inEights);
+  pace.learn(new Array(7).fill(0.8), 5, passMs(300, 1.5));
+  pace.learn(new Array(7).fill(0.8), 5, passMs(0.35, 1000));
+  drafts(pace, 30, most, inEights);
+  t.is(pace.rest, 0);
+});
+
+test('drafts rest only where it is sure that they do not pay', (t) => {
+  // By turns nine ids are right and none: in the mean 5.5 a pass, which takes as long as 5.6 or 8 plain ones.
+  const rest = (plainIds: number) => {
+    const pace = new Pace(knownCosts(1 / plainIds));
+    for (let i = 0; i < 60; i++) {
+      pace.learn(new Array(9).fill(0.8), i % 2 ? 9 : 0, passMs(0.3, 0.7));
+      if (pace.rest > 0) return pace.rest;
+    }
+    return 0;
+  };
+  t.is(rest(5.6), 0);
+  t.is(rest(8), 8);
+});
+
+test('the next text rests as long as the one before did where drafts still do not pay, and no longer where they do', (t) => {
+  const costs = knownCosts(0.05);
+  const restOf = (right: (ids: number) => number) => {
+    const pace = new Pace(costs);
+    drafts(pace, 10, right, inEights);
+    return pace.rest;
+  };
+  t.deepEqual([restOf(most), restOf(most), restOf(() => 0)], [8, 32, 128]);
+  for (let i = 0; i < 200; i++) costs.plain.add(5);
+  t.is(restOf(most), 0);
+  for (let i = 0; i < 20; i++) costs.plain.add(0.05);
+  t.is(restOf(most), 8);
 });
 
 test('the first texts begin with plain decoding, to know its cost, and the next go on with what is known', (t) => {

@@ -2,8 +2,8 @@
 
 /** Weight of the past against one more value. */
 const MEMORY = 0.9;
-/** The same for a line: points differ by more than its slope, so that it takes many to see it. */
-const LINE_MEMORY = 0.98;
+/** The same where values differ by more than what is sought, so that it takes many to see it. */
+const LONG_MEMORY = 0.98;
 
 /** A mean. */
 export class Average {
@@ -25,6 +25,45 @@ export class Average {
   }
 }
 
+/** A mean of many values, and how far off it may be. */
+export class Estimate {
+  #n = 0;
+  #squares = 0;
+  #sum = 0;
+  #sumOfSquares = 0;
+
+  add(x: number): void {
+    this.#n = LONG_MEMORY * this.#n + 1;
+    this.#squares = LONG_MEMORY ** 2 * this.#squares + 1;
+    this.#sum = LONG_MEMORY * this.#sum + x;
+    this.#sumOfSquares = LONG_MEMORY * this.#sumOfSquares + x * x;
+  }
+
+  /** 0 before the first value. */
+  get mean(): number {
+    return this.#n > 0 ? this.#sum / this.#n : 0;
+  }
+
+  /** The standard error of the mean; Infinity before the first value. */
+  get error(): number {
+    if (this.#n === 0) return Infinity;
+    const variance = Math.max(0, this.#sumOfSquares / this.#n - this.mean ** 2);
+    return Math.sqrt(variance * this.#squares) / this.#n;
+  }
+}
+
+/** A time that depends on more than can be told apart, and now and then on what else the machine does. */
+export class Usual {
+  readonly #mean = new Average();
+
+  /** `ms`, but at most thrice what it was in the mean: one that takes a hundred times as long says nothing of the next. */
+  add(ms: number): number {
+    const counted = Math.min(ms, 3 * (this.#mean.value ?? ms));
+    this.#mean.add(counted);
+    return counted;
+  }
+}
+
 /** y = a + b x, fitted to points. */
 export class Line {
   #n = 0;
@@ -34,11 +73,11 @@ export class Line {
   #xy = 0;
 
   add(x: number, y: number): void {
-    this.#n = LINE_MEMORY * this.#n + 1;
-    this.#x = LINE_MEMORY * this.#x + x;
-    this.#y = LINE_MEMORY * this.#y + y;
-    this.#xx = LINE_MEMORY * this.#xx + x * x;
-    this.#xy = LINE_MEMORY * this.#xy + x * y;
+    this.#n = LONG_MEMORY * this.#n + 1;
+    this.#x = LONG_MEMORY * this.#x + x;
+    this.#y = LONG_MEMORY * this.#y + y;
+    this.#xx = LONG_MEMORY * this.#xx + x * x;
+    this.#xy = LONG_MEMORY * this.#xy + x * y;
   }
 
   /** b, but at least 0 and no more than if a were 0, as while all x are alike; undefined before the first point. */

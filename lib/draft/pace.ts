@@ -1,5 +1,5 @@
 // How long drafts are, and when drafting rests.
-import { Average, Line, Times, Undisturbed } from './averages.ts';
+import { Average, Estimate, Line, Times, Undisturbed, Usual } from './averages.ts';
 
 /** The chance that a draft is right so far at which one id more is worth its time, while times are not known. */
 const WORTH = 0.3;
@@ -29,6 +29,18 @@ const LEAST_WORTH = 0.02;
 const MOST_WORTH = 0.95;
 const MOST_RIGHT = 0.98;
 
+/** Milliseconds that a draft took, its verify pass, and both with what comes between them. */
+interface PassMs {
+  drafting: number;
+  verifying: number;
+  all: number;
+}
+
+/** Plain ids after the next trial that fails. */
+interface Rests {
+  next: number;
+}
+
 /** What drafting with one drafter for one verifier costs. The next text goes on with what is known. */
 export class DraftCosts {
   /** Milliseconds of an id of plain decoding. */
@@ -38,13 +50,24 @@ export class DraftCosts {
   readonly verifying = new Times();
   /** Passes so far. */
   passes = 0;
+  readonly rests: Rests = { next: REST };
+  readonly #draft = new Usual();
+  readonly #pass = new Usual();
+
+  /** A draft of so many ids was made and verified. Returns what it took, as far as that says something of the next. */
+  pass(ids: number, ms: PassMs): number {
+    this.passes++;
+    this.drafting.add(ids, this.#draft.add(ms.drafting));
+    this.verifying.add(ids + 1, ms.verifying);
+    return this.#pass.add(ms.all);
+  }
 }
 
 /**
  * Decides how long drafts are from how the recent ones fared. An id of which a drafter is sure with probability p is right
  * with about p^a; a is fitted as drafts are judged (by gradient steps on the logarithmic loss). A draft goes on as long as
- * the chance that all of it is right is worth the time of further ids; when drafts make fewer ids in the same time than
- * plain decoding does, they rest.
+ * the chance that all of it is right is worth the time of further ids; when drafts surely make fewer ids in the same time
+ * than plain decoding does, they rest.
  *
  * Times are measured where they cannot change the output. Elsewhere all depends on ids alone, so that runs repeat.
  */
@@ -54,17 +77,20 @@ export class Pace {
   #failures = 0;
   #trial = 0;
   #rest = 0;
-  #nextRest = REST;
+  readonly #rests: Rests;
   /** Of ids that were judged, how many were right. */
   readonly #right = new Average();
   /** Ids made, and milliseconds taken, by a draft and its pass. */
   readonly #made = new Average(MEMORY);
   readonly #taken = new Average(MEMORY);
+  /** Milliseconds that plain decoding takes longer for the ids of a pass. */
+  #gain = new Estimate();
 
   /** @param costs what is known of them; undefined: the output may not depend on times */
   constructor(costs: DraftCosts | undefined) {
     this.#costs = costs;
     this.#rest = costs && costs.plain.samples < FIRST_TEXTS ? REST : 0;
+    this.#rests = costs?.rests ?? { next: REST };
   }
 
   /**
@@ -92,28 +118,31 @@ export class Pace {
 
   /** The drafter had nothing to propose. */
   silent(): void {
-    this.#rest = Math.min(this.#nextRest, SILENT_REST);
-    this.#nextRest = Math.max(this.#nextRest, SILENT_REST);
+    this.#rest = Math.min(this.#rests.next, SILENT_REST);
+    this.#rests.next = Math.max(this.#rests.next, SILENT_REST);
   }
 
   /** What became of a draft: how sure the drafter was of each id, how many were right, and how long it all took. */
-  learn(confidence: readonly number[], right: number, ms: { drafting: number; verifying: number }): void {
+  learn(confidence: readonly number[], right: number, ms: PassMs): void {
     const ids = confidence.length;
     const judged = Math.min(right + 1, ids);
     for (let i = 0; i < judged; i++) this.#fit(confidence[i] ?? 1, i < right);
-    this.#costs?.drafting.add(ids, ms.drafting);
-    this.#costs?.verifying.add(ids + 1, ms.verifying);
     this.#right.add(right / judged);
     this.#failures = right > 0 ? 0 : this.#failures + 1;
-    const warming = this.#costs !== undefined && ++this.#costs.passes <= WARMING;
-    if (!warming) {
-      this.#made.add(right + 1);
-      this.#taken.add(ms.drafting + ms.verifying);
-      this.#trial++;
-    }
-    if (this.#trial < TRIAL && this.#failures < TRIAL) return;
-    if (this.#pays) this.#nextRest = REST;
-    else this.#takeRest();
+    const taken = this.#costs?.pass(ids, ms);
+    const warming = this.#costs !== undefined && this.#costs.passes <= WARMING;
+    if (!warming) this.#count(right + 1, taken);
+    if (this.#failures >= TRIAL) this.#takeRest();
+    else if (this.#trial >= TRIAL) this.#judge();
+  }
+
+  #count(made: number, taken: number | undefined): void {
+    this.#trial++;
+    if (taken === undefined) return;
+    this.#made.add(made);
+    this.#taken.add(taken);
+    const plain = this.#costs?.plain.value;
+    if (plain !== undefined) this.#gain.add(made * plain - taken);
   }
 
   #worthUpTo(most: number): Float64Array {
@@ -138,15 +167,17 @@ export class Pace {
     return least;
   }
 
-  get #pays(): boolean {
-    if (this.#failures >= TRIAL) return false;
-    const plain = this.#costs?.plain.value;
-    return plain === undefined || (this.#made.value ?? 0) * plain > (this.#taken.value ?? 0);
+  /** Passes differ too much to be judged by the mean of a few: rests only where that is short by more than its error. */
+  #judge(): void {
+    const { mean, error } = this.#gain;
+    if (mean + error < 0) this.#takeRest();
+    else if (mean >= 0) this.#rests.next = REST;
   }
 
   #takeRest(): void {
-    this.#rest = this.#nextRest;
-    this.#nextRest = Math.min(LONGEST_REST, REST_GROWTH * this.#nextRest);
+    this.#rest = this.#rests.next;
+    this.#rests.next = Math.min(LONGEST_REST, REST_GROWTH * this.#rests.next);
+    this.#gain = new Estimate();
     this.#trial = 0;
     this.#failures = 0;
   }

@@ -99,6 +99,7 @@ export class SpeculativeSteps implements Steps {
   }
 
   async next(most: number): Promise<MadeIds> {
+    const started = performance.now();
     const rests = this.#options.speculation.draftLength === undefined && this.#pace.rest > 0;
     const accepting = this.#accept();
     accepting.catch(() => undefined); // seen below, but perhaps not at once
@@ -113,7 +114,7 @@ export class SpeculativeSteps implements Steps {
     }
     // How much a pass can read may follow from the place that the session went back to.
     const draft = this.#draft.ids.slice(0, this.#session.verifiable - 1);
-    this.#last = draft.length > 0 ? await this.#verify(draft) : await this.#decode(most);
+    this.#last = draft.length > 0 ? await this.#verify(draft, started) : await this.#decode(most);
     return this.#last;
   }
 
@@ -159,7 +160,8 @@ export class SpeculativeSteps implements Steps {
     if (this.#draft.ids.length === 0) this.#pace.silent();
   }
 
-  async #verify(draft: readonly number[]): Promise<MadeIds> {
+  /** @param begun when the draft was begun */
+  async #verify(draft: readonly number[], begun: number): Promise<MadeIds> {
     const { settings, logprobs, speculation } = this.#options;
     const ids = [this.#pending, ...draft];
     const started = performance.now();
@@ -175,8 +177,9 @@ export class SpeculativeSteps implements Steps {
     this.#stats.drafted += draft.length;
     this.#stats.accepted += right;
     this.#stats.verified += made.length;
-    this.#stats.verifierMs += performance.now() - started;
-    const ms = { drafting: this.#draftingMs, verifying: verified.ms };
+    const end = performance.now();
+    this.#stats.verifierMs += end - started;
+    const ms = { drafting: this.#draftingMs, verifying: verified.ms, all: end - begun };
     this.#pace.learn(this.#draft.confidence.slice(0, draft.length), right, ms);
     if (!logprobs) return { ids: made, logprobs: [] };
     return {
