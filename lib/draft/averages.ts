@@ -3,51 +3,36 @@
 /** Weight of the past against one more value. */
 const MEMORY = 0.9;
 /** The same where values differ by more than what is sought, so that it takes many to see it. */
-const LONG_MEMORY = 0.98;
+export const LONG_MEMORY = 0.98;
 
-/** A mean. */
+/** A mean, and how far off it may be. */
 export class Average {
   readonly #memory: number;
   #n = 0;
+  #squares = 0;
   #sum = 0;
+  #sumOfSquares = 0;
 
   constructor(memory = MEMORY) {
     this.#memory = memory;
   }
 
   add(x: number): void {
-    this.#n = this.#memory * this.#n + 1;
-    this.#sum = this.#memory * this.#sum + x;
+    const memory = this.#memory;
+    this.#n = memory * this.#n + 1;
+    this.#squares = memory ** 2 * this.#squares + 1;
+    this.#sum = memory * this.#sum + x;
+    this.#sumOfSquares = memory * this.#sumOfSquares + x * x;
   }
 
   get value(): number | undefined {
     return this.#n > 0 ? this.#sum / this.#n : undefined;
   }
-}
-
-/** A mean of many values, and how far off it may be. */
-export class Estimate {
-  #n = 0;
-  #squares = 0;
-  #sum = 0;
-  #sumOfSquares = 0;
-
-  add(x: number): void {
-    this.#n = LONG_MEMORY * this.#n + 1;
-    this.#squares = LONG_MEMORY ** 2 * this.#squares + 1;
-    this.#sum = LONG_MEMORY * this.#sum + x;
-    this.#sumOfSquares = LONG_MEMORY * this.#sumOfSquares + x * x;
-  }
-
-  /** 0 before the first value. */
-  get mean(): number {
-    return this.#n > 0 ? this.#sum / this.#n : 0;
-  }
 
   /** The standard error of the mean; Infinity before the first value. */
   get error(): number {
-    if (this.#n === 0) return Infinity;
-    const variance = Math.max(0, this.#sumOfSquares / this.#n - this.mean ** 2);
+    if (this.value === undefined) return Infinity;
+    const variance = Math.max(0, this.#sumOfSquares / this.#n - this.value ** 2);
     return Math.sqrt(variance * this.#squares) / this.#n;
   }
 }

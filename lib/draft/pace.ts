@@ -1,5 +1,5 @@
 // How long drafts are, and when drafting rests.
-import { Average, Estimate, Line, Times, Undisturbed, Usual } from './averages.ts';
+import { Average, Line, LONG_MEMORY, Times, Undisturbed, Usual } from './averages.ts';
 
 /** The chance that a draft is right so far at which one id more is worth its time, while times are not known. */
 const WORTH = 0.3;
@@ -84,7 +84,7 @@ export class Pace {
   readonly #made = new Average(MEMORY);
   readonly #taken = new Average(MEMORY);
   /** Milliseconds that plain decoding takes longer for the ids of a pass. */
-  #gain = new Estimate();
+  #gain = new Average(LONG_MEMORY);
 
   /** @param costs what is known of them; undefined: the output may not depend on times */
   constructor(costs: DraftCosts | undefined) {
@@ -169,7 +169,7 @@ export class Pace {
 
   /** Passes differ too much to be judged by the mean of a few: rests only where that is short by more than its error. */
   #judge(): void {
-    const { mean, error } = this.#gain;
+    const { value: mean = 0, error } = this.#gain;
     if (mean + error < 0) this.#takeRest();
     else if (mean >= 0) this.#rests.next = REST;
   }
@@ -177,7 +177,7 @@ export class Pace {
   #takeRest(): void {
     this.#rest = this.#rests.next;
     this.#rests.next = Math.min(LONGEST_REST, REST_GROWTH * this.#rests.next);
-    this.#gain = new Estimate();
+    this.#gain = new Average(LONG_MEMORY);
     this.#trial = 0;
     this.#failures = 0;
   }
